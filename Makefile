@@ -1,0 +1,38 @@
+# Two commands: `make demo` and `make test`. Both make .venv first; see underlay/environment.py.
+
+.PHONY: help setup demo test real clean
+.DEFAULT_GOAL := help
+
+# Everything here runs on the wheels in .venv alone. A sourced ROS distribution is left out: its Python packages are
+# built for its own NumPy, its middleware may not be among the wheels. With a distribution, use colcon and ros2 launch.
+unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION
+# PYTHON names the interpreter to build .venv on; any Python 3 can look for one.
+export PYTHON
+python3 := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.10 $(PYTHON),$(shell command -v $(name))))
+venv := .venv/bin/python
+
+help:
+	@echo "make demo    trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
+	@echo "make test    format, lint and type checks, then the tests"
+	@echo "make real    trains and compares the methods on photographs (some 20 minutes)"
+	@echo "make setup   only makes .venv, which the others do by themselves"
+	@echo "make clean   removes .venv, runs and everything built"
+
+setup:
+	@$(if $(python3),"$(python3)" underlay/environment.py,echo "setup: error: no Python 3 on PATH" >&2; exit 1)
+
+demo: setup
+	@$(venv) -m rscmd_ros.demo
+
+test: setup
+	@$(venv) -m ruff format --check .
+	@$(venv) -m ruff check .
+	@$(venv) -m mypy
+	@$(venv) -m pytest
+
+real: setup
+	@$(venv) benchmarks/real_pairs.py
+
+clean:
+	rm -rf .venv runs build install log .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""What a model is: every choice of architecture and objective, with its default, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from rscmd_model.errors import UserError
+
+MODALITIES = ("visible", "thermal")
+SCALES = ("n", "s", "m", "l", "x")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture and objective of one detector.
+
+    Attributes:
+        scale: width and depth of YOLOv8: n, s, m, l or x.
+        modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
+        rsc: representation space constraint, the loss that each modality bears alone. "off", "own" (a detection branch
+            for each modality, thrown in at training and shipped) or "shared" (the fused branch's weights answer for
+            each modality too; no extra parameters).
+        md: modality decoupling, what of the fused loss reaches a backbone. "off" (all of it), "stop" (none) or "map"
+            (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size).
+        lambda_visible, lambda_thermal: weight of each unimodal loss, more than 0.
+
+    Raises:
+        UserError: a value is not one of those.
+    """
+
+    scale: str = "n"
+    modalities: tuple[str, ...] = MODALITIES
+    rsc: str = "own"
+    md: str = "stop"
+    lambda_visible: float = 1.0
+    lambda_thermal: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        for name, allowed in (("scale", SCALES), ("rsc", ("off", "own", "shared")), ("md", ("off", "stop", "map"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"model {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
+            raise UserError(f"model modalities {self.modalities} are not visible, thermal or both")
+        if len(self.modalities) == 1 and (self.rsc, self.md) != ("off", "off"):
+            raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: rsc and md must be off")
+        if self.md != "off" and self.rsc == "off":
+            raise UserError(f"md={self.md} without rsc would leave the backbones untaught: set rsc to own or shared")
+        if min(self.lambda_visible, self.lambda_thermal) <= 0:
+            raise UserError(
+                "lambda_visible and lambda_thermal must be more than 0; for no unimodal loss set rsc to off"
+            )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the answers this model can give, the main one first: "fused" and/or modalities."""
+        if len(self.modalities) == 1:
+            return self.modalities
+        return ("fused", *self.modalities) if self.rsc != "off" else ("fused",)
+
+    def weight(self, branch: str) -> float:
+        """Weight of a branch's loss in the total."""
+        if len(self.modalities) == 1 or branch == "fused":
+            return 1.0
+        return self.lambda_visible if branch == "visible" else self.lambda_thermal
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelConfig:
+        """Build from plain types; unknown keys are refused with the nearest real one named (`UserError`)."""
+        known = [field.name for field in fields(ModelConfig)]
+        for key in data:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+                raise UserError(f"unknown model setting {key!r}{hint}")
+        return ModelConfig(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {**asdict(self), "modalities": list(self.modalities)}
+
+
+METHODS = {
+    "visible": ModelConfig(modalities=("visible",), rsc="off", md="off"),
+    "thermal": ModelConfig(modalities=("thermal",), rsc="off", md="off"),
+    "sum": ModelConfig(rsc="off", md="off"),
+    "rsc": ModelConfig(md="off"),
+    "rscmd": ModelConfig(),
+}
+
+
+def method_config(method: str, **changes: Any) -> ModelConfig:
+    """The configuration of a method by name (a key of `METHODS`), with some settings changed (None leaves one alone).
+
+    Raises:
+        UserError: no such method, or a combination that makes no sense.
+    """
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    return replace(METHODS[method], **{k: v for k, v in changes.items() if v is not None})

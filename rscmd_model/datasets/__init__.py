@@ -1,0 +1,1 @@
+"""Readers of paired data sets, and the synthetic world."""

@@ -1,0 +1,128 @@
+"""The paired torch dataset: ultralytics' own, whose image is the 4-channel stack of a pair.
+
+Geometry (mosaic, affine, flips, letterbox) acts on the stack and so on both images alike. Photometric changes act on
+each in its own way, see `PairedPhotometric`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from ultralytics.data.augment import Compose, RandomHSV
+from ultralytics.data.dataset import YOLODataset
+
+from rscmd_model.datasets.pairs import DataConfig, check_pairs, find_pairs, read_thermal, read_visible, stack_pair
+from rscmd_model.errors import UserError
+
+
+class PairedPhotometric(RandomHSV):
+    """Hue, saturation and value for the visible image; level and contrast for the thermal one.
+
+    The options are ultralytics' own: hsv_h, hsv_s, hsv_v for the visible image as always. For the thermal image hsv_v
+    also bounds the change of contrast about the mean, and a quarter of it the change of level (fractions of full
+    scale).
+    """
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Change labels["img"], (H, W, 4) uint8 red, green, blue, thermal."""
+        stack = labels["img"]
+        # The parent expects blue first. Its random hue shift is symmetric about zero, so the order does not matter.
+        visible = super().apply_image({"img": np.ascontiguousarray(stack[..., :3])}, params)["img"]
+        thermal = stack[..., 3].astype(np.float32)
+        contrast = 1 + np.random.uniform(-1, 1) * self.vgain
+        level = np.random.uniform(-1, 1) * self.vgain / 4 * 255
+        mean = thermal.mean()
+        thermal = (thermal - mean) * contrast + mean + level
+        labels["img"] = np.dstack((visible, np.clip(thermal, 0, 255).astype(np.uint8)))
+        return labels
+
+
+class PairedDataset(YOLODataset):
+    """Pairs of a split as the ultralytics trainer wants its data. Writes nothing into the data's folders.
+
+    Args:
+        data: with "config" (a `DataConfig`) and the keys ultralytics looks for.
+        img_path: name of the split.
+        kwargs: as `ultralytics.data.dataset.YOLODataset`.
+
+    Raises:
+        UserError: pairs that cannot be used (their number and the first ones), or cache="disk".
+    """
+
+    def __init__(self, *args: Any, data: dict[str, Any], hyp: SimpleNamespace, **kwargs: Any) -> None:
+        if str(kwargs.get("cache")).lower() == "disk":
+            raise UserError("cache=disk would write into the data folder: use cache=ram or none")
+        super().__init__(*args, data=data, hyp=hyp, **kwargs)
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """Visible images of the split's pairs (all of them, or the first `fraction`)."""
+        config: DataConfig = self.data["config"]
+        pairs = find_pairs(config, str(img_path))
+        count = self.fraction if isinstance(self.fraction, int) else max(1, round(len(pairs) * self.fraction))
+        self.pairs = {str(pair.visible): pair for pair in pairs[:count]}
+        return list(self.pairs)
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Labels of the pairs, after every file has been read once."""
+        config: DataConfig = self.data["config"]
+        checked = check_pairs(list(self.pairs.values()), len(config.names), config.thermal_contract)
+        if self.augment and not any(len(c["labels"]) for c in checked):
+            raise UserError(f"{config.root / 'labels'}: no label file of the training split names an object")
+        return [
+            {
+                "im_file": file,
+                "shape": check["size"],
+                "cls": check["labels"][:, :1],
+                "bboxes": check["labels"][:, 1:],
+                "segments": [],
+                "keypoints": None,
+                "normalized": True,
+                "bbox_format": "xywh",
+            }
+            for file, check in zip(self.im_files, checked)
+        ]
+
+    def load_image(
+        self, i: int, rect_mode: bool = True, resize_short: bool = False
+    ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+        """Stack of pair i, its longer side resized to imgsz (or stretched to a square when not `rect_mode`).
+
+        Returns:
+            (h, w, 4) uint8, original (height, width) of the visible image, and (h, w).
+        """
+        if self.ims[i] is None:
+            pair = self.pairs[self.im_files[i]]
+            thermal = self.data["config"].thermal_contract.apply(read_thermal(pair.thermal))
+            stack = stack_pair(read_visible(pair.visible), thermal)
+            h0, w0 = stack.shape[:2]
+            if rect_mode:
+                ratio = self.imgsz / max(h0, w0)
+                size = (
+                    min(-(-w0 * self.imgsz // max(h0, w0)), self.imgsz),
+                    min(-(-h0 * self.imgsz // max(h0, w0)), self.imgsz),
+                )
+                if ratio != 1:
+                    stack = cv2.resize(stack, size, interpolation=cv2.INTER_LINEAR)
+            else:
+                stack = cv2.resize(stack, (self.imgsz, self.imgsz), interpolation=cv2.INTER_LINEAR)
+            if not self.augment or self.cache == "ram":
+                return stack, (h0, w0), stack.shape[:2]
+            # The mosaic takes its partners from images that are in memory already, as in the parent class.
+            self.ims[i], self.im_hw0[i], self.im_hw[i] = stack, (h0, w0), stack.shape[:2]
+            self.buffer.append(i)
+            if 1 < len(self.buffer) >= self.max_buffer_length:
+                j = self.buffer.pop(0)
+                self.ims[j] = self.im_hw0[j] = self.im_hw[j] = None
+            return stack, (h0, w0), stack.shape[:2]
+        return self.ims[i], self.im_hw0[i], self.im_hw[i]
+
+    def build_transforms(self, hyp: SimpleNamespace) -> Compose:
+        """The parent's transforms, the photometric one replaced by `PairedPhotometric`."""
+        transforms = super().build_transforms(hyp)
+        for i, transform in enumerate(transforms.transforms):
+            if type(transform) is RandomHSV:
+                transforms.transforms[i] = PairedPhotometric(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        return transforms

@@ -1,0 +1,198 @@
+"""The network: two YOLOv8 streams, fusion by sum at strides 8, 16 and 32, a neck and head for each answer it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules import SPPF, C2f, Concat, Conv, Detect
+from ultralytics.nn.tasks import BaseModel
+from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
+
+from rscmd_model.config import MODALITIES, ModelConfig
+from rscmd_model.objective import Objective, decouple
+
+STRIDES = (8, 16, 32)
+_CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
+# Depth multiple, width multiple and most channels of the YOLOv8 scales (ultralytics/cfg/models/v8/yolov8.yaml).
+_SCALING = {
+    "n": (0.33, 0.25, 1024),
+    "s": (0.33, 0.50, 1024),
+    "m": (0.67, 0.75, 768),
+    "l": (1.00, 1.00, 512),
+    "x": (1.00, 1.25, 512),
+}
+
+
+def _width(channels: int, scale: str) -> int:
+    _, width, most = _SCALING[scale]
+    return -(-int(min(channels, most) * width) // 8) * 8
+
+
+def _depth(repeats: int, scale: str) -> int:
+    return max(round(repeats * _SCALING[scale][0]), 1)
+
+
+class Backbone(nn.Module):
+    """YOLOv8's backbone for one modality. The names carry the layer numbers of yolov8.yaml (`b4` is its layer 4)."""
+
+    def __init__(self, channels: int, scale: str) -> None:
+        super().__init__()
+        w = {c: _width(c, scale) for c in (64, 128, 256, 512, 1024)}
+        d = {r: _depth(r, scale) for r in (3, 6)}
+        self.b0 = Conv(channels, w[64], 3, 2)
+        self.b1 = Conv(w[64], w[128], 3, 2)
+        self.b2 = C2f(w[128], w[128], d[3], True)
+        self.b3 = Conv(w[128], w[256], 3, 2)
+        self.b4 = C2f(w[256], w[256], d[6], True)
+        self.b5 = Conv(w[256], w[512], 3, 2)
+        self.b6 = C2f(w[512], w[512], d[6], True)
+        self.b7 = Conv(w[512], w[1024], 3, 2)
+        self.b8 = C2f(w[1024], w[1024], d[3], True)
+        self.b9 = SPPF(w[1024], w[1024], 5)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) in [0, 1], H and W multiples of 32 -> features at strides 8, 16 and 32."""
+        p3 = self.b4(self.b3(self.b2(self.b1(self.b0(x)))))
+        p4 = self.b6(self.b5(p3))
+        return [p3, p4, self.b9(self.b8(self.b7(p4)))]
+
+
+class Head(Detect):
+    """The decoupled anchor-free head in the form that YOLOv8 uses."""
+
+    legacy = True
+
+
+class Branch(nn.Module):
+    """Neck and head of one answer, after YOLOv8; `n12` is layer 12 of yolov8.yaml, `head` its layer 22."""
+
+    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
+        super().__init__()
+        c3, c4, c5 = channels
+        d = _depth(3, scale)
+        self.up = nn.Upsample(None, 2, "nearest")
+        self.cat = Concat(1)
+        self.n12 = C2f(c5 + c4, c4, d)
+        self.n15 = C2f(c4 + c3, c3, d)
+        self.n16 = Conv(c3, c3, 3, 2)
+        self.n18 = C2f(c3 + c4, c4, d)
+        self.n19 = Conv(c4, c4, 3, 2)
+        self.n21 = C2f(c4 + c5, c5, d)
+        self.head = Head(nc=classes, ch=channels)
+
+    def forward(self, features: list[Tensor]) -> Any:
+        """Features at the three strides -> what `ultralytics.nn.modules.Detect` returns for them."""
+        p3, p4, p5 = features
+        n4 = self.n12(self.cat([self.up(p5), p4]))
+        n3 = self.n15(self.cat([self.up(n4), p3]))
+        n4 = self.n18(self.cat([self.n16(n3), n4]))
+        return self.head([n3, n4, self.n21(self.cat([self.n19(n4), p5]))])
+
+
+class RscmdModel(BaseModel):
+    """An RGB-thermal detector trained by RSC-MD, or one of its controls.
+
+    Args:
+        config: architecture and objective.
+        names: class names by index.
+
+    The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
+    """
+
+    def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
+        super().__init__()
+        self.config = config
+        self.names = dict(names)
+        self.nc = len(names)
+        self.task = "detect"
+        self.yaml = {**config.to_dict(), "nc": self.nc, "channels": 4}
+        self.criterion: Objective | None = None
+        self.backbones = nn.ModuleDict(
+            {m: Backbone(3 if m == "visible" else 1, config.scale) for m in config.modalities}
+        )
+        channels = (_width(256, config.scale), _width(512, config.scale), _width(1024, config.scale))
+        own = config.branches if config.rsc != "shared" else ("fused",)
+        self.branches = nn.ModuleDict({name: Branch(channels, config.scale, self.nc) for name in own})
+        self.stride = torch.tensor(STRIDES, dtype=torch.float32)
+        for head in self.heads():
+            head.stride = self.stride.clone()
+            head.bias_init()
+        initialize_weights(self)
+
+    def heads(self) -> list[Detect]:
+        """The detection heads, the main answer's first."""
+        return [branch.head for branch in self.branches.values()]
+
+    @property
+    def model(self) -> list[Detect]:
+        """Where the ultralytics engine looks for the head: `model.model[-1]`."""
+        return [self.branches[self.config.branches[0]].head]
+
+    def branch(self, name: str) -> nn.Module:
+        """The neck and head that give the answer `name`: with rsc "shared" the fused one gives them all."""
+        return self.branches[name if name in self.branches else "fused"]
+
+    def features(self, x: Tensor, modality: str) -> list[Tensor]:
+        """Features of one modality, at strides 8, 16 and 32, from the 4-channel stack."""
+        return self.backbones[modality](x[:, _CHANNELS[modality]])
+
+    def answers(self, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The answers of some branches ("fused", "visible", "thermal"; default all there are) to a batch of stacks.
+
+        Only what the named branches need is computed: a unimodal answer runs one backbone.
+        """
+        wanted = tuple(names) if names is not None else self.config.branches
+        needed = self.config.modalities if "fused" in wanted else [m for m in self.config.modalities if m in wanted]
+        alone = {m: self.features(x, m) for m in needed}
+        out: dict[str, Any] = {}
+        if "fused" in wanted:
+            to_fuse = dict(alone)
+            if self.training and self.config.rsc != "off":  # one modality's features, once for the sum, once for itself
+                for m in MODALITIES:
+                    to_fuse[m], alone[m] = decouple(alone[m], self.config.md)
+            out["fused"] = self.branch("fused")([v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])])
+        out.update({m: self.branch(m)(alone[m]) for m in MODALITIES if m in wanted})
+        return out
+
+    def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
+        """What the ultralytics engine calls: every answer in training, the main one in evaluation."""
+        main = self.config.branches[0]
+        return self.answers(x) if self.training else self.answers(x, [main])[main]
+
+    def init_criterion(self) -> Objective:
+        """The training objective; called by the ultralytics engine."""
+        return Objective(self)
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch."""
+        if self.criterion is None:
+            self.criterion = self.init_criterion()
+        return self.criterion(self.predict(batch["img"]) if preds is None else preds, batch)
+
+    def set_head_attr(self, **attributes: Any) -> None:
+        """Set attributes on every detection head; called by the ultralytics engine."""
+        for head in self.heads():
+            for name, value in attributes.items():
+                setattr(head, name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RscmdModel:
+        nn.Module._apply(self, fn, recurse)  # the parent class moves the plain tensors of one head; here are several
+        for head in self.heads():
+            head.stride, head.anchors, head.strides = fn(head.stride), fn(head.anchors), fn(head.strides)
+        return self
+
+    def is_fused(self) -> bool:
+        """Whether BatchNorm has been folded into the convolutions."""
+        return not any(isinstance(m, Conv) and hasattr(m, "bn") for m in self.modules())
+
+    def fuse(self, verbose: bool = False, imgsz: int = 640) -> RscmdModel:
+        """Fold BatchNorm into the convolutions, for inference only."""
+        for m in self.modules():
+            if isinstance(m, Conv) and hasattr(m, "bn"):
+                m.conv = fuse_conv_and_bn(m.conv, m.bn)
+                delattr(m, "bn")
+                m.forward = m.forward_fuse
+        return self

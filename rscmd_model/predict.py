@@ -1,0 +1,64 @@
+"""Find objects in one visible-thermal pair of files, or in one image of it.
+
+    python -m rscmd_model.predict --model model.safetensors --visible V.png --thermal T.png --json OUT --out PICTURE
+
+Without --json and --out the objects are printed as JSON: a list of {"class", "score", "box": [x0, y0, x1, y1]}, boxes
+in pixels of the visible image (of the thermal one when it is alone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+
+from rscmd_model.datasets.pairs import read_thermal, read_visible
+from rscmd_model.draw import side_by_side
+from rscmd_model.errors import UserError, run_cli
+from rscmd_model.files import whole_file, write_json
+from rscmd_model.inference import Predictor
+
+
+def main() -> None:
+    """Parse the command line and predict."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rscmd_model.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
+    parser.add_argument("--visible", type=Path, help="visible image; leave out to answer from the thermal one alone")
+    parser.add_argument("--thermal", type=Path, help="thermal image; leave out to answer from the visible one alone")
+    parser.add_argument("--json", type=Path, help="write the objects here")
+    parser.add_argument("--out", type=Path, help="draw them into this picture (.png or .jpg)")
+    parser.add_argument("--conf", type=float, default=0.25, help="lowest score, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--iou", type=float, default=0.7, help="NMS overlap, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    args = parser.parse_args()
+    for name in ("conf", "iou"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give a number from 0 to 1")
+    if args.visible is None and args.thermal is None:
+        raise UserError("give --visible, --thermal or both")
+    if args.out and args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--out {args.out}: give a .png or .jpg file")
+    visible = read_visible(args.visible) if args.visible else None
+    thermal = read_thermal(args.thermal) if args.thermal else None
+    predictor = Predictor(args.model, device=args.device, conf=args.conf, iou=args.iou)
+    found = predictor.predict(visible, thermal)
+    objects = [
+        {"class": predictor.names[int(c)], "score": round(float(s), 5), "box": [round(float(x), 2) for x in box]}
+        for box, s, c in zip(found.boxes, found.scores, found.classes)
+    ]
+    if args.json:
+        write_json(args.json, objects)
+    if args.out:
+        plane = predictor.thermal.apply(thermal) if thermal is not None else None
+        with whole_file(args.out) as aside:
+            cv2.imwrite(str(aside), side_by_side(visible, plane, found, predictor.names))
+    if not args.json and not args.out:
+        print(json.dumps(objects, indent=2))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,135 @@
+"""COCO average precision of detections against truth, by faster-coco-eval.
+
+COCO's rules: IoU 0.50 to 0.95 in steps of 0.05, 101 recall points, at most 100 detections per image, boxes of any size.
+Detections should come with a very low confidence threshold (0.001): a threshold cuts the curve and lowers the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rscmd_model.detections import Detections
+from rscmd_model.errors import UserError
+
+MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is really in one picture: `boxes` (N,4) float32 xyxy in px, `classes` (N,) int64."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+
+    def __post_init__(self) -> None:
+        boxes = np.asarray(self.boxes, np.float32)
+        classes = np.asarray(self.classes, np.int64)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"truth boxes: expected shape (N, 4), got {boxes.shape}")
+        if classes.shape != (len(boxes),):
+            raise ValueError(f"truth classes: expected shape ({len(boxes)},), got {classes.shape}")
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "classes", classes)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Average precision, 0..1.
+
+    mAP50, mAP50_95: mean over the classes that occur in the truth.
+    per_class: by class name {"mAP50", "mAP50_95", "truths"}; both figures are None where the class does not occur.
+    curve: recall (101,) and precision (101,) at IoU 0.5, mean over the classes that occur.
+    """
+
+    mAP50: float
+    mAP50_95: float
+    per_class: dict[str, dict[str, float | int | None]]
+    curve: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: mAP50, mAP50_95, per_class."""
+        return {"mAP50": self.mAP50, "mAP50_95": self.mAP50_95, "per_class": self.per_class}
+
+
+def score(
+    truths: Sequence[Truth],
+    predictions: Sequence[Detections],
+    names: Mapping[int, str],
+    sizes: Sequence[tuple[int, int]],
+) -> Score:
+    """Score one prediction per picture. sizes: (width, height) in px, which COCO files carry beside each picture.
+
+    Raises ValueError where lengths or class numbers do not fit together, UserError where there is no truth at all.
+    """
+    if not len(truths) == len(predictions) == len(sizes):
+        raise ValueError(f"got {len(truths)} truths, {len(predictions)} predictions and {len(sizes)} sizes; must agree")
+    for number, (truth, found) in enumerate(zip(truths, predictions)):
+        unknown = (set(truth.classes.tolist()) | set(found.classes.tolist())) - set(names)
+        if unknown:
+            raise ValueError(f"picture {number} has class {min(unknown)}, which is not among {dict(names)}")
+    counts = np.zeros(max(names, default=0) + 1, np.int64)
+    for truth in truths:
+        np.add.at(counts, truth.classes, 1)
+    if not counts.any():
+        raise UserError(f"none of the {len(truths)} pictures has a truth box: there is nothing to score against")
+    ids = sorted(names)
+    precision = _precision(truths, predictions, names, sizes, ids)
+    per_class: dict[str, dict[str, float | int | None]] = {}
+    for column, number in enumerate(ids):
+        truths_here = int(counts[number])
+        table = precision[:, :, column]
+        per_class[names[number]] = {
+            "mAP50": float(table[0].mean()) if truths_here else None,
+            "mAP50_95": float(table.mean()) if truths_here else None,
+            "truths": truths_here,
+        }
+    occurring = precision[:, :, counts[ids] > 0]
+    curve = (np.linspace(0.0, 1.0, 101), occurring[0].mean(axis=1))
+    return Score(float(occurring[0].mean()), float(occurring.mean()), per_class, curve)
+
+
+def _precision(
+    truths: Sequence[Truth],
+    predictions: Sequence[Detections],
+    names: Mapping[int, str],
+    sizes: Sequence[tuple[int, int]],
+    ids: list[int],
+) -> npt.NDArray[np.float64]:
+    """Precision: (10 IoU thresholds, 101 recall points, classes in order of `ids`); -1 for a class without truth."""
+    from faster_coco_eval import COCO, COCOeval_faster  # here, so that the types above need no compiled module
+
+    def quiet(*args: object) -> None:
+        """The library prints its progress; ours is told elsewhere."""
+
+    images = [{"id": n, "width": int(w), "height": int(h)} for n, (w, h) in enumerate(sizes, 1)]
+    annotations: list[dict[str, Any]] = []
+    for image, truth in enumerate(truths, 1):
+        for box, label in zip(truth.boxes.tolist(), truth.classes.tolist(), strict=True):
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": label + 1, "iscrowd": 0}
+            annotations.append({**entry, **_box(box)})
+    results: list[dict[str, Any]] = []
+    for image, found in enumerate(predictions, 1):
+        rows = zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True)
+        results.extend({"image_id": image, "category_id": c + 1, "score": s, **_box(b)} for b, c, s in rows)
+    categories = [{"id": number + 1, "name": names[number]} for number in ids]  # COCO numbers from 1
+    data = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    truth_set = COCO(data, print_function=quiet)
+    evaluation = COCOeval_faster(truth_set, truth_set.loadRes(results), "bbox", print_function=quiet)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.maxDets = [MAX_DETECTIONS]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"], np.float64).reshape(10, 101, len(ids), 1, 1)[..., 0, 0]
+
+
+def _box(box: list[float]) -> dict[str, Any]:
+    x0, y0, x1, y1 = box
+    return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}

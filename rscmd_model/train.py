@@ -1,0 +1,153 @@
+"""Train a detector on visible-thermal pairs.
+
+    python -m rscmd_model.train --data data.yaml --method rscmd --model n epochs=100 imgsz=640 device=0
+
+Options in the form key=value are ultralytics' own (epochs, imgsz, batch, optimizer, lr0, patience, amp, device,
+workers, seed, project, name, resume, plots, ...). The run's folder, runs/METHOD by default, gets the checkpoints,
+curves and plots, and model.safetensors: the best epoch, which the node, predict and evaluate read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rscmd_model.config import METHODS, SCALES, method_config
+from rscmd_model.datasets.pairs import load_data_yaml
+from rscmd_model.errors import UserError, run_cli
+from rscmd_model.files import whole_file
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """ultralytics' options from key=value words; values are read as YAML, so 1e-3, true, 0,1 and [0, 1] all work.
+
+    Raises:
+        UserError: a word without "=", or an option that ultralytics does not have (the nearest one is named).
+    """
+    if not pairs:
+        return {}
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    options: dict[str, Any] = {}
+    for word in pairs:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r}: expected key=value, as in epochs=100")
+        if key not in DEFAULT_CFG_DICT or key in ("data", "model", "task", "mode"):
+            near = difflib.get_close_matches(key, DEFAULT_CFG_DICT, 1)
+            raise UserError(f"unknown training option {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, str):  # YAML 1.1 takes 1e-3 for a word
+            with contextlib.suppress(ValueError):
+                parsed = float(parsed)
+        options[key] = parsed
+    return options
+
+
+def train(data: str | Path | None, config: Any, options: dict[str, Any], weights: str | Path | None = None) -> Path:
+    """Train one model.
+
+    Args:
+        data: a data.yaml; None only when options["resume"] names a checkpoint.
+        config: a `ModelConfig`; ignored when resuming.
+        options: ultralytics' options.
+        weights: a YOLOv8 checkpoint to start from.
+
+    Returns:
+        path of the run's `model.safetensors`.
+
+    Raises:
+        UserError: bad data, options, device or weights.
+    """
+    from ultralytics.cfg import get_cfg
+
+    from rscmd_model.trainer import PairedTrainer
+
+    resume = options.get("resume")
+    overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
+    if data is not None:
+        overrides["data"] = str(Path(data).resolve())
+    overrides["model"] = str(resume) if resume else "rscmd"
+    check_device(options.get("device"))
+    if isinstance(resume, str) and not Path(resume).is_file():
+        raise UserError(f"no checkpoint {resume}: give the weights/last.pt of the run to resume")
+    try:
+        get_cfg(overrides=overrides)
+    except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
+        raise UserError(str(error).strip().splitlines()[0]) from None
+    trainer = PairedTrainer(overrides=overrides)
+    if not resume:
+        trainer.start_from(config, weights)
+    trainer.train()
+    if not trainer.model_file.is_file():
+        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
+    return trainer.model_file
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is not there (`UserError` naming those that are). None and "" let ultralytics choose."""
+    import torch
+
+    name = str(device if device is not None else "").lower().replace("cuda:", "").strip("[]() ")
+    if name in ("", "cpu", "mps"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = f"cpu and cuda devices 0 to {count - 1}" if count else "cpu alone (no CUDA GPU is visible to torch)"
+    for index in name.split(","):
+        if not index.strip().lstrip("-").isdigit() or int(index) >= count or (int(index) < 0 and not count):
+            raise UserError(f"device {device!r} is not there; this machine has {there}")
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rscmd_model.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="data.yaml of the pairs")
+    parser.add_argument(
+        "--method", choices=METHODS, default="rscmd", help="rscmd, or a control trained with the same recipe"
+    )
+    parser.add_argument("--model", choices=SCALES, default="n", help="YOLOv8 scale of both streams")
+    parser.add_argument(
+        "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
+    )
+    parser.add_argument(
+        "--rsc", choices=("off", "own", "shared"), help="unimodal branches: own, or sharing the fused one"
+    )
+    parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
+    parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
+    parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
+    parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
+    args = parser.parse_intermixed_args()
+    options = parse_options(args.options)
+    if args.data is None and not options.get("resume"):
+        raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
+    if args.data is not None:
+        load_data_yaml(args.data)  # a wrong file is told before torch is loaded
+    config = method_config(
+        args.method,
+        scale=args.model,
+        rsc=args.rsc,
+        md=args.md,
+        lambda_visible=args.lambda_visible,
+        lambda_thermal=args.lambda_thermal,
+    )
+    options["project"] = str(Path(options.get("project") or "runs").resolve())
+    options.setdefault("name", args.method)
+    file = train(args.data, config, options, args.weights)
+    if args.out:
+        with whole_file(args.out) as aside:
+            shutil.copyfile(file, aside)
+        file = args.out
+    print(f"model: {file}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

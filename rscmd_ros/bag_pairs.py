@@ -1,0 +1,169 @@
+"""The pairs in a bag: the pairing of the node, run over the recording's own clock, and the pictures that belong to it.
+
+Nothing here depends on the speed of the machine: the time of recording of each message plays the part of the clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rscmd_model.errors import UserError
+from rscmd_ros.bags import Bag
+from rscmd_ros.conversions import image_to_thermal, image_to_visible, stamp_ns
+from rscmd_ros.pairing import COUNTERS, STREAMS, Stream, make_pairer
+from rscmd_ros.parameters import Settings, problem_with
+
+MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class PairingOptions:
+    """How frames are put together; the names and meanings are those of the node's parameters. Times in ms."""
+
+    pairing_policy: str = Settings.pairing_policy
+    slop_ms: float = Settings.slop_ms
+    deadline_ms: float = Settings.deadline_ms
+    thermal_offset_ms: float = Settings.thermal_offset_ms
+    reuse: bool = Settings.reuse
+    queue_size: int = Settings.queue_size
+
+    def __post_init__(self) -> None:
+        """Raises UserError naming the option that is out of range."""
+        problem = problem_with({**vars(Settings()), **vars(self)})
+        if problem:
+            raise UserError(problem)
+
+
+@dataclass(frozen=True)
+class BagPair:
+    """Two frames of a bag by the place of their messages on their topics, counted from 0. Times in ns.
+
+    visible, thermal: header stamps; dt: thermal minus visible, offset taken off; wait: from the time of recording of
+    the later frame to the moment the pair was decided.
+    """
+
+    visible_index: int
+    thermal_index: int
+    visible: int
+    thermal: int
+    dt: int
+    wait: int
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Every pair of a bag, in the order in which they were decided, and what became of every frame."""
+
+    pairs: list[BagPair]
+    ledger: dict[str, dict[str, int]]  # stream -> counter -> frames; they add up to `frames`
+    frames: dict[str, int]
+    visible_frames: dict[int, tuple[int, int]]  # header stamp -> (width, height) of every usable visible frame
+    places: dict[str, dict[int, int]]  # stream -> header stamp -> place of the message on its topic
+
+
+def pair_up(bag: Bag, topics: dict[str, str], options: PairingOptions) -> Pairing:
+    """Pair a whole bag. topics: {"visible": ..., "thermal": ...}.
+
+    A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
+    first fault is raised as a UserError.
+    """
+    try:
+        pairer = make_pairer(
+            options.pairing_policy,
+            slop=round(options.slop_ms * MS),
+            thermal_offset=round(options.thermal_offset_ms * MS),
+            deadline=round(options.deadline_ms * MS),
+            reuse=options.reuse,
+            capacity=options.queue_size,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except ImportError as error:
+        raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
+    stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
+    convert: dict[str, Callable[[Any], npt.NDArray[Any]]] = {"visible": image_to_visible, "thermal": image_to_thermal}
+    counts = {"visible": 0, "thermal": 0}
+    recorded: dict[tuple[str, int], int] = {}
+    faults: dict[str, str] = {}
+    pairs: list[BagPair] = []
+    sizes: dict[int, tuple[int, int]] = {}
+    places: dict[str, dict[int, int]] = {"visible": {}, "thermal": {}}
+    deadlines: deque[int] = deque()
+    now = 0
+
+    def take(found: list[Any]) -> None:
+        for pair in found:
+            v, t = int(pair.visible.payload), int(pair.thermal.payload)
+            later = max(recorded["visible", v], recorded["thermal", t])
+            pairs.append(BagPair(v, t, pair.visible.stamp, pair.thermal.stamp, pair.dt, max(now - later, 0)))
+
+    for topic, time, message in bag.messages(stream_of):
+        # A deadline comes a fixed time after some frame's arrival, so those moments are the only ones worth asking at.
+        while deadlines and deadlines[0] < time:
+            now = deadlines.popleft()
+            take(pairer.poll(now))
+        now = time
+        stream = stream_of[topic]
+        index = counts[stream]
+        counts[stream] += 1
+        recorded[stream, index] = time
+        try:
+            picture = convert[stream](message)
+        except UserError as error:
+            faults.setdefault(stream, str(error))
+            pairer.invalid(stream)
+            continue
+        stamp = stamp_ns(message.header)
+        places[stream].setdefault(stamp, index)
+        if stream == "visible":
+            sizes[stamp] = (picture.shape[1], picture.shape[0])
+        deadlines.append(time + round(options.deadline_ms * MS))
+        take(pairer.add(stream, stamp, index, now))
+    for moment in deadlines:
+        now = moment
+        take(pairer.poll(now))
+    take(pairer.flush())
+    book = pairer.ledger.as_dict()
+    ledger: dict[str, dict[str, int]] = {s: {name: book[s][name] for name in COUNTERS} for s in STREAMS}
+    for camera, fault in faults.items():
+        if ledger[camera]["invalid"] == counts[camera]:
+            raise UserError(f"no frame of {topics[camera]} in {bag.path} can be used: {fault}")
+    return Pairing(pairs, ledger, counts, sizes, places)
+
+
+def load_pictures(
+    bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair]
+) -> Iterator[tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
+    """(pair, visible (H,W,3) BGR, thermal (H,W)) of each pair, as soon as both have been read.
+
+    Pictures are kept only as long as a pair still needs them.
+    """
+    waiting: dict[tuple[str, int], list[BagPair]] = {}
+    for pair in pairs:
+        waiting.setdefault(("visible", pair.visible_index), []).append(pair)
+        waiting.setdefault(("thermal", pair.thermal_index), []).append(pair)
+    stream_of = {topic: stream for stream, topic in topics.items()}
+    convert: dict[str, Callable[[Any], npt.NDArray[Any]]] = {"visible": image_to_visible, "thermal": image_to_thermal}
+    counts = {"visible": 0, "thermal": 0}
+    held: dict[tuple[str, int], npt.NDArray[Any]] = {}
+    for topic, _, data in bag.raw(stream_of):
+        stream = stream_of[topic]
+        key = (stream, counts[stream])
+        counts[stream] += 1
+        if key not in waiting:
+            continue
+        held[key] = convert[stream](bag.deserialise(topic, data))
+        for pair in list(waiting[key]):
+            ends = (("visible", pair.visible_index), ("thermal", pair.thermal_index))
+            if all(end in held for end in ends):
+                yield pair, held[ends[0]], held[ends[1]]
+                for end in ends:
+                    waiting[end].remove(pair)
+                    if not waiting[end]:
+                        del held[end]

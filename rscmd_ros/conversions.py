@@ -1,0 +1,236 @@
+"""Messages to numpy and `Detections`, and back: pure functions.
+
+Reading looks at nothing but the attributes that a message has by its definition, so messages read from a bag with
+`rosbags` do as well as rclpy's. It is done with numpy's own strides and not with `CvBridge.imgmsg_to_cv2`: as released
+with Jazzy that one shears images whose row step is no multiple of the pixel size and, under NumPy 2, fails wherever
+`is_bigendian` is set. Writing is `CvBridge.cv2_to_imgmsg`, in the form ("passthrough") that needs no compiled part.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from cv_bridge import CvBridge
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
+
+from rscmd_model.detections import Detections
+from rscmd_model.errors import UserError
+
+_NS = 1_000_000_000
+
+VISIBLE_ENCODINGS: dict[str, tuple[int, int | None]] = {
+    # encoding: bytes per pixel, OpenCV's conversion to BGR
+    "bgr8": (3, None),
+    "rgb8": (3, cv2.COLOR_RGB2BGR),
+    "bgra8": (4, cv2.COLOR_BGRA2BGR),
+    "rgba8": (4, cv2.COLOR_RGBA2BGR),
+    "mono8": (1, cv2.COLOR_GRAY2BGR),
+    "8UC1": (1, cv2.COLOR_GRAY2BGR),
+    "8UC3": (3, None),  # names no colours; BGR is what OpenCV's users put in
+}
+
+THERMAL_ENCODINGS = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}
+"""Encoding: bytes per pixel."""
+
+
+class ConversionError(UserError, ValueError):
+    """A message does not hold what is needed; one sentence says what was got and what is accepted."""
+
+
+def check_visible(msg: Any) -> None:
+    """Make sure that `image_to_visible` can read this sensor_msgs/Image, without reading it.
+
+    Raises ConversionError when the encoding is not one of `VISIBLE_ENCODINGS`, the image is empty, or its data is
+    shorter than height and row step say.
+    """
+    if msg.encoding not in VISIBLE_ENCODINGS:
+        raise ConversionError(
+            f"visible image has encoding '{msg.encoding}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
+        )
+    _check_size(msg, "visible", VISIBLE_ENCODINGS[msg.encoding][0])
+
+
+def check_thermal(msg: Any) -> str:
+    """Make sure that `image_to_thermal` can read this sensor_msgs/Image, without reading it.
+
+    Returns the depth in the words of a thermal contract: "mono8" or "mono16".
+
+    Raises ConversionError when the encoding is not one of `THERMAL_ENCODINGS`, the image is empty, or its data is
+    shorter than height and row step say.
+    """
+    if msg.encoding not in THERMAL_ENCODINGS:
+        palette = VISIBLE_ENCODINGS.get(msg.encoding, (0, None))[0] > 1
+        hint = "; colours of a palette are no temperatures, so set the driver to grey or raw counts" if palette else ""
+        raise ConversionError(
+            f"thermal image has encoding '{msg.encoding}'; accepted are {', '.join(THERMAL_ENCODINGS)}{hint}"
+        )
+    pixel = THERMAL_ENCODINGS[msg.encoding]
+    _check_size(msg, "thermal", pixel)
+    return "mono8" if pixel == 1 else "mono16"
+
+
+def image_to_visible(msg: Any) -> np.ndarray:
+    """The picture of a visible camera.
+
+    Args:
+        msg: sensor_msgs/Image in one of `VISIBLE_ENCODINGS`, any row step.
+
+    Returns:
+        (H, W, 3) uint8 BGR. For bgr8 and 8UC3 a view of the message's data, so do not write to it; otherwise a copy.
+
+    Raises:
+        ConversionError: see `check_visible`.
+    """
+    check_visible(msg)
+    pixel, conversion = VISIBLE_ENCODINGS[msg.encoding]
+    shape = (msg.height, msg.width) if pixel == 1 else (msg.height, msg.width, pixel)
+    strides = (msg.step, 1) if pixel == 1 else (msg.step, pixel, 1)
+    image: np.ndarray = np.ndarray(shape, np.uint8, _buffer(msg.data), strides=strides)
+    return image if conversion is None else cv2.cvtColor(image, conversion)
+
+
+def image_to_thermal(msg: Any) -> np.ndarray:
+    """The counts of a thermal camera, as they are.
+
+    Args:
+        msg: sensor_msgs/Image in one of `THERMAL_ENCODINGS`, any row step, either byte order.
+
+    Returns:
+        (H, W) uint8 or uint16 in the machine's byte order; where possible a view of the message's data, so do not
+        write to it.
+
+    Raises:
+        ConversionError: see `check_thermal`.
+    """
+    if check_thermal(msg) == "mono8":
+        return np.ndarray((msg.height, msg.width), np.uint8, _buffer(msg.data), strides=(msg.step, 1))
+    counts: np.ndarray = np.ndarray(
+        (msg.height, msg.width), ">u2" if msg.is_bigendian else "<u2", _buffer(msg.data), strides=(msg.step, 2)
+    )
+    native = bool(msg.is_bigendian) == (sys.byteorder == "big")
+    return counts if native and counts.flags.aligned else counts.astype(np.uint16)
+
+
+def visible_to_image(image: np.ndarray, header: Header) -> Image:
+    """A sensor_msgs/Image (bgr8) of an (H, W, 3) uint8 BGR picture."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ConversionError(f"visible picture is {image.dtype} of shape {image.shape}; expected uint8, (H, W, 3)")
+    return _to_image(image, header, "bgr8")
+
+
+def thermal_to_image(image: np.ndarray, header: Header) -> Image:
+    """A sensor_msgs/Image (mono8 or mono16) of (H, W) uint8 or uint16 thermal counts."""
+    if image.dtype.kind != "u" or image.itemsize > 2 or image.ndim != 2 or not image.size:
+        raise ConversionError(
+            f"thermal picture is {image.dtype} of shape {image.shape}; expected uint8 or uint16, (H, W)"
+        )
+    return _to_image(image, header, "mono8" if image.itemsize == 1 else "mono16")
+
+
+def detections_to_msg(detections: Detections, names: Mapping[int, str], header: Header) -> Detection2DArray:
+    """A vision_msgs/Detection2DArray; `header` is that of the image in whose pixels the boxes are.
+
+    The class name goes into `class_id`; a class without a name in `names` goes in as its number.
+    """
+    msg = Detection2DArray(header=header)
+    for (x0, y0, x1, y1), score, index in zip(
+        detections.boxes.tolist(), detections.scores.tolist(), detections.classes.tolist()
+    ):
+        hypothesis = ObjectHypothesisWithPose()
+        hypothesis.hypothesis.class_id = names.get(index, str(index))
+        hypothesis.hypothesis.score = score
+        detection = Detection2D(header=header, results=[hypothesis])
+        detection.bbox.center.position.x = (x0 + x1) / 2
+        detection.bbox.center.position.y = (y0 + y1) / 2
+        detection.bbox.size_x = x1 - x0
+        detection.bbox.size_y = y1 - y0
+        msg.detections.append(detection)
+    return msg
+
+
+def msg_to_detections(msg: Any, names: Mapping[int, str]) -> Detections:
+    """The `Detections` of a vision_msgs/Detection2DArray, boxes in the pixels of the image its header names.
+
+    Of several hypotheses the one with the highest score counts. A turned box (theta) becomes the upright one around it.
+
+    Raises ConversionError when a detection has no hypothesis, a class that is not in `names` (by name or by number), or
+    numbers that are no box.
+    """
+    index_of = {str(index): index for index in names} | {name: index for index, name in names.items()}
+    boxes, scores, classes = [], [], []
+    for n, detection in enumerate(msg.detections):
+        if not detection.results:
+            raise ConversionError(f"detection {n} has no result; expected a class_id and a score")
+        best = max((result.hypothesis for result in detection.results), key=lambda hypothesis: hypothesis.score)
+        if best.class_id not in index_of:
+            raise ConversionError(
+                f"detection {n} has class_id '{best.class_id}'; known are {', '.join(names.values())}"
+            )
+        center, theta = detection.bbox.center.position, detection.bbox.center.theta
+        width, height = detection.bbox.size_x, detection.bbox.size_y
+        if theta:
+            cos, sin = abs(math.cos(theta)), abs(math.sin(theta))
+            width, height = width * cos + height * sin, width * sin + height * cos
+        boxes.append((center.x - width / 2, center.y - height / 2, center.x + width / 2, center.y + height / 2))
+        scores.append(best.score)
+        classes.append(index_of[best.class_id])
+    if not boxes:
+        return Detections.empty()
+    try:
+        return Detections(np.array(boxes, np.float32), np.array(scores, np.float32), np.array(classes, np.int64))
+    except ValueError as error:
+        raise ConversionError(f"detections at {stamp_ns(msg.header)} ns: {error}") from None
+
+
+def stamp_ns(header: Any) -> int:
+    """The stamp of a std_msgs/Header in ns."""
+    return int(header.stamp.sec) * _NS + int(header.stamp.nanosec)
+
+
+def time_msg(ns: int) -> Time:
+    """A builtin_interfaces/Time of a time in ns."""
+    return Time(sec=ns // _NS, nanosec=ns % _NS)
+
+
+@lru_cache(maxsize=1)
+def _bridge() -> CvBridge:
+    return CvBridge()
+
+
+def _to_image(image: np.ndarray, header: Header, encoding: str) -> Image:
+    # cv2_to_imgmsg flags no byte order but "foreign", and contiguous native data needs no flag at all.
+    native = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
+    msg = _bridge().cv2_to_imgmsg(native, encoding="passthrough", header=header)
+    msg.encoding = encoding
+    msg.is_bigendian = int(sys.byteorder == "big")
+    return msg
+
+
+def _buffer(data: Any) -> np.ndarray:
+    """The bytes of a message's data, not copied when it is an array, bytes, or numpy."""
+    return np.asarray(data, np.uint8) if isinstance(data, list) else np.frombuffer(data, np.uint8)
+
+
+def _check_size(msg: Any, stream: str, pixel: int) -> None:
+    if msg.width < 1 or msg.height < 1:
+        raise ConversionError(f"{stream} image is {msg.width} x {msg.height} pixels; expected at least 1 x 1")
+    row = msg.width * pixel
+    if msg.step < row:
+        raise ConversionError(
+            f"{stream} image of {msg.width} pixels a row in {msg.encoding} has a row step of {msg.step} bytes; "
+            f"expected {row} or more"
+        )
+    if len(msg.data) < msg.step * msg.height:
+        raise ConversionError(
+            f"{stream} image has {len(msg.data)} bytes of data; expected step x height = {msg.step} x {msg.height} = "
+            f"{msg.step * msg.height}"
+        )

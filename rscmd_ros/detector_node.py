@@ -1,0 +1,85 @@
+"""Start the detector node: `python -m rscmd_ros.detector_node --ros-args -p model:=model.safetensors`.
+
+SIGINT and SIGTERM end it with exit code 0 at any moment, also while torch is being imported or a model is loaded. So
+the handlers are set before anything slow is imported, they only set a flag, and the main thread does nothing but wait
+for it: Python runs signal handlers in the main thread, between two of its own instructions, and never inside a wait of
+the middleware or a long import. All of ROS lives in a second thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import NoReturn
+
+_GRACE = 2.5
+"""Seconds that the node has to end in order; `ros2 launch` waits five."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the node until a signal ends it. Exits 0; or 2, with one line on stderr, when it cannot start."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    outcome: list[int] = []
+    ros = threading.Thread(target=lambda: outcome.append(_run(args, stopping)), name="ros", daemon=True)
+    ros.start()
+    while ros.is_alive() and not stopping.is_set():
+        ros.join(0.1)
+    ros.join(_GRACE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a thread may still be inside an import or an inference that nothing can interrupt, and the
+    # interpreter's own ending would pull the libraries away from under it.
+    os._exit(outcome[0] if outcome else 0)
+
+
+def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
+    """Everything from importing rclpy to the last goodbye; returns the exit code."""
+    import rclpy
+    from rclpy.exceptions import ParameterException
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    try:
+        rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML
+        return _refuse(error)
+    from rscmd_ros.node import DetectorNode
+
+    try:
+        node = DetectorNode(stopping)
+    except ParameterException as error:
+        rclpy.try_shutdown()
+        return _refuse(error)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    if not stopping.is_set():
+        node.start()
+    while not stopping.is_set() and rclpy.ok():
+        executor.spin_once(timeout_sec=0.1)
+    if node.state in ("unconfigured", "inactive", "active"):
+        node.trigger_shutdown()
+    executor.shutdown()
+    node.destroy_node()
+    # The middleware takes leave only when the last handle on the node is gone, and its state machine keeps one that
+    # destroy_node leaves alone. Without this the node stays visible to others for 20 s, and services of a new one of
+    # the same name get no answer.
+    del node, executor
+    gc.collect()
+    rclpy.try_shutdown()
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    kind = "unknown arguments after --ros-args: " if type(error).__name__ == "UnknownROSArgsError" else ""
+    print(f"error: cannot start: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What pairing is made of: frames, pairs, the ledger of what became of every frame, and what is known about time.
+
+Plain Python without ROS; all times are integer nanoseconds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Stream = Literal["visible", "thermal"]
+Counter = Literal["paired", "too_far", "superseded", "late", "duplicate", "invalid", "reset"]
+
+STREAMS: tuple[Stream, Stream] = ("visible", "thermal")
+
+COUNTERS: tuple[Counter, ...] = ("paired", "too_far", "superseded", "late", "duplicate", "invalid", "reset")
+"""What can become of a frame; every frame received ends in exactly one.
+
+paired      it is in a pair that was emitted (with `reuse`: in one or more)
+too_far     no frame of the other stream lay within the slop while this one was kept
+superseded  a frame of the other stream lay within the slop, but it went to a nearer frame, or output had moved past
+late        its stamp is older than the newest of its own stream
+duplicate   its stamp was seen before
+invalid     it cannot be used: the stamp is zero or negative, or the image was refused
+reset       it was waiting when time jumped back or the pairer was reset
+"""
+
+JUMP_BACK = 500_000_000
+"""A stamp this much older than the newest of its stream means that time jumped back (a bag looped, a clock was set)."""
+
+LATE_RUN = 3
+"""So many old frames one after the other, in order among themselves, mean the same even when the jump is smaller."""
+
+_HISTORY = 512
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image: the stream it came on, the stamp of its header in ns, and whatever the caller wants back."""
+
+    stream: Stream
+    stamp: int
+    payload: object
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two frames that belong together. `dt` in ns: offset-corrected thermal stamp minus visible stamp."""
+
+    visible: Frame
+    thermal: Frame
+    dt: int
+
+
+class Ledger:
+    """Counts what became of every frame received.
+
+    `pending` is asked for the number of frames actually waiting, so that `received == sum(counters) + pending` is a
+    statement about the pairer that can fail, not a definition.
+    """
+
+    def __init__(self, pending: Callable[[Stream], int]) -> None:
+        self._pending = pending
+        self._received: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
+        self._counts: dict[Stream, dict[Counter, int]] = {stream: dict.fromkeys(COUNTERS, 0) for stream in STREAMS}
+
+    def received(self, stream: Stream) -> None:
+        """Count one frame received."""
+        self._received[stream] += 1
+
+    def count(self, stream: Stream, counter: Counter, n: int = 1) -> None:
+        """Count what became of `n` frames."""
+        self._counts[stream][counter] += n
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """For each stream every counter of `COUNTERS`, `received` and `pending`."""
+        table: dict[str, dict[str, int]] = {}
+        for stream in STREAMS:
+            table[stream] = {str(counter): n for counter, n in self._counts[stream].items()}
+            table[stream]["received"] = self._received[stream]
+            table[stream]["pending"] = self._pending(stream)
+        return table
+
+
+class Pairer(Protocol):
+    """The face that every pairing policy shows. Calls come from one thread at a time."""
+
+    ledger: Ledger
+    resets: int
+    """How often time has started anew, by a jump back or by `reset`."""
+
+    def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
+        """Take in a frame and return the pairs that this decides, oldest first.
+
+        `stamp` is the header's, in ns; `now`, in ns, is any clock that the caller goes on using for `poll`.
+        """
+
+    def poll(self, now: int) -> list[Pair]:
+        """Return the pairs whose deadline has come."""
+
+    def flush(self) -> list[Pair]:
+        """Decide everything: no frame will follow. Afterwards nothing is pending."""
+
+    def reset(self) -> None:
+        """Forget all frames waiting (each counted `reset`) and everything known about time."""
+
+    def invalid(self, stream: Stream) -> None:
+        """Count a frame that was received but cannot be used."""
+
+
+class TimeJumps:
+    """Tells, for one stream, a frame that is merely late from time having jumped back."""
+
+    def __init__(self) -> None:
+        self.newest: int | None = None
+        self._last_late: int | None = None
+        self._run = 0
+
+    def judge(self, time: int) -> Literal["new", "same", "late", "jump"]:
+        """Classify a frame by its time and remember it. After "jump" the caller resets and calls again."""
+        if self.newest is None or time > self.newest:
+            self.newest = time
+            self._last_late, self._run = None, 0
+            return "new"
+        if time == self.newest:
+            return "same"
+        in_order = self._last_late is None or time > self._last_late
+        self._run = self._run + 1 if in_order else 1
+        self._last_late = time
+        return "jump" if self.newest - time >= JUMP_BACK or self._run >= LATE_RUN else "late"
+
+
+class History:
+    """The times of the last frames of one stream, in order, whatever became of them."""
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+        self._gaps: deque[int] = deque(maxlen=16)
+
+    def append(self, time: int) -> None:
+        """Remember a time greater than all before."""
+        if self._times:
+            self._gaps.append(time - self._times[-1])
+        self._times.append(time)
+        if len(self._times) > 2 * _HISTORY:
+            del self._times[:_HISTORY]
+
+    def insert(self, time: int) -> None:
+        """Remember a time that need not be the greatest; it says nothing about gaps."""
+        at = bisect_left(self._times, time)
+        if at == len(self._times) or self._times[at] != time:
+            self._times.insert(at, time)
+        if len(self._times) > 2 * _HISTORY:
+            del self._times[:_HISTORY]
+
+    @property
+    def newest(self) -> int | None:
+        """The last time remembered."""
+        return self._times[-1] if self._times else None
+
+    def __contains__(self, time: int) -> bool:
+        at = bisect_left(self._times, time)
+        return at < len(self._times) and self._times[at] == time
+
+    def any_within(self, time: int, slop: int) -> bool:
+        """Whether a frame lies within `slop` of `time`."""
+        at = bisect_left(self._times, time - slop)
+        return at < len(self._times) and self._times[at] <= time + slop
+
+    def soonest_gap(self) -> int:
+        """A gap to the next frame that is safe to count on: half the smallest recent one; 0 before enough is known."""
+        return min(self._gaps) // 2 if len(self._gaps) >= 4 else 0

@@ -1,0 +1,80 @@
+"""What every test runs in: a DDS of its own, and nothing written to the user's home.
+
+The wheels of ROS start the interpreter a second time to set LD_LIBRARY_PATH (underlay/rscmd_libraries.py says why).
+That happens before pytest or any other program is read, so the settings below are made once, in the process that runs
+the tests; its child processes inherit them and LD_LIBRARY_PATH, and are not restarted.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRATCH = Path(tempfile.mkdtemp(prefix="rscmd_test_"))
+
+
+def claim_domain() -> int:
+    """A ROS domain that no other test run on this machine uses, held until this process ends.
+
+    Domains above 101 would use ports that Linux hands out to others.
+    """
+    for step in range(101):
+        domain = 1 + (os.getpid() + step) % 101
+        try:
+            handle = os.open(Path(tempfile.gettempdir(), f"rscmd_test_domain_{domain}.lock"), os.O_RDWR | os.O_CREAT)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        return domain
+    raise pytest.UsageError("every ROS domain is taken by another test run")
+
+
+# Set while pytest collects, before any test imports rclpy or ultralytics.
+os.environ.update(
+    ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
+    ROS_DOMAIN_ID=str(claim_domain()),
+    FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),
+    ROS_HOME=str(SCRATCH / "ros"),
+    ROS_LOG_DIR=str(SCRATCH / "ros" / "log"),
+    YOLO_CONFIG_DIR=str(SCRATCH / "ultralytics"),
+    # Kept from run to run, since matplotlib takes seconds to list the fonts.
+    MPLCONFIGDIR=str(ROOT / ".pytest_cache" / "matplotlib"),
+)
+for folder in ("ROS_LOG_DIR", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
+    os.makedirs(os.environ[folder], exist_ok=True)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def llvip_mini() -> Path:
+    """The folder of real photographs that lies beside a checkout, in the native layout; skips where there is none."""
+    folder = ROOT.parent / "shared" / "llvip_mini"
+    if not (folder / "data.yaml").is_file():
+        pytest.skip("no photographs: ../shared/llvip_mini is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The prefix into which `colcon build` installed a copy of this checkout: `install/rscmd_ros`."""
+    colcon = shutil.which("colcon", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if colcon is None:
+        pytest.skip("colcon not installed")
+    workspace = tmp_path_factory.mktemp("workspace")
+    # Under src, as in a workspace; hidden folders such as .git and .venv are no part of a package.
+    shutil.copytree(ROOT, workspace / "src" / "rscmd_ros", ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
+    environ = {**os.environ, "COLCON_HOME": str(SCRATCH / "colcon")}
+    build = subprocess.run([colcon, "build"], cwd=workspace, capture_output=True, text=True, env=environ)
+    assert build.returncode == 0, build.stdout + build.stderr
+    yield workspace / "install" / "rscmd_ros"
+    shutil.rmtree(workspace)

@@ -1,0 +1,202 @@
+"""A detector node in a process of its own, and the cameras on the other side of the wire; for the tests of the node."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter as ParameterMsg
+from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection2DArray
+
+from rscmd_ros.conversions import thermal_to_image, time_msg, visible_to_image
+from rscmd_ros.pairing import COUNTERS, STREAMS
+
+ROOT = Path(__file__).resolve().parent.parent
+MS = 1_000_000
+PATIENCE = 90.0
+"""Seconds after which a condition is taken never to come; a busy machine takes its time to import torch."""
+
+
+class Detector:
+    """A detector node's process and what it has written."""
+
+    def __init__(self, folder: Path, **parameters: Any) -> None:
+        self.log = folder / "detector.log"
+        values = [argument for name, value in parameters.items() for argument in ("-p", f"{name}:={value}")]
+        command = [sys.executable, "-m", "rscmd_ros.detector_node", "--ros-args", *values]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, words: str, times: int = 1) -> None:
+        """Until it has written this."""
+        until = time.monotonic() + PATIENCE
+        while self.text.count(words) < times:
+            given_up = self.process.poll() is not None or "stays unconfigured" in self.text
+            assert not given_up, f"gave up before '{words}':\n{self.text}"
+            assert time.monotonic() < until, f"no '{words}' in:\n{self.text}"
+            time.sleep(0.02)
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+    def close(self) -> None:
+        """End it in order, so that it takes leave of its topics and services; by force if that does not help."""
+        if self.process.poll() is None:
+            try:
+                self.end()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Cameras:
+    """The other side of the wire: publishers of images, and all that the detector says."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        self.context.init(args=[])
+        self.node = Node("cameras", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.detections: list[Detection2DArray] = []
+        self.status: dict[str, str] = {}
+        self.reports = 0
+        self.node.create_subscription(Detection2DArray, "detections", self.detections.append, 50)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 50)
+        self.publishers: dict[str, Any] = {}
+        self.stamp = 1000 * 1000 * MS
+
+    def close(self) -> None:
+        self.executor.remove_node(self.node)
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+    def _diagnosed(self, msg: DiagnosticArray) -> None:
+        for status in msg.status:
+            if status.name == "rscmd_detector: pairing":
+                self.reports += 1
+                self.status = {pair.key: pair.value for pair in status.values}
+
+    def spin_until(self, true: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + PATIENCE
+        while not true():
+            assert time.monotonic() < until, f"{what}: did not come about; last diagnostics: {self.status}"
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def publish_to(self, stream: str, kind: type = Image, reliable: bool = True) -> None:
+        """Replace the publisher of a topic and wait until the detector is there (or, for a wrong type, seen)."""
+        self.unpublish(stream)
+        reliability = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=50, reliability=reliability)
+        self.publishers[stream] = self.node.create_publisher(kind, f"{stream}/image", qos)
+        if kind is Image:
+            self.spin_until(lambda: self.publishers[stream].get_subscription_count() > 0, f"subscription of {stream}")
+
+    def unpublish(self, stream: str) -> None:
+        if stream in self.publishers:
+            self.node.destroy_publisher(self.publishers.pop(stream))
+
+    def fresh_counts(self) -> dict[str, int]:
+        """The node's counters as of now: from a report later than the next one."""
+        seen = self.reports
+        self.spin_until(lambda: self.reports > seen + 1, "two reports on /diagnostics")
+        return {key: int(value) for key, value in self.status.items() if value.isdigit()}
+
+    def send_pair(self, dt_ms: float = 2.0) -> tuple[Image, Image]:
+        """Publish the next pair, 100 ms after the last in stamps."""
+        self.stamp += 100 * MS
+        visible, thermal = images(self.stamp, round(dt_ms * MS))
+        self.publishers["visible"].publish(visible)
+        self.publishers["thermal"].publish(thermal)
+        return visible, thermal
+
+    def call(self, kind: type, name: str, request: Any) -> Any:
+        client = self.node.create_client(kind, f"/rscmd_detector/{name}")
+        self.spin_until(client.service_is_ready, f"service {name}")
+        future = client.call_async(request)
+        self.spin_until(future.done, f"answer of {name}")
+        self.node.destroy_client(client)
+        return future.result()
+
+    def state(self) -> str:
+        return str(self.call(GetState, "get_state", GetState.Request()).current_state.label)
+
+    def change(self, transition: str) -> bool:
+        request = ChangeState.Request()
+        request.transition.label = transition
+        return bool(self.call(ChangeState, "change_state", request).success)
+
+    def set(self, **values: Any) -> tuple[bool, str]:
+        """Set parameters all together: whether it was done, and the reason if not."""
+        wanted: list[ParameterMsg] = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=wanted)
+        result = self.call(SetParametersAtomically, "set_parameters_atomically", request).result
+        return result.successful, result.reason
+
+    def get(self, name: str) -> Any:
+        answer = self.call(GetParameters, "get_parameters", GetParameters.Request(names=[name]))
+        return Parameter.from_parameter_msg(ParameterMsg(name=name, value=answer.values[0])).value
+
+
+def images(stamp: int, dt: int = 0) -> tuple[Image, Image]:
+    """A pair that no other has the pixels of; the picture is no square and not of the network's size."""
+    rng = np.random.default_rng(stamp)
+    picture = np.kron(rng.integers(0, 255, (6, 10, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    counts = np.kron(rng.integers(0, 255, (6, 10)), np.ones((8, 8))).astype(np.uint8)
+    header = Header(stamp=time_msg(stamp), frame_id="visible_optical")
+    thermal_header = Header(stamp=time_msg(stamp + dt), frame_id="thermal_optical")
+    return visible_to_image(picture, header), thermal_to_image(counts, thermal_header)
+
+
+def check_ledger(counts: dict[str, int]) -> None:
+    for stream in STREAMS:
+        known = sum(counts[f"{stream}.{counter}"] for counter in COUNTERS) + counts[f"{stream}.pending"]
+        assert counts[f"{stream}.received"] == known
+    ends = ("inferred", "replaced", "failed", "discarded", "in_hand")
+    assert counts["pairs"] == sum(counts[f"pairs_{end}"] for end in ends)
+
+
+def check_silent_leave(detector: Detector, cameras: Cameras) -> None:
+    """It ended without complaint and left in order: otherwise it would stay in the graph until its lease of 20 s ends,
+    and the services of a new detector would get no answer meanwhile."""
+    assert "Traceback" not in detector.text
+    assert "[ERROR]" not in detector.text
+    ended = time.monotonic()
+    cameras.spin_until(lambda: "rscmd_detector" not in cameras.node.get_node_names(), "the node's leave")
+    assert time.monotonic() - ended < 15
+
+
+def wait_for_handlers(process: subprocess.Popen[bytes], number: int) -> None:
+    """Until the process catches this signal, as the kernel tells."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), 16)
+        default_term = number == signal.SIGINT and not caught >> (signal.SIGTERM - 1) & 1
+        # Python itself catches SIGINT from the start, by raising KeyboardInterrupt.
+        if caught >> (number - 1) & 1 and not default_term:
+            return
+        time.sleep(0.002)
+    raise AssertionError("no signal handler")

@@ -1,0 +1,261 @@
+"""The evaluation of a bag without DDS: figures, ledger, truth, report, and what it says to bags it cannot use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from rscmd_model.config import ModelConfig
+from rscmd_model.errors import UserError
+from rscmd_model.synthetic import write_world
+from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag, typestore
+from rscmd_ros.conversions import image_to_visible, stamp_ns
+from rscmd_ros.evaluate_bag import main as evaluate
+from rscmd_ros.make_bag import START
+from rscmd_ros.make_bag import main as make
+
+MS = 1_000_000
+TOPICS = (VISIBLE_TOPIC, THERMAL_TOPIC, TRUTH_TOPIC)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("w") / "world", train=1, val=24, size=(96, 64), seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real model file with the weights it was born with: it finds little, but all the machinery runs."""
+    import torch
+
+    from rscmd_model.model import RscmdModel
+    from rscmd_model.model_file import ModelHeader, save_model
+    from rscmd_model.thermal import ThermalContract
+
+    torch.manual_seed(0)
+    names = {0: "person", 1: "car", 2: "bicycle"}
+    path = tmp_path_factory.mktemp("m") / "model.safetensors"
+    save_model(path, RscmdModel(ModelConfig(), names), ModelHeader(ModelConfig(), names, 96, ThermalContract()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small pictures; more threads only wait for each other on a busy machine
+    yield path
+    torch.set_num_threads(threads)
+
+
+def write(world: Path, out: Path, *more: str) -> Path:
+    make(["--data", str(world), "--split", "val", "--out", str(out), *more])
+    return out
+
+
+def read(bag: Path) -> dict[str, list[tuple[int, Any]]]:
+    found: dict[str, list[tuple[int, Any]]] = {topic: [] for topic in TOPICS}
+    with open_bag(bag) as opened:
+        for topic, recorded, message in opened.messages(TOPICS):
+            found[topic].append((recorded, message))
+    return found
+
+
+def run(bag: Path, model: Path, out: Path, *more: str) -> dict[str, Any]:
+    evaluate([str(bag), "--model", str(model), "--json", str(out), "--device", "cpu", *more])
+    return dict(json.loads(out.read_text()))
+
+
+def test_evaluation_is_deterministic_and_its_ledger_adds_up(world: Path, model: Path, tmp_path: Path) -> None:
+    rough = [
+        "--rate-visible",
+        "20",
+        "--rate-thermal",
+        "9",
+        "--jitter-ms",
+        "4",
+        "--drop",
+        "0.1",
+        "--thermal-offset-ms",
+        "15",
+    ]
+    bag = write(world, tmp_path / "bag", *rough)
+    report = tmp_path / "report.html"
+    first = run(bag, model, tmp_path / "a.json", "--report", str(report), "--thermal-offset-ms", "15")
+    again = run(bag, model, tmp_path / "b.json", "--thermal-offset-ms", "15")
+    assert first == again
+    recorded = read(bag)
+    assert first["frames"] == {"visible": len(recorded[VISIBLE_TOPIC]), "thermal": len(recorded[THERMAL_TOPIC])}
+    for stream in ("visible", "thermal"):
+        assert sum(first["ledger"][stream].values()) == first["frames"][stream]
+        assert first["ledger"][stream]["paired"] == first["pairs"] > 0
+    assert set(first["dt_ms"]) == {"mean", "p50", "p95", "max"}
+    assert set(first["latency_ms"]) == {"p50", "p95", "p99"}
+    assert 0 <= first["dt_ms"]["p50"] <= first["dt_ms"]["p95"] <= first["dt_ms"]["max"] <= 50
+    assert 0 <= first["mAP50_95"] <= first["mAP50"] <= 1
+    assert first["frames_scored"] == first["pairs"] < first["all_frames"]["frames"] == first["frames"]["visible"]
+    assert first["frames_without_detections"] == first["frames"]["visible"] - first["pairs"]
+    page = report.read_text()
+    assert page.count("data:image/png;base64,") == 2 * 8
+    assert "<script" not in page
+    assert "http" not in page
+    for text in ("superseded", "precision", "20.0"):
+        assert text in page
+
+
+def test_a_detector_that_knows_the_truth_scores_one(
+    world: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Truth, stamps and pixels line up all the way: answers made from the labels themselves give mAP 1."""
+    from rscmd_model.detections import Detections
+    from rscmd_model.inference import Predictor
+
+    bag = write(world, tmp_path / "bag", "--rate-visible", "20", "--rate-thermal", "10")
+    answers = {}
+    numbers = {"person": 0, "car": 1, "bicycle": 2}
+    found = read(bag)
+    for (_, picture), (_, truth) in zip(found[VISIBLE_TOPIC], found[TRUTH_TOPIC]):
+        boxes = [
+            (p.x - d.bbox.size_x / 2, p.y - d.bbox.size_y / 2, p.x + d.bbox.size_x / 2, p.y + d.bbox.size_y / 2)
+            for d in truth.detections
+            for p in [d.bbox.center.position]
+        ]
+        classes = [numbers[d.results[0].hypothesis.class_id] for d in truth.detections]
+        answers[image_to_visible(picture).tobytes()] = Detections(
+            np.array(boxes, np.float32).reshape(-1, 4), np.ones(len(boxes), np.float32), np.array(classes, np.int64)
+        )
+    monkeypatch.setattr(Predictor, "predict", lambda self, visible, thermal: answers[visible.tobytes()])
+    monkeypatch.setattr(Predictor, "warm_up", lambda self: None)
+    summary = run(bag, model, tmp_path / "a.json")
+    assert summary["pairs"] == 12
+    assert summary["mAP50"] == pytest.approx(1.0)
+    assert summary["mAP50_95"] == pytest.approx(1.0)
+    assert summary["all_frames"]["mAP50"] < 0.7  # half of the visible frames have no thermal partner
+    assert summary["dt_ms"]["max"] == 0.0
+
+
+def test_truth_from_a_file_gives_the_same_score(world: Path, model: Path, tmp_path: Path) -> None:
+    bag = write(world, tmp_path / "bag")
+    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": 5 + n, "name": name} for n, name in enumerate(("person", "car", "bicycle"))]
+    ids = {entry["name"]: entry["id"] for entry in coco["categories"]}
+    for _, truth in read(bag)[TRUTH_TOPIC]:
+        stamp = stamp_ns(truth.header)
+        number = len(coco["images"])
+        name = {"stamp": stamp} if number % 2 else {"file_name": f"{stamp // 10**9}.{stamp % 10**9:09d}.png"}
+        coco["images"].append({"id": number, "width": 96, "height": 64, **name})
+        for d in truth.detections:
+            p = d.bbox.center.position
+            box = [p.x - d.bbox.size_x / 2, p.y - d.bbox.size_y / 2, d.bbox.size_x, d.bbox.size_y]
+            category = ids[d.results[0].hypothesis.class_id]
+            coco["annotations"].append(
+                {"id": len(coco["annotations"]), "image_id": number, "category_id": category, "bbox": box}
+            )
+    (tmp_path / "truth.json").write_text(json.dumps(coco))
+    from_file = run(bag, model, tmp_path / "a.json", "--truth", str(tmp_path / "truth.json"))
+    from_topic = run(bag, model, tmp_path / "b.json", "--truth-topic", TRUTH_TOPIC)
+    assert from_file["per_class"] == from_topic["per_class"]
+    assert from_file["per_class"]["person"]["truths"] > 0
+
+    (tmp_path / "bad.json").write_text('{"images": []}')
+    with pytest.raises(UserError, match="not a COCO"):
+        run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "bad.json"))
+    coco["images"] = [{**entry, "stamp": 7 + entry["id"]} for entry in coco["images"]]
+    (tmp_path / "far.json").write_text(json.dumps(coco))
+    with pytest.raises(UserError, match="does not fit the bag"):
+        run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "far.json"))
+
+
+def hand_made(folder: Path, topics: dict[str, tuple[str, list[Any]]]) -> Path:
+    """A bag of given messages, 100 ms apart."""
+    store = typestore()
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, (kind, messages) in topics.items():
+            connection = writer.add_connection(topic, kind, typestore=store)
+            for k, message in enumerate(messages):
+                writer.write(connection, START + k * 100 * MS, store.serialize_cdr(message, kind))
+    return folder
+
+
+def picture(k: int, encoding: str, width: int = 96, height: int = 64, short: int = 0) -> Any:
+    types = typestore().types
+    stamp = types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=k * 100 * MS)
+    channels = {"mono8": 1, "bgr8": 3, "bayer_rggb8": 1}[encoding]
+    return types[IMAGE](
+        header=types["std_msgs/msg/Header"](stamp=stamp, frame_id="c"),
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=width * channels,
+        data=np.full(width * height * channels - short, 90, np.uint8),
+    )
+
+
+def test_without_truth(model: Path, tmp_path: Path) -> None:
+    bag = hand_made(
+        tmp_path / "bag",
+        {
+            "/cam/rgb": (IMAGE, [picture(k, "bgr8") for k in range(4)]),
+            "/cam/ir": (IMAGE, [picture(k, "mono8") for k in range(4)]),
+        },
+    )
+    names = ["--visible-topic", "/cam/rgb", "--thermal-topic", "/cam/ir"]
+    summary = run(bag, model, tmp_path / "a.json", "--report", str(tmp_path / "r.html"), *names)
+    assert summary["pairs"] == 4
+    assert "mAP50" not in summary
+    assert "mAP50_95" not in summary
+    assert "no truth" in (tmp_path / "r.html").read_text()
+    with pytest.raises(UserError, match="--truth-topic"):
+        run(bag, model, tmp_path / "a.json", *names, "--truth-topic", "/truth")
+
+
+def test_unusable_frames_are_counted_and_a_stream_of_them_is_an_error(model: Path, tmp_path: Path) -> None:
+    thermal = [picture(k, "mono8", short=1 if k == 2 else 0) for k in range(5)]
+    good = {VISIBLE_TOPIC: (IMAGE, [picture(k, "bgr8") for k in range(5)]), THERMAL_TOPIC: (IMAGE, thermal)}
+    summary = run(hand_made(tmp_path / "bag", good), model, tmp_path / "a.json")
+    assert summary["ledger"]["thermal"]["invalid"] == 1
+    assert summary["ledger"]["visible"]["too_far"] == 1
+    assert summary["pairs"] == 4
+    bad = {**good, VISIBLE_TOPIC: (IMAGE, [picture(k, "bayer_rggb8") for k in range(5)])}
+    with pytest.raises(UserError, match="bayer_rggb8"):
+        run(hand_made(tmp_path / "bad", bad), model, tmp_path / "a.json")
+
+
+def test_topics_that_are_missing_or_of_another_type(world: Path, model: Path, tmp_path: Path) -> None:
+    bag = write(world, tmp_path / "bag")
+    with pytest.raises(UserError, match=r"no topic /rgb .*/thermal/image, /visible/image.*--visible-topic"):
+        run(bag, model, tmp_path / "a.json", "--visible-topic", "/rgb")
+    with pytest.raises(UserError, match=r"is vision_msgs/msg/Detection2DArray, not sensor_msgs/msg/Image"):
+        run(bag, model, tmp_path / "a.json", "--thermal-topic", TRUTH_TOPIC)
+    with pytest.raises(UserError, match=r"not vision_msgs/msg/Detection2DArray"):
+        run(bag, model, tmp_path / "a.json", "--truth-topic", THERMAL_TOPIC)
+
+
+def test_bags_that_are_none(world: Path, model: Path, tmp_path: Path) -> None:
+    def fails(path: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            run(path, model, tmp_path / "a.json")
+
+    fails(tmp_path / "nothing", "does not exist")
+    fails(world.parent, "no metadata.yaml")
+    fails(world, "not a rosbag2 bag")
+    for storage, name in (("mcap", "cut.mcap"), ("sqlite3", "cut.db3")):
+        bag = write(world, tmp_path / storage / "cut", "--storage", storage)
+        (bag / name).write_bytes((bag / name).read_bytes()[: (bag / name).stat().st_size // 2])
+        fails(bag, "damaged, cut short")
+        fails(bag / name, "damaged, cut short")
+        (bag / "metadata.yaml").unlink()
+        fails(bag, "ros2 bag reindex")
+
+
+def test_a_mistake_is_one_line(world: Path, tmp_path: Path) -> None:
+    """As a user sees it: exit code 2 and a single line, without a traceback."""
+    command = [sys.executable, "-m", "rscmd_ros.evaluate_bag", str(tmp_path / "no_bag"), "--model", "m"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,87 @@
+"""The tree as a ROS package: what colcon makes of it, and whether its manifests agree."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import rscmd_model
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
+    share = installed_package / "share"
+    assert (share / "ament_index/resource_index/packages/rscmd_ros").is_file()
+    assert (share / "rscmd_ros/package.xml").read_text() == (ROOT / "package.xml").read_text()
+    for folder in ("launch", "config"):
+        mine = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+        assert {path.name for path in (share / "rscmd_ros" / folder).iterdir()} == mine
+    assert {"detector.launch.py"} <= {path.name for path in (ROOT / "launch").iterdir()}
+    assert {"detector.yaml", "fastdds.xml"} <= {path.name for path in (ROOT / "config").iterdir()}
+    for name in ("detector_node", "evaluate_bag", "make_bag"):
+        assert os.access(installed_package / "lib/rscmd_ros" / name, os.X_OK)
+
+
+def test_an_installed_command_runs_what_was_installed(installed_package: Path, tmp_path: Path) -> None:
+    """Not what lies in the checkout: from another folder, by the installed modules."""
+    modules = next(installed_package.glob("lib/python3*/site-packages"))
+    environ = {**os.environ, "PYTHONPATH": str(modules), "AMENT_PREFIX_PATH": str(installed_package)}
+    where = "import rscmd_model, rscmd_model.datasets, rscmd_ros; print(rscmd_model.__file__, rscmd_ros.__file__)"
+    found = subprocess.run([sys.executable, "-c", where], env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count(str(modules)) == 2
+    command = [installed_package / "lib/rscmd_ros/make_bag", "--help"]
+    usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert usage.returncode == 0, usage.stderr
+    assert "--rate-thermal" in usage.stdout
+
+
+def test_colcon_sees_one_package() -> None:
+    """The message package in underlay would otherwise be built over a distribution's."""
+    colcon = shutil.which("colcon", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if colcon is None:
+        pytest.skip("colcon not installed")
+    assert (ROOT / "underlay/COLCON_IGNORE").is_file()
+    listed = subprocess.run([colcon, "--log-base", os.devnull, "list"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split() for line in listed.stdout.splitlines()] == [["rscmd_ros", ".", "(ros.ament_python)"]]
+
+
+def test_the_manifest_is_valid() -> None:
+    package = pytest.importorskip("catkin_pkg.package").parse_package(ROOT / "package.xml", warnings=(warnings := []))
+    package.validate(warnings=warnings)
+    assert not warnings
+    assert (package.package_format, package.get_build_type()) == (3, "ament_python")
+    assert package.licenses == ["AGPL-3.0-only"]
+    assert (ROOT / str(package.licenses[0].file)).read_text().lstrip().startswith("GNU AFFERO GENERAL PUBLIC LICENSE")
+
+
+def test_versions_agree() -> None:
+    asked = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    versions = {MANIFEST.findtext("version"), asked.stdout.split()[-1], rscmd_model.__version__}
+    assert len(versions) == 1
+
+
+def test_every_imported_ros_package_is_declared() -> None:
+    """A missing dependency shows only on a machine with a bare ROS: here everything is installed anyway."""
+    declared = {element.text for element in MANIFEST if element.tag in ("depend", "exec_depend")}
+    keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
+    keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
+    keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
+    # Both come from pip by hand: see package.xml.
+    without_key = {"faster_coco_eval", "safetensors"}
+    own = {"rscmd_model", "rscmd_ros"}
+    imported = set()
+    for source in [*ROOT.glob("rscmd_*/**/*.py"), *ROOT.glob("launch/*.py")]:
+        imported |= set(re.findall(r"^\s*(?:from|import) ([A-Za-z_][A-Za-z0-9_]*)", source.read_text(), re.MULTILINE))
+    foreign = imported - own - without_key - set(sys.stdlib_module_names)
+    missing = {name for name in foreign if keys.get(name, name) not in declared}
+    assert not missing

@@ -1,0 +1,189 @@
+"""Reading image pairs: what is found, and what is told when something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from rscmd_model.datasets.pairs import (
+    check_pairs,
+    find_pairs,
+    load_data_yaml,
+    read_labels,
+    read_thermal,
+    read_visible,
+    split_hash,
+    stack_pair,
+)
+from rscmd_model.errors import UserError
+from rscmd_model.thermal import ThermalContract
+
+
+def write_world(root: Path, stems: tuple[str, ...] = ("a", "b")) -> Path:
+    """Two tiny splits in the native layout; the visible image is PNG, the thermal one JPEG with three channels."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("visible", "thermal", "labels"):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        for stem in stems:
+            cv2.imwrite(str(root / f"visible/{split}/{stem}.png"), rng.integers(0, 256, (24, 32, 3), np.uint8))
+            plane = cv2.GaussianBlur(rng.integers(0, 256, (24, 32), np.uint8), (5, 5), 2)
+            cv2.imwrite(str(root / f"thermal/{split}/{stem}.jpg"), np.dstack([plane] * 3))
+            (root / f"labels/{split}/{stem}.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    data = {
+        "path": ".",
+        "train": "visible/train",
+        "val": "visible/val",
+        "thermal": {"train": "thermal/train", "val": "thermal/val"},
+        "names": {0: "person", 1: "car"},
+    }
+    (root / "data.yaml").write_text(yaml.safe_dump(data))
+    return root / "data.yaml"
+
+
+def test_pairs_are_found_by_stem(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path))
+    pairs = find_pairs(data, "train")
+    assert [(p.stem, p.visible.suffix, p.thermal.suffix) for p in pairs] == [
+        ("a", ".png", ".jpg"),
+        ("b", ".png", ".jpg"),
+    ]
+    assert data.names == {0: "person", 1: "car"}
+    assert data.thermal_contract == ThermalContract()
+    assert len(check_pairs(pairs, 2, data.thermal_contract)) == 2
+    assert split_hash(pairs) != split_hash(pairs[:1])
+
+
+def test_a_data_yaml_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_world(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    assert len(find_pairs(load_data_yaml(file), "val")) == 2
+    assert load_data_yaml(Path(tmp_path.name) / "data.yaml").root == tmp_path.resolve()
+
+
+def test_missing_partners_are_counted_and_named(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path, ("a", "b", "c", "d", "e", "f")))
+    for stem in "abcd":
+        (tmp_path / f"thermal/train/{stem}.jpg").unlink()
+    (tmp_path / "visible/train/f.png").unlink()
+    with pytest.raises(UserError, match=r"5 of 6 images have no partner.*a has no thermal.*and 2 more"):
+        find_pairs(data, "train")
+
+
+def test_empty_split_missing_folder_unknown_split(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path))
+    with pytest.raises(UserError, match="no split 'test'; it has train, val"):
+        find_pairs(data, "test")
+    for file in [*(tmp_path / "visible/val").iterdir(), *(tmp_path / "thermal/val").iterdir()]:
+        file.unlink()
+    with pytest.raises(UserError, match="no images in"):
+        find_pairs(data, "val")
+    (tmp_path / "thermal/val").rmdir()
+    with pytest.raises(UserError, match="no folder"):
+        find_pairs(data, "val")
+
+
+def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path))
+    (tmp_path / "visible/train/a.jpg").write_bytes((tmp_path / "visible/train/a.png").read_bytes())
+    with pytest.raises(UserError, match="same stem"):
+        find_pairs(data, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2", "is not YAML"),
+        ("hello", "expected keys"),
+        ("names: {1: car}\nthermal: {train: t}", "names must list"),
+        ("names: [car]", "thermal must give a folder"),
+        ("names: [car]\nthermal: {train: t}", "split 'train' needs a visible folder"),
+        ("names: [car]\ntrain: v\nthermal: {train: t}\nthermal_contract: {source: mono8}", "source and scale"),
+        ("names: [car]\ntrain: v\nthermal: {train: t}\nthermal_contract: {source: rgb, scale: [0, 1]}", "'rgb'"),
+    ],
+)
+def test_bad_data_yaml(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load_data_yaml(tmp_path / "data.yaml")
+    with pytest.raises(UserError, match="cannot read"):
+        load_data_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("0 0.5 0.5 0.2", "expected 'class cx cy w h'"),
+        ("person 0.5 0.5 0.2 0.2", "expected 'class cx cy w h'"),
+        ("2 0.5 0.5 0.2 0.2", "class 2 is unknown"),
+        ("-1 0.5 0.5 0.2 0.2", "class -1 is unknown"),
+        ("0 0.95 0.5 0.2 0.2", "outside the image"),
+        ("0 320 240 20 20", "outside the image"),
+        ("0 0.5 0.5 0 0.2", "empty or lies outside"),
+        ("0 nan 0.5 0.2 0.2", "outside the image"),
+    ],
+)
+def test_bad_labels_name_file_and_line(tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("0 0.5 0.5 0.2 0.4\n\n" + line + "\n")
+    with pytest.raises(UserError, match=says) as error:
+        read_labels(file, 2)
+    assert f"{file}, line 3" in str(error.value)
+
+
+def test_labels(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("1 0.5 0.5 1 1\n0 0.1 0.1 0.2 0.2\n1 0.5 0.5 1 1\n")
+    np.testing.assert_allclose(read_labels(file, 2), [[0, 0.1, 0.1, 0.2, 0.2], [1, 0.5, 0.5, 1, 1]], rtol=1e-6)
+    assert read_labels(None, 2).shape == (0, 5)
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path, ("a", "b", "c", "d")))
+    pairs = find_pairs(data, "train")
+    jpeg = tmp_path / "thermal/train/a.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-40])
+    (tmp_path / "visible/train/b.png").write_bytes(b"not an image")
+    (tmp_path / "thermal/train/c.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="3 of 4 pairs cannot be used") as error:
+        check_pairs(pairs, 2, data.thermal_contract)
+    for name in ("a.jpg is cut short", "b.png is no readable image", "c.jpg is no readable image"):
+        assert name in str(error.value)
+
+
+def test_a_thermal_of_another_type_than_the_contract_is_named(tmp_path: Path) -> None:
+    data = load_data_yaml(write_world(tmp_path))
+    with pytest.raises(UserError, match=r"2 of 2 pairs.*a\.jpg: thermal image has dtype uint8"):
+        check_pairs(find_pairs(data, "train"), 2, ThermalContract("mono16", (0, 1000)))
+
+
+def test_thermal_files(tmp_path: Path) -> None:
+    deep = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 300
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert (read_thermal(tmp_path / "deep.png") == deep).all()
+    cv2.imwrite(str(tmp_path / "palette.png"), cv2.applyColorMap((deep // 256).astype(np.uint8), cv2.COLORMAP_JET))
+    with pytest.raises(UserError, match=r"palette\.png: .*colours are not temperatures"):
+        read_thermal(tmp_path / "palette.png")
+    with pytest.raises(UserError, match="cannot read"):
+        read_visible(tmp_path / "absent.png")
+
+
+def test_stack_is_red_green_blue_thermal() -> None:
+    visible = np.zeros((4, 6, 3), np.uint8)
+    visible[:] = (10, 20, 30)  # BGR
+    stack = stack_pair(visible, np.full((2, 3), 40, np.uint8))
+    assert stack.shape == (4, 6, 4)
+    assert (stack == (30, 20, 10, 40)).all()
+
+
+def test_real_pairs(llvip_mini: Path) -> None:
+    data = load_data_yaml(llvip_mini / "data.yaml")
+    for split, count, boxes in (("train", 32, 124), ("val", 6, 16)):
+        pairs = find_pairs(data, split)
+        assert len(pairs) == count
+        assert sum(len(read_labels(p.label, 1)) for p in pairs) == boxes
+    assert check_pairs(pairs, 1, data.thermal_contract)[0]["size"] == (1024, 1280)

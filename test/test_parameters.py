@@ -1,0 +1,78 @@
+"""The table of parameters: the file that shows it, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rscmd_ros.parameters import TABLE, Settings, as_double, problem_with, problem_with_change, to_yaml, unknown
+
+DEFAULTS = asdict(Settings())
+FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
+
+
+def test_file_shows_the_table():
+    assert FILE.read_text() == to_yaml(), "run: python -m rscmd_ros.parameters > config/detector.yaml"
+    shown = yaml.safe_load(to_yaml())["/**"]["ros__parameters"]
+    assert shown == DEFAULTS
+    # rclpy takes the types from the file: 50 would be an integer.
+    assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in DEFAULTS.items()}
+
+
+def test_defaults_are_allowed():
+    assert problem_with(DEFAULTS) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"confidence_threshold": 1.01}, "'confidence_threshold' is 1.01; it must lie between 0.0 and 1.0"),
+        ({"iou_threshold": -0.1}, "'iou_threshold' is -0.1"),
+        ({"slop_ms": math.nan}, "'slop_ms' is nan"),
+        ({"max_detections": 0}, "'max_detections' is 0; it must lie between 1 and 10000"),
+        ({"queue_size": 0}, "'queue_size' is 0"),
+        ({"pairing_policy": "closest"}, "'pairing_policy' is 'closest'; choose one of nearest, approximate, exact"),
+        ({"thermal_reliability": "maybe"}, "'thermal_reliability' is 'maybe'; choose one of best_effort, reliable"),
+        ({"reuse": True, "pairing_policy": "approximate"}, "'reuse' works with pairing_policy nearest only"),
+        ({"slop_ms": 0.0, "pairing_policy": "approximate"}, "with which pairing_policy approximate never pairs"),
+    ],
+)
+def test_what_is_wrong_is_named(values, words):
+    assert words in problem_with({**DEFAULTS, **values})
+
+
+def test_changes_are_judged_together():
+    """Each of two changes may be wrong alone and right together, and the other way round."""
+    exact = {**DEFAULTS, "pairing_policy": "exact"}
+    assert problem_with_change(exact, {"reuse": True}, configured=False)
+    assert problem_with_change(exact, {"reuse": True, "pairing_policy": "nearest"}, configured=False) is None
+    assert problem_with_change(DEFAULTS, {"confidence_threshold": 0.5, "iou_threshold": 2.0}, configured=True)
+
+
+def test_a_configured_node_takes_live_parameters_only():
+    live = {"confidence_threshold": 0.5, "iou_threshold": 0.5, "max_detections": 10}
+    assert {name for name, row in TABLE.items() if row.metadata["live"]} == set(live)
+    assert problem_with_change(DEFAULTS, live, configured=True) is None
+    for name in TABLE.keys() - live.keys():
+        changed = {name: object()}
+        assert f"'{name}' can be set only while the node is unconfigured" in problem_with_change(
+            DEFAULTS, {**live, **changed}, configured=True
+        )
+        assert problem_with_change(DEFAULTS, {name: DEFAULTS[name]}, configured=True) is None  # no change at all
+
+
+def test_integers_serve_as_doubles_and_nothing_else_does():
+    assert as_double("slop_ms", 50) == 50.0
+    assert isinstance(as_double("slop_ms", 50), float)
+    assert isinstance(as_double("max_detections", 50), int)
+    assert as_double("slop_ms", True) is True
+    assert as_double("slop_ms", "50") == "50"
+
+
+def test_unknown_names_are_found():
+    given = ["model", "use_sim_time", "qos_overrides./visible/image.subscription.depth", "confidence_treshold"]
+    assert unknown(given) == ["confidence_treshold"]

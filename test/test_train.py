@@ -1,0 +1,243 @@
+"""Training on the ultralytics engine: it learns, it resumes, it treats both images alike, and it refuses bad input."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_pairs import write_world
+from ultralytics.cfg import get_cfg
+
+from rscmd_model.config import METHODS, method_config
+from rscmd_model.datasets.paired import PairedDataset
+from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, split_hash
+from rscmd_model.errors import UserError
+from rscmd_model.evaluate import evaluate
+from rscmd_model.inference import Predictor
+from rscmd_model.model import RscmdModel
+from rscmd_model.model_file import load_model, read_header
+from rscmd_model.pretrained import load_yolov8, read_yolov8
+from rscmd_model.train import check_device, parse_options, train
+
+QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}
+PLAIN = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
+
+
+def two_class_world(root: Path) -> Path:
+    """Six pairs that neither camera sees whole: class 0 is bright in the visible image, class 1 in the thermal one."""
+    data = write_world(root, tuple("abcdef"))
+    rng = np.random.default_rng(0)
+    for stem in "abcdef":
+        visible = rng.integers(0, 60, (64, 64, 3), np.uint8)
+        thermal = rng.integers(0, 60, (64, 64), np.uint8)
+        lines = []
+        for cls, image in enumerate((visible, thermal)):
+            w, h = (int(side) for side in rng.integers(20, 30, 2))
+            x, y = int(rng.integers(0, 64 - w)), int(rng.integers(32 * cls, 32 * cls + 33 - h))
+            image[y : y + h, x : x + w] = 220
+            lines.append(f"{cls} {(x + w / 2) / 64} {(y + h / 2) / 64} {w / 64} {h / 64}")
+        (root / f"thermal/train/{stem}.jpg").unlink()
+        cv2.imwrite(str(root / f"visible/train/{stem}.png"), visible)
+        cv2.imwrite(str(root / f"thermal/train/{stem}.png"), thermal)
+        (root / f"labels/train/{stem}.txt").write_text("\n".join(lines))
+    return data
+
+
+def test_overfits_a_handful_of_pairs(tmp_path: Path) -> None:
+    file_of_data = two_class_world(tmp_path / "data")
+    recipe = {"epochs": 160, "batch": 6, "nbs": 6, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 10.0}
+    options = {**QUICK, **PLAIN, **recipe, "val": False, "save": False, "project": str(tmp_path), "name": "run"}
+    file = train(file_of_data, method_config("rscmd"), options)
+    data = load_data_yaml(file_of_data)
+    pairs = find_pairs(data, "train")
+    predictor = Predictor(file, device="cpu", conf=0.001, max_det=100)
+    assert evaluate(predictor, data, pairs)["mAP50"] > 0.9
+    header = read_header(file)
+    assert header.image_size == 64
+    assert header.data == {"name": "data", "split_hash": split_hash(pairs)}
+    assert header.metrics["metrics/mAP50(B)"] >= 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_writes_its_files(method: str, tmp_path: Path) -> None:
+    data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
+    before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
+    file = train(data, method_config(method), {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"})
+    model, header = load_model(file)
+    assert header.config == method_config(method)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert (tmp_path / "run" / "weights" / "last.pt").is_file()
+    assert before == sorted(p.name for p in (tmp_path / "data").rglob("*")), "training wrote into the data folder"
+
+
+def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Stopped in the fourth epoch and resumed, a run ends with as many epochs as one that was never stopped."""
+    data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
+    command = [sys.executable, "-m", "rscmd_model.train"]
+    options = [f"{k}={v}" for k, v in QUICK.items()] + ["epochs=200", f"project={tmp_path}", "name=run"]
+    run = subprocess.Popen(
+        [*command, "--data", str(data), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    results = tmp_path / "run" / "results.csv"
+    try:
+        while run.poll() is None and (not results.exists() or len(results.read_text().splitlines()) < 4):
+            pass
+        assert run.poll() is None
+    finally:
+        run.kill()  # as by kill -9
+        run.wait()
+    reached = len(results.read_text().splitlines()) - 1
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    last = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)
+    last["train_args"]["epochs"] = last["epoch"] + 3
+    torch.save(last, tmp_path / "run" / "weights" / "last.pt")
+    subprocess.run([*command, f"resume={tmp_path / 'run' / 'weights' / 'last.pt'}"], check=True, capture_output=True)
+    epochs = [int(row["epoch"]) for row in csv.DictReader(results.open())]
+    assert epochs[-1] == last["epoch"] + 3
+    assert epochs[-1] >= reached
+
+
+def dataset(data: Path, augment: bool, **hyp: float) -> PairedDataset:
+    config = load_data_yaml(data)
+    options = get_cfg(overrides={"imgsz": 64, **hyp})
+    mapping = {"config": config, "names": config.names, "nc": len(config.names), "channels": 4}
+    return PairedDataset(img_path="train", imgsz=64, augment=augment, hyp=options, data=mapping, batch_size=4)
+
+
+def grey_world(root: Path) -> Path:
+    """Pairs whose thermal image is the grey visible one, so that any difference in geometry shows."""
+    data = write_world(root, ("a", "b", "c", "d"))
+    rng = np.random.default_rng(1)
+    for file in sorted((root / "visible/train").iterdir()):
+        plane = cv2.GaussianBlur(rng.integers(0, 256, (48, 64), np.uint8), (7, 7), 3)
+        cv2.imwrite(str(file), np.dstack([plane] * 3))
+        (root / f"thermal/train/{file.stem}.jpg").unlink()
+        cv2.imwrite(str(root / f"thermal/train/{file.stem}.png"), plane)
+    return data
+
+
+def test_geometry_is_the_same_for_both_images(tmp_path: Path) -> None:
+    pairs = dataset(
+        grey_world(tmp_path), True, mosaic=0.7, degrees=10, mixup=0.3, flipud=0.5, hsv_h=0, hsv_s=0, hsv_v=0
+    )
+    for _ in range(5):
+        for i in range(len(pairs)):
+            stack = pairs[i]["img"]
+            assert stack.shape == (4, 64, 64)
+            assert torch.equal(stack[0], stack[3])
+
+
+def test_photometric_changes_are_each_image_s_own(tmp_path: Path) -> None:
+    pairs = dataset(grey_world(tmp_path), True, mosaic=0, scale=0, translate=0, fliplr=0, hsv_v=0.6)
+    plain = dataset(tmp_path / "data.yaml", False)
+    shifts = []
+    for _ in range(8):
+        stack, before = pairs[0]["img"].float(), plain[0]["img"].float()
+        inside = before[0] != 114  # not the letterbox's padding
+        shifts.append([(stack[c] - before[c])[inside].mean() for c in (0, 3)])
+    visible, thermal = np.array(shifts).T
+    assert visible.std() > 2
+    assert thermal.std() > 2
+    assert abs(np.corrcoef(visible, thermal)[0, 1]) < 0.99
+
+
+def test_rectangular_batches_keep_images_and_labels_together(tmp_path: Path) -> None:
+    data = write_world(tmp_path, ("a", "b", "c"))
+    cv2.imwrite(str(tmp_path / "visible/train/a.png"), np.full((60, 20, 3), 9, np.uint8))
+    (tmp_path / "labels/train/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
+    config = load_data_yaml(data)
+    mapping = {"config": config, "names": config.names, "nc": 2, "channels": 4}
+    pairs = PairedDataset(
+        img_path="train",
+        imgsz=64,
+        augment=False,
+        hyp=get_cfg(),
+        data=mapping,
+        batch_size=1,
+        rect=True,
+        stride=32,
+        pad=0.5,
+    )
+    for i in range(3):
+        sample = pairs[i]
+        assert (Path(sample["im_file"]).stem == "a") == (sample["cls"][0, 0] == 1) == (sample["ori_shape"] == (60, 20))
+
+
+def test_bad_pairs_stop_a_training_before_it_starts(tmp_path: Path) -> None:
+    data = write_world(tmp_path / "data")
+    (tmp_path / "data/thermal/train/a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 2 pairs cannot be used"):
+        train(data, method_config("sum"), {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"})
+
+
+def test_options_are_ultralytics_own() -> None:
+    assert parse_options(["epochs=3", "lr0=1e-3", "amp=False", "device=0,1", "cache=ram"]) == {
+        "epochs": 3,
+        "lr0": 1e-3,
+        "amp": False,
+        "device": "0,1",
+        "cache": "ram",
+    }
+    with pytest.raises(UserError, match="did you mean epochs"):
+        parse_options(["epoch=3"])
+    with pytest.raises(UserError, match="key=value"):
+        parse_options(["epochs"])
+
+
+def test_absent_device_is_named() -> None:
+    check_device(None)
+    check_device("cpu")
+    with pytest.raises(UserError, match="'99' is not there"):
+        check_device("99")
+
+
+def test_cli_mistakes_are_one_line(tmp_path: Path) -> None:
+    def error(*words: str) -> str:
+        command = [sys.executable, "-m", "rscmd_model.train", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    assert "give --data" in error()
+    assert "cannot read" in error("--data", str(tmp_path / "absent.yaml"))
+    data = write_world(tmp_path / "data")
+    assert "no weights file" in error(
+        "--data", str(data), "--weights", "yolov8n.pt", f"project={tmp_path}", "plots=False"
+    )
+
+
+def test_yolov8_weights_start_both_streams(tmp_path: Path) -> None:
+    """A plain YOLOv8 in our network answers as it does in its own; the thermal stem sums the colours."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    torch.manual_seed(0)
+    names = {i: str(i) for i in range(80)}
+    plain = DetectionModel("yolov8n.yaml", verbose=False)
+    plain.args = {}
+    torch.save({"model": plain, "ema": None, "train_args": {}}, tmp_path / "yolov8n.pt")
+    state = read_yolov8(tmp_path / "yolov8n.pt")
+    visible = RscmdModel(method_config("visible"), names)
+    count = load_yolov8(visible, state)
+    assert count.kept == ()
+    assert "all" not in str(count)
+    x = torch.rand(1, 4, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(visible.eval()(x)[0], plain.eval()(x[:, :3])[0])
+    both = RscmdModel(method_config("rscmd"), {0: "person"})
+    count = load_yolov8(both, state)
+    assert count.loaded > 700
+    assert all(".head." in name for name in count.kept)
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        a = both.backbones["visible"].b0.conv(grey.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(both.backbones["thermal"].b0.conv(grey), a, rtol=1e-4, atol=1e-5)
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(UserError, match="no ultralytics checkpoint"):
+        read_yolov8(tmp_path / "junk.pt")
