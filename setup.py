@@ -27,8 +27,8 @@ setup(
     entry_points={
         "console_scripts": [
             "detector_node = rscmd_ros.detector_node:main",
-            "evaluate_bag = rscmd_ros.evaluate_bag:main",
-            "make_bag = rscmd_ros.make_bag:main",
+            "evaluate_bag = rscmd_ros.evaluate_bag:cli",
+            "make_bag = rscmd_ros.make_bag:cli",
         ]
     },
 )

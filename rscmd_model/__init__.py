@@ -11,3 +11,8 @@ __version__ = "0.1.0"
 # with them it sends no usage events, downloads no weights (not even for its AMP check) and installs no packages.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+# A robot's processor is never idle. By default, OpenMP's threads spin while they wait for one another; when another
+# process holds a core, each of the network's many small steps then waits for a time slice, and an answer that takes
+# 30 ms takes a second. Waiting asleep costs little. Has to be set before torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -21,7 +21,10 @@ _GRACE = 2.5
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the node until a signal ends it. Exits 0; or 2, with one line on stderr, when it cannot start."""
+    """Run the node until a signal ends it. Exits 0; or 2, with one line on stderr, when it cannot start as asked."""
+    # Read when torch is loaded. By default its threads wait for each other in busy loops, which made an inference take
+    # ten times as long where other processes wanted the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
@@ -33,27 +36,31 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     ros.join(_GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
+    # No outcome means that a signal came during something long, or that an error was printed that we did not foresee.
+    code = outcome[0] if outcome else 0 if stopping.is_set() else 1
     # Not sys.exit: a thread may still be inside an import or an inference that nothing can interrupt, and the
     # interpreter's own ending would pull the libraries away from under it.
-    os._exit(outcome[0] if outcome else 0)
+    os._exit(code)
 
 
 def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     """Everything from importing rclpy to the last goodbye; returns the exit code."""
-    import rclpy
-    from rclpy.exceptions import ParameterException
-    from rclpy.executors import SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
+    try:
+        import rclpy
+        from rclpy.exceptions import NameValidationException, ParameterException
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
 
+        from rscmd_ros.node import DetectorNode
+    except ImportError as error:
+        return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML
         return _refuse(error)
-    from rscmd_ros.node import DetectorNode
-
     try:
         node = DetectorNode(stopping)
-    except ParameterException as error:
+    except (ParameterException, NameValidationException) as error:
         rclpy.try_shutdown()
         return _refuse(error)
     executor = SingleThreadedExecutor()
@@ -75,9 +82,9 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     return 0
 
 
-def _refuse(error: Exception) -> int:
+def _refuse(error: Exception, hint: str = "") -> int:
     kind = "unknown arguments after --ros-args: " if type(error).__name__ == "UnknownROSArgsError" else ""
-    print(f"error: cannot start: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: cannot start: {kind}{' '.join(str(error).split())}{hint}", file=sys.stderr)
     return 2
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
@@ -284,5 +284,10 @@ def _print(summary: dict[str, Any], notes: list[str]) -> None:
         print(f"note: {note}")
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """What the installed command runs: a user's mistake is one line and exit code 2."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

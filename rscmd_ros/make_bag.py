@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
@@ -281,5 +281,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {args.out}: " + ", ".join(f"{count} on {topic}" for topic, count in counts.items()))
 
 
-if __name__ == "__main__":
+def cli() -> NoReturn:
+    """What the installed command runs: a user's mistake is one line and exit code 2."""
     run_cli(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -232,7 +232,7 @@ class DetectorNode(LifecycleNode):
         except ConversionError as error:
             pairer.invalid(stream)
             self._refused[stream] = f"{self._topic(stream)}: {error}"
-            self._warn(f"{stream} refused", self._refused[stream])
+            self._warn(self._refused[stream])
             return
         for pair in pairer.add(stream, stamp_ns(msg.header), arrival, self._now()):
             worker.submit(pair)
@@ -248,8 +248,8 @@ class DetectorNode(LifecycleNode):
         subscriber = self._subscribers.get(stream)
         return str(subscriber.sub.topic_name) if subscriber else self.resolve_topic_name(f"{stream}/image")
 
-    def _warn(self, subject: str, text: str) -> None:
-        if self._warnings.allows(subject):
+    def _warn(self, text: str) -> None:
+        if self._warnings.allows(text):
             self.get_logger().warning(text)
 
     def _work_counts(self) -> dict[str, int]:
@@ -265,7 +265,7 @@ class DetectorNode(LifecycleNode):
                 continue  # discovery takes its time
             reliability = getattr(self._settings, f"{stream}_reliability")
             if problem := topic_problem(self._topic(stream), publishers, reliability):
-                self._warn(f"{stream} topic {problem}", problem)
+                self._warn(problem)
                 problems.append(problem)
         return problems
 

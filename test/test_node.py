@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,17 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
-from detector_process import MS, Cameras, Detector, check_ledger, check_silent_leave, images, wait_for_handlers
+from detector_process import (
+    MS,
+    PATIENCE,
+    ROOT,
+    Cameras,
+    Detector,
+    check_ledger,
+    check_silent_leave,
+    images,
+    wait_for_handlers,
+)
 from rcl_interfaces.srv import DescribeParameters
 from sensor_msgs.msg import CompressedImage
 
@@ -147,6 +159,8 @@ def test_images_that_cannot_be_used_are_counted_and_named(active, cameras):
     cameras.publishers["thermal"].publish(deep)
     active.wait_for("/thermal/image: thermal image has encoding 'mono16' (mono16), and the model was trained on mono8")
     # Told once in a while, counted every time.
+    for _ in range(20):
+        cameras.publishers["visible"].publish(visible)
     short, _ = images(cameras.stamp + 100 * MS)
     short.data = short.data[:-1]
     unstamped, _ = images(0)
@@ -154,9 +168,11 @@ def test_images_that_cannot_be_used_are_counted_and_named(active, cameras):
         cameras.publishers["visible"].publish(bad)
     after = cameras.fresh_counts()
     check_ledger(after)
-    assert after["visible.invalid"] - before["visible.invalid"] == 3
+    assert after["visible.invalid"] - before["visible.invalid"] == 23
     assert after["thermal.invalid"] - before["thermal.invalid"] == 1
-    assert active.text.count("[WARN]") == active.text.count("has encoding") + active.text.count("nothing publishes")
+    assert active.text.count("encoding 'yuv422'") < 21
+    assert "bytes of data; expected step x height" in active.text
+    assert "visible image has no stamp" in active.text
     good, _ = cameras.send_pair()
     cameras.spin_until(lambda: bool(cameras.detections), "detections after bad images")
     assert cameras.detections[-1].header == good.header
@@ -308,3 +324,21 @@ def test_signals_end_it_with_0_and_no_traceback(alone, model, tmp_path, cameras,
         check_silent_leave(detector, cameras)
     finally:
         detector.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "slop_ms:=-1"], "slop_ms out of range"),
+        (["-p", "half:=perhaps"], "half"),
+        (["--params-file", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["--nonsense"], "unknown arguments after --ros-args: ['--nonsense']"),
+    ],
+)
+def test_a_start_that_cannot_be_made_says_why_in_one_line(arguments, words):
+    command = [sys.executable, "-m", "rscmd_ros.detector_node", "--ros-args", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: cannot start: ")]
+    assert words in line
+    assert "Traceback" not in done.stderr

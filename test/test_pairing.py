@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
+from frame_streams import MS, SECOND, camera, check_ledger, counts, feed, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rscmd_ros.pairing import COUNTERS, DEFAULT_CAPACITY, STREAMS, NearestPairer, Pair, Pairer, Stream, make_pairer
-
-MS = 1_000_000
-SECOND = 1000 * MS
-
-Event = tuple[int, Stream, int]
-"""(when it arrives, stream, stamp), all ns."""
-
-
-def check_ledger(pairer: Pairer) -> None:
-    for stream, counts in pairer.ledger.as_dict().items():
-        assert counts["received"] == sum(counts[counter] for counter in COUNTERS) + counts["pending"], (stream, counts)
-        assert all(n >= 0 for n in counts.values()), (stream, counts)
-
-
-def counts(pairer: Pairer, stream: Stream) -> dict[str, int]:
-    """The counters that are not 0."""
-    return {name: n for name, n in pairer.ledger.as_dict()[stream].items() if n}
-
-
-def times(pairs: Iterable[Pair]) -> list[tuple[int, int]]:
-    return [(pair.visible.stamp, pair.thermal.stamp) for pair in pairs]
-
-
-def camera(
-    stream: Stream,
-    hz: float,
-    *,
-    seconds: float = 4.0,
-    phase_ms: float = 0,
-    latency_ms: float = 0,
-    jitter_ms: float = 0,
-    seed: int = 0,
-) -> list[Event]:
-    """A free-running camera; its jitter is of the stamps and leaves their order alone."""
-    rng = random.Random(f"{stream}{seed}")
-    events = []
-    for n in range(int(seconds * hz)):
-        stamp = SECOND + round((n / hz * 1000 + phase_ms + rng.uniform(-jitter_ms, jitter_ms)) * MS)
-        events.append((stamp + round(latency_ms * MS), stream, stamp))
-    return events
-
-
-def feed(pairer: Pairer, *streams: Iterable[Event], flush: bool = True) -> list[Pair]:
-    pairs = []
-    for now, stream, stamp in sorted(event for events in streams for event in events):
-        pairs += pairer.add(stream, stamp, stamp, now)
-        check_ledger(pairer)
-    if flush:
-        pairs += pairer.flush()
-        check_ledger(pairer)
-    return pairs
+from rscmd_ros.pairing import DEFAULT_CAPACITY, STREAMS, NearestPairer, Pair, make_pairer
 
 
 def by_the_rule(visible: Sequence[int], thermal: Sequence[int], slop: int) -> list[tuple[int, int]]:
@@ -289,6 +238,34 @@ def test_deadline_emits_what_there_is():
     assert counts(pairer, "visible") == {"paired": 1, "received": 1}
 
 
+def test_deadline_starts_anew_when_the_possible_partner_went_elsewhere():
+    pairer = NearestPairer(20, deadline=100)
+    for stream, stamp in (("visible", 110), ("thermal", 112), ("thermal", 125)):
+        assert pairer.add(stream, stamp, None, 0) == []
+    assert times(pairer.add("visible", 113, None, 90)) == [(113, 112)]
+    assert pairer.add("visible", 130, None, 95) == []
+    assert pairer.poll(194) == []
+    assert times(pairer.poll(195)) == [(130, 125)]
+
+
+def test_frame_passed_over_at_a_deadline_gets_the_next_partner():
+    for reuse, expected in ((False, [(110, 113)]), (True, [(110, 111), (110, 113)])):
+        pairer = NearestPairer(5, deadline=10, reuse=reuse)
+        pairs = pairer.add("visible", 108, None, 0) + pairer.add("thermal", 111, None, 0) + pairer.poll(10)
+        assert times(pairs) == [(108, 111)]
+        pairs = pairer.add("visible", 110, None, 10) + pairer.add("thermal", 113, None, 10) + pairer.flush()
+        assert times(pairs) == expected
+        check_ledger(pairer)
+
+
+def test_reuse_does_not_go_back_for_a_nearer_partner():
+    pairer = NearestPairer(50, deadline=10, reuse=True)
+    pairs = pairer.add("thermal", 100, None, 0) + pairer.add("visible", 110, None, 0)
+    pairs += pairer.add("visible", 120, None, 0) + pairer.poll(10)
+    assert times(pairs) == [(110, 100), (120, 100)]
+    assert times(pairer.add("thermal", 112, None, 11) + pairer.flush()) == [(120, 112)]
+
+
 def test_equal_stamps_are_paired_at_once():
     pairer = NearestPairer(0)
     pairer.add("visible", SECOND, "v", 0)
@@ -384,54 +361,3 @@ def test_wrong_arguments_are_named():
     for bad in ({"slop": -1}, {"slop": 1, "deadline": -1}, {"slop": 1, "capacity": 0}):
         with pytest.raises(ValueError, match="must be"):
             make_pairer("nearest", **bad)
-
-
-@pytest.fixture(scope="module")
-def message_filters():
-    return pytest.importorskip("message_filters", reason="message_filters is not installed")
-
-
-@given(st.lists(st.tuples(streams, st.integers(-3, 12)), max_size=50), st.integers(0, 12), st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_standard_policies_pair_as_message_filters_does_and_count_the_rest(message_filters, steps, slop_ms, exact):
-    from builtin_interfaces.msg import Time
-    from std_msgs.msg import Header
-
-    capacity = 5
-    inputs = [message_filters.SimpleFilter() for _ in STREAMS]
-    if exact:
-        plain = message_filters.TimeSynchronizer(inputs, capacity)
-    else:
-        plain = message_filters.ApproximateTimeSynchronizer(inputs, capacity, slop_ms / 1000)
-    expected: list[tuple[int, int]] = []
-    plain.registerCallback(lambda *two: expected.append(tuple(m.stamp_ms for m in two)))
-
-    class Message:
-        def __init__(self, stamp_ms: int) -> None:
-            self.stamp_ms = stamp_ms
-            self.header = Header(stamp=Time(sec=stamp_ms // 1000, nanosec=stamp_ms % 1000 * MS))
-
-    pairer = make_pairer("exact" if exact else "approximate", slop=slop_ms * MS, capacity=capacity)
-    at = dict.fromkeys(STREAMS, 5000)
-    got = []
-    for stream, step in steps:
-        at[stream] += step
-        got += pairer.add(stream, at[stream] * MS, None, 0)
-        check_ledger(pairer)
-        if pairer.resets:  # several small steps back in a row; from here on the plain class pairs old frames
-            return
-        inputs[STREAMS.index(stream)].signalMessage(Message(at[stream]))
-        assert [(v // MS, t // MS) for v, t in times(got)] == expected
-    pairer.flush()
-    check_ledger(pairer)
-    assert all(pairer.ledger.as_dict()[stream]["pending"] == 0 for stream in STREAMS)
-
-
-def test_standard_policy_survives_a_loop(message_filters):
-    pairer = make_pairer("approximate", slop=50 * MS, capacity=10)
-    pairs = []
-    for loop in range(3):
-        for now, stream, stamp in sorted(camera("visible", 30) + camera("thermal", 9)):
-            pairs += pairer.add(stream, stamp, None, now + loop)
-            check_ledger(pairer)
-    assert len(pairs) >= 3 * 36 - 6
