@@ -22,9 +22,6 @@ _GRACE = 2.5
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the node until a signal ends it. Exits 0; or 2, with one line on stderr, when it cannot start as asked."""
-    # Read when torch is loaded. By default its threads wait for each other in busy loops, which made an inference take
-    # ten times as long where other processes wanted the cores too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())

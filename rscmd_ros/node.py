@@ -33,7 +33,7 @@ from rscmd_ros.parameters import Settings
 from rscmd_ros.worker import StoppedError, Worker, run_unless
 
 _MS = 1_000_000
-_QUEUE_OF_MIDDLEWARE = 10
+_LEAST_QUEUE_OF_MIDDLEWARE = 10
 _GRACE_FOR_PUBLISHERS = 5.0
 _WAIT_FOR_INFERENCE = 2.0
 _WAIT_FOR_INFERENCE_AT_END = 1.0
@@ -175,7 +175,7 @@ class DetectorNode(LifecycleNode):
             reliable = getattr(self._settings, f"{stream}_reliability") == "reliable"
             qos = QoSProfile(
                 history=QoSHistoryPolicy.KEEP_LAST,
-                depth=_QUEUE_OF_MIDDLEWARE,
+                depth=max(_LEAST_QUEUE_OF_MIDDLEWARE, self._settings.queue_size),
                 reliability=QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT,
             )
             subscriber = message_filters.Subscriber(self, Image, f"{stream}/image", qos_profile=qos)

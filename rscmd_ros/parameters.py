@@ -76,7 +76,8 @@ class Settings:
     )
     queue_size: int = _parameter(
         30,
-        "Frames of each stream kept waiting for a partner. More are needed when one stream comes much later.",
+        "Frames of each stream kept waiting for a partner, and messages by the middleware (10 at least). More are "
+        "needed when one stream comes much later.",
         low=1,
         high=1000,
     )
