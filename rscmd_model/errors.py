@@ -12,7 +12,11 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point and exit: 0 or its own code, 2 with one line on stderr for a `UserError`, 130 on Ctrl-C."""
+    """Run an entry point and exit with its own code, 0 by default.
+
+    A `UserError`, or a file that the system would not read or write (a full disk, a missing permission), is one line
+    on stderr and exit code 2; Ctrl-C is 130.
+    """
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -24,3 +28,9 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as in `... | head`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -55,7 +55,8 @@ def main() -> None:
     if args.out:
         plane = predictor.thermal.apply(thermal) if thermal is not None else None
         with whole_file(args.out) as aside:
-            cv2.imwrite(str(aside), side_by_side(visible, plane, found, predictor.names))
+            picture = cv2.imencode(args.out.suffix, side_by_side(visible, plane, found, predictor.names))[1]
+            aside.write_bytes(picture.tobytes())  # cv2.imwrite would say nothing of a full disk
     if not args.json and not args.out:
         print(json.dumps(objects, indent=2))
 

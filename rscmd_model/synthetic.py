@@ -60,19 +60,11 @@ def write_world(
     _refuse_foreign(out)
     partial = out.with_name(out.name + ".partial")
     _remove(partial)
-    lengths = {"train": config.train_sequence, "val": config.val_sequence}
-    for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True)):
-        for kind in ("visible", "thermal", "labels"):
-            (partial / kind / split).mkdir(parents=True)
-        frames = generate(seed, number, count, size[0], size[1], config, lengths[split])
-        for done, (stem, frame) in enumerate(frames, 1):
-            _write_frame(partial, split, stem, frame)
-            if progress and (done % 100 == 0 or done == count):
-                progress(f"{split}: {done} of {count} pairs")
-    names = ", ".join(f"{number}: {name}" for number, name in CLASS_NAMES.items())
-    (partial / "data.yaml").write_text(_DATA_YAML % names, encoding="utf-8")
-    facts = {"train": train, "val": val, "size": list(size), "seed": seed, "config": dataclasses.asdict(config)}
-    (partial / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    try:
+        _write_splits(partial, (train, val), size, seed, config, progress)
+    except BaseException:  # a full disk, Ctrl-C: what is half written helps nobody
+        _remove(partial)
+        raise
     if out.exists():
         old = out.with_name(out.name + ".old")
         _remove(old)
@@ -82,6 +74,35 @@ def write_world(
     else:
         partial.rename(out)
     return out / "data.yaml"
+
+
+def _write_splits(
+    folder: Path,
+    counts: tuple[int, int],
+    size: tuple[int, int],
+    seed: int,
+    config: WorldConfig,
+    progress: Callable[[str], None] | None,
+) -> None:
+    lengths = {"train": config.train_sequence, "val": config.val_sequence}
+    for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
+        for kind in ("visible", "thermal", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        frames = generate(seed, number, count, size[0], size[1], config, lengths[split])
+        for done, (stem, frame) in enumerate(frames, 1):
+            _write_frame(folder, split, stem, frame)
+            if progress and (done % 100 == 0 or done == count):
+                progress(f"{split}: {done} of {count} pairs")
+    names = ", ".join(f"{number}: {name}" for number, name in CLASS_NAMES.items())
+    (folder / "data.yaml").write_text(_DATA_YAML % names, encoding="utf-8")
+    facts = {
+        "train": counts[0],
+        "val": counts[1],
+        "size": list(size),
+        "seed": seed,
+        "config": dataclasses.asdict(config),
+    }
+    (folder / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _remove(folder: Path) -> None:

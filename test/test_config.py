@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
 from rscmd_model.config import METHODS, ModelConfig, method_config
 from rscmd_model.detections import Detections
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, run_cli
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,3 +70,13 @@ def test_detections_refuse_what_they_cannot_be(
 def test_empty_detections() -> None:
     assert len(Detections.empty()) == 0
     assert Detections.empty().boxes.shape == (0, 4)
+
+
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def full_disk() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.json")
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(full_disk)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: out.json: No space left on device\n"
