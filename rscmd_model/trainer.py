@@ -33,6 +33,10 @@ class PairedTrainer(DetectionTrainer):
         overrides: ultralytics' options; `model` is a checkpoint only when resuming.
     """
 
+    last: Path
+    best: Path
+    metrics: dict[str, float]
+
     def get_dataset(self) -> dict[str, Any]:
         """The `data.yaml` as the mapping that the engine hands around.
 
@@ -102,8 +106,22 @@ class PairedTrainer(DetectionTrainer):
         return [k for k in labelled if k not in extra]
 
     def save_model(self) -> bool:
-        """ultralytics' checkpoints, and `model.safetensors` whenever this epoch is the best so far."""
-        saved = super().save_model()
+        """ultralytics' checkpoints, and `model.safetensors` whenever this epoch is the best so far.
+
+        The checkpoints are written aside and renamed: a run that is killed meanwhile can still be resumed.
+        """
+        files = self.last, self.best
+        aside = [file.with_suffix(".partial") for file in files]
+        self.last, self.best = aside
+        try:
+            saved = super().save_model()
+            for written, file in zip(aside, files):
+                if written.exists():
+                    written.replace(file)
+        finally:
+            self.last, self.best = files
+            for written in aside:
+                written.unlink(missing_ok=True)
         if self.best_fitness == self.fitness:
             data = self.data["config"]
             header = ModelHeader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -87,7 +88,7 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
     results = tmp_path / "run" / "results.csv"
     try:
         while run.poll() is None and (not results.exists() or len(results.read_text().splitlines()) < 4):
-            pass
+            time.sleep(0.05)
         assert run.poll() is None
     finally:
         run.kill()  # as by kill -9
