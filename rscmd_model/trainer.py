@@ -44,10 +44,10 @@ class PairedTrainer(DetectionTrainer):
             UserError: the file is wrong, or lacks the splits train and val.
         """
         config = load_data_yaml(self.args.data)
-        for split in ("train", self.args.split):
-            find_pairs(config, split)
+        pairs = {split: find_pairs(config, split) for split in ("train", self.args.split)}
         return {
             "config": config,
+            "split_hash": split_hash(pairs["train"]),
             "path": config.root,
             "train": "train",
             self.args.split: self.args.split,
@@ -129,7 +129,7 @@ class PairedTrainer(DetectionTrainer):
                 names=self.data["names"],
                 image_size=int(self.args.imgsz),
                 thermal=data.thermal_contract,
-                data={"name": data.root.name, "split_hash": split_hash(find_pairs(data, "train"))},
+                data={"name": data.root.name, "split_hash": self.data["split_hash"]},
                 metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
             )
             save_model(self.model_file, self.ema.ema, header)

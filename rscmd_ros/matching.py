@@ -8,6 +8,7 @@ matching, and since pairs may not cross, it settles everything older than itself
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def make_pair(a: Waiting, b: Waiting) -> Pair:
     return Pair(visible.frame, thermal.frame, thermal.time - visible.time)
 
 
-class Matcher:
+class Matcher(ABC):
     """What both matchings share: the window of frames, what is known of both streams, and the counting."""
 
     def __init__(self, *, slop: int, deadline: int | None, capacity: int, anticipate: bool) -> None:
@@ -74,13 +75,13 @@ class Matcher:
         self.window[frame.stream].append(Waiting(frame, time))
         return self.decide(now)
 
+    @abstractmethod
     def decide(self, now: int) -> list[Pair]:
         """Return the pairs that are certain or due, oldest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> list[Pair]:
         """Decide everything as if no frame were to follow; the window is empty afterwards."""
-        raise NotImplementedError
 
     def _clock(self, now: int) -> None:
         """Note the caller's clock; when it was set back, nothing waits longer than from now on."""

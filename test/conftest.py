@@ -66,11 +66,17 @@ def llvip_mini() -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The prefix into which `colcon build` installed a copy of this checkout: `install/rscmd_ros`."""
-    colcon = shutil.which("colcon", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if colcon is None:
+def colcon() -> str:
+    """The colcon of this Python's environment, or else the one on PATH; skips where there is none."""
+    found = shutil.which("colcon", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if found is None:
         pytest.skip("colcon not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installed_package(colcon: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The prefix into which `colcon build` installed a copy of this checkout: `install/rscmd_ros`."""
     workspace = tmp_path_factory.mktemp("workspace")
     # Under src, as in a workspace; hidden folders such as .git and .venv are no part of a package.
     shutil.copytree(ROOT, workspace / "src" / "rscmd_ros", ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +42,8 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     assert "--rate-thermal" in usage.stdout
 
 
-def test_colcon_sees_one_package() -> None:
+def test_colcon_sees_one_package(colcon: str) -> None:
     """The message package in underlay would otherwise be built over a distribution's."""
-    colcon = shutil.which("colcon", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if colcon is None:
-        pytest.skip("colcon not installed")
     assert (ROOT / "underlay/COLCON_IGNORE").is_file()
     listed = subprocess.run([colcon, "--log-base", os.devnull, "list"], cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
