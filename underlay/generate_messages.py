@@ -29,6 +29,8 @@ from rosidl_typesupport_fastrtps_c.cli import GenerateFastRTPSCTypesupport
 from rosidl_typesupport_introspection_c.cli import GenerateIntrospectionCTypesupport
 
 FLAGS = ["-O1", "-fPIC", "-w"]
+# Asked for here, in one thread: sysconfig's first answers, when several threads ask at once, can be None.
+PYTHON_HEADERS = Path(sysconfig.get_config_var("INCLUDEPY"))
 # What rmw_fastrtps_cpp asks for: the first to write and read messages, the second to describe their type to others.
 FAST, DESCRIBED = "rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c"
 KINDS = ("c", "fastrtps", "introspection", "typesupport", "python")
@@ -127,7 +129,7 @@ class Package:
     def compile_one(self, source: Path) -> None:
         packages = [path for path in (self.prefix / "include").iterdir() if path.is_dir()]
         folders = [self.build / kind for kind in KINDS]
-        folders += [self.prefix / "include", *packages, Path(sysconfig.get_config_var("INCLUDEPY"))]
+        folders += [self.prefix / "include", *packages, PYTHON_HEADERS]
         folders.append(Path(numpy.get_include()))
         language = ["-x", "c", "-std=gnu11"] if source.suffix == ".c" else ["-x", "c++", "-std=c++17"]
         include = [f"-I{folder}" for folder in folders]
