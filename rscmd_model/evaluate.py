@@ -15,17 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.datasets.pairs import (
-    DataConfig,
-    PairFiles,
-    find_pairs,
-    load_data_yaml,
-    read_labels,
-    read_thermal,
-    read_visible,
-)
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, load_data_yaml, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
+from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
 from rscmd_model.scoring import Truth, score
 

@@ -14,9 +14,9 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.datasets.pairs import stack_pair
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
+from rscmd_model.images import stack_pair
 from rscmd_model.model_file import load_model
 from rscmd_model.thermal import ThermalContract
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import cv2
 
-from rscmd_model.datasets.pairs import read_thermal, read_visible
 from rscmd_model.draw import side_by_side
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
+from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
 
 

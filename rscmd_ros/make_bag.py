@@ -24,16 +24,9 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from rscmd_model.datasets.pairs import (
-    DataConfig,
-    PairFiles,
-    find_pairs,
-    load_data_yaml,
-    read_labels,
-    read_thermal,
-    read_visible,
-)
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, load_data_yaml, read_labels
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.images import read_thermal, read_visible
 from rscmd_ros.bags import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, typestore
 
 START = 1_700_000_000 * 10**9  # ns; a fixed day, so that the same seed gives the same bytes

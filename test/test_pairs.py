@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from rscmd_model.datasets.pairs import (
-    check_pairs,
-    find_pairs,
-    load_data_yaml,
-    read_labels,
-    read_thermal,
-    read_visible,
-    split_hash,
-    stack_pair,
-)
+from rscmd_model.datasets.pairs import check_pairs, find_pairs, load_data_yaml, read_labels, split_hash
 from rscmd_model.errors import UserError
+from rscmd_model.images import read_thermal, read_visible, stack_pair
 from rscmd_model.thermal import ThermalContract
 
 

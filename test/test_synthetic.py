@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, read_labels, read_thermal, read_visible
+from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, read_labels
 from rscmd_model.datasets.synthetic_world import CLASS_NAMES, WorldConfig, generate
 from rscmd_model.errors import UserError
+from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.synthetic import main, write_world
 
 

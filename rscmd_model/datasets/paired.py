@@ -14,8 +14,9 @@ import numpy as np
 from ultralytics.data.augment import Compose, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 
-from rscmd_model.datasets.pairs import DataConfig, check_pairs, find_pairs, read_thermal, read_visible, stack_pair
+from rscmd_model.datasets.pairs import DataConfig, check_pairs, find_pairs
 from rscmd_model.errors import UserError
+from rscmd_model.images import read_thermal, read_visible, stack_pair
 
 
 class PairedPhotometric(RandomHSV):
