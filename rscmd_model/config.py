@@ -11,6 +11,13 @@ from rscmd_model.errors import UserError
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
+CHOICES = {
+    "scale": SCALES,
+    "rsc": ("off", "own", "shared"),
+    "md": ("off", "stop", "map", "project"),
+    "branch": ("full", "lean"),
+    "fusion": ("sum", "adapt"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,14 @@ class ModelConfig:
         rsc: representation space constraint, the loss that each modality bears alone. "off", "own" (a detection branch
             for each modality, thrown in at training and shipped) or "shared" (the fused branch's weights answer for
             each modality too; no extra parameters).
-        md: modality decoupling, what of the fused loss reaches a backbone. "off" (all of it), "stop" (none) or "map"
-            (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size).
+        md: modality decoupling, what of the fused loss reaches a backbone. "off" (all of it), "stop" (none), "map"
+            (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size) or
+            "project" (the same at its own size).
+        md_from, md_until: the share of the training, 0 to 1, between which md holds; outside it md is off.
+        branch: the unimodal branches: "full" (neck and head like the fused one's) or "lean" (a lighter head: depthwise
+            convolutions for the classes, one convolution for the boxes instead of two); needs rsc "own".
+        fusion: how the two streams meet. "sum" (of the backbones' features) or "adapt" (the same, each feature through
+            a 1x1 convolution of its own first).
         lambda_visible, lambda_thermal: weight of each unimodal loss, more than 0.
 
     Raises:
@@ -35,12 +48,16 @@ class ModelConfig:
     modalities: tuple[str, ...] = MODALITIES
     rsc: str = "own"
     md: str = "stop"
+    md_from: float = 0.0
+    md_until: float = 1.0
+    branch: str = "full"
+    fusion: str = "sum"
     lambda_visible: float = 1.0
     lambda_thermal: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", tuple(self.modalities))
-        for name, allowed in (("scale", SCALES), ("rsc", ("off", "own", "shared")), ("md", ("off", "stop", "map"))):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
@@ -49,6 +66,15 @@ class ModelConfig:
             raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: rsc and md must be off")
         if self.md != "off" and self.rsc == "off":
             raise UserError(f"md={self.md} without rsc would leave the backbones untaught: set rsc to own or shared")
+        if self.branch == "lean" and self.rsc != "own":
+            raise UserError(f"branch=lean is about unimodal branches, and rsc={self.rsc} has none of their own")
+        if not 0 <= self.md_from < self.md_until <= 1:
+            raise UserError(
+                f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "
+                "give 0 <= md_from < md_until <= 1"
+            )
+        if len(self.modalities) == 1 and self.fusion != "sum":
+            raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: leave fusion alone")
         if min(self.lambda_visible, self.lambda_thermal) <= 0:
             raise UserError(
                 "lambda_visible and lambda_thermal must be more than 0; for no unimodal loss set rsc to off"
@@ -90,6 +116,30 @@ METHODS = {
     "rsc": ModelConfig(md="off"),
     "rscmd": ModelConfig(),
 }
+
+
+def parse_method(text: str, **changes: Any) -> ModelConfig:
+    """A method as it is written on a command line, such as "rscmd" or "rsc+rsc=shared+lambda_visible=2".
+
+    Args:
+        text: name of a method, then settings of `ModelConfig` joined by "+".
+        changes: further settings; None leaves one alone.
+
+    Raises:
+        UserError: no such method or setting, or a combination that makes no sense.
+    """
+    method, *words = text.split("+")
+    base = method_config(method, **changes).to_dict()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"method {text!r}: expected setting=value after '+', as in rscmd+md=map, got {word!r}")
+        default = getattr(ModelConfig, key, None)
+        try:
+            base[key] = float(value) if isinstance(default, float) else value
+        except ValueError:
+            raise UserError(f"method {text!r}: {key} needs a number, got {value!r}") from None
+    return ModelConfig.from_dict(base)
 
 
 def method_config(method: str, **changes: Any) -> ModelConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,21 @@ def _width(channels: int, scale: str) -> int:
 
 def _depth(repeats: int, scale: str) -> int:
     return max(round(repeats * _SCALING[scale][0]), 1)
+
+
+_Part = TypeVar("_Part", bound=nn.Module)
+
+
+def _drawn(name: str, build: Callable[..., _Part], *args: Any) -> _Part:
+    """`build(*args)`, a part whose random start depends on torch's seed and its own name alone.
+
+    So the methods of one seed share one initialisation: the visible backbone of every model starts the same, whatever
+    else the model has.
+    """
+    seed = torch.initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed + zlib.crc32(name.encode())) % 2**63)
+        return build(*args)
 
 
 class Backbone(nn.Module):
@@ -66,10 +82,21 @@ class Head(Detect):
     legacy = True
 
 
+class LeanHead(Detect):
+    """A lighter head: depthwise convolutions for the classes, as YOLO11's, and one convolution for the boxes."""
+
+    legacy = False
+
+    def __init__(self, nc: int, ch: tuple[int, ...]) -> None:
+        super().__init__(nc=nc, ch=ch)
+        for tower in self.cv2:
+            del tower[1]  # the second of two 3x3 convolutions of equal width
+
+
 class Branch(nn.Module):
     """Neck and head of one answer, after YOLOv8; `n12` is layer 12 of yolov8.yaml, `head` its layer 22."""
 
-    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], scale: str, classes: int, lean: bool = False) -> None:
         super().__init__()
         c3, c4, c5 = channels
         d = _depth(3, scale)
@@ -81,7 +108,7 @@ class Branch(nn.Module):
         self.n18 = C2f(c3 + c4, c4, d)
         self.n19 = Conv(c4, c4, 3, 2)
         self.n21 = C2f(c4 + c5, c5, d)
-        self.head = Head(nc=classes, ch=channels)
+        self.head = (LeanHead if lean else Head)(nc=classes, ch=channels)
 
     def forward(self, features: list[Tensor]) -> Any:
         """Features at the three strides -> what `ultralytics.nn.modules.Detect` returns for them."""
@@ -90,6 +117,17 @@ class Branch(nn.Module):
         n3 = self.n15(self.cat([self.up(n4), p3]))
         n4 = self.n18(self.cat([self.n16(n3), n4]))
         return self.head([n3, n4, self.n21(self.cat([self.n19(n4), p5]))])
+
+
+class Adapter(nn.ModuleList):
+    """One modality's own 1x1 convolution (with BatchNorm) at each stride, on what the fused branch is to read."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__(Conv(c, c, 1, act=False) for c in channels)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Features at the three strides -> the same shapes."""
+        return [layer(f) for layer, f in zip(self, features)]
 
 
 class RscmdModel(BaseModel):
@@ -110,12 +148,16 @@ class RscmdModel(BaseModel):
         self.task = "detect"
         self.yaml = {**config.to_dict(), "nc": self.nc, "channels": 4}
         self.criterion: Objective | None = None
-        self.backbones = nn.ModuleDict(
-            {m: Backbone(3 if m == "visible" else 1, config.scale) for m in config.modalities}
-        )
         channels = (_width(256, config.scale), _width(512, config.scale), _width(1024, config.scale))
-        own = config.branches if config.rsc != "shared" else ("fused",)
-        self.branches = nn.ModuleDict({name: Branch(channels, config.scale, self.nc) for name in own})
+        self.backbones, self.branches, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for m in config.modalities:
+            self.backbones[m] = _drawn(f"backbone {m}", Backbone, 3 if m == "visible" else 1, config.scale)
+            if config.fusion == "adapt":
+                self.adapters[m] = _drawn(f"adapter {m}", Adapter, channels)
+        for name in config.branches if config.rsc != "shared" else ("fused",):
+            lean = config.branch == "lean" and name != "fused"
+            self.branches[name] = _drawn(f"branch {name}", Branch, channels, config.scale, self.nc, lean)
+        self.progress = 0.0  # share of the training that is over; set by the trainer
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)
         for head in self.heads():
             head.stride = self.stride.clone()
@@ -150,12 +192,17 @@ class RscmdModel(BaseModel):
         out: dict[str, Any] = {}
         if "fused" in wanted:
             to_fuse = dict(alone)
-            if self.training and self.config.rsc != "off":  # one modality's features, once for the sum, once for itself
-                for m in MODALITIES:
-                    to_fuse[m], alone[m] = decouple(alone[m], self.config.md)
+            for m in MODALITIES:  # one modality's features, once for the fused branch, once for its own
+                to_fuse[m], alone[m] = decouple(alone[m], self.decoupling())
+            to_fuse = {m: self.adapters[m](f) if m in self.adapters else f for m, f in to_fuse.items()}
             out["fused"] = self.branch("fused")([v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])])
         out.update({m: self.branch(m)(alone[m]) for m in MODALITIES if m in wanted})
         return out
+
+    def decoupling(self) -> str:
+        """The modality decoupling in force: the config's md in its share of the training, "off" otherwise."""
+        c = self.config
+        return c.md if self.training and c.md_from <= self.progress < c.md_until else "off"
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
         """What the ultralytics engine calls: every answer in training, the main one in evaluation."""

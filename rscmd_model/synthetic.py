@@ -149,9 +149,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         flag = "--" + field.name.replace("_", "-")
         default = field.default
         dials.add_argument(flag, type=type(default), default=default, metavar="X", help=f"(default {default})")
+    imbalance = parser.add_argument_group("imbalance", "one camera made worse than the dials above say")
+    imbalance.add_argument("--weaker", choices=("visible", "thermal"), help="the camera that is worse")
+    imbalance.add_argument("--imbalance", type=float, default=0.0, metavar="X", help="0 to 1, sets all three below")
+    for name, what in (
+        ("weak", "how many objects it hardly sees"),
+        ("noisy", "noise and blur"),
+        ("misleading", "things that look like something to it alone"),
+    ):
+        imbalance.add_argument(f"--{name}", type=float, metavar="X", help=f"0 to 1, {what} (default --imbalance)")
     args = parser.parse_args(argv)
+    dialled = {d: getattr(args, d) for d in ("weak", "noisy", "misleading")}
+    if args.weaker is None and (args.imbalance or any(dialled.values())):
+        raise UserError("--imbalance, --weak, --noisy and --misleading need --weaker visible or --weaker thermal")
     try:
         config = WorldConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(WorldConfig)})
+        if args.weaker:
+            config = config.weaken(args.weaker, **{d: args.imbalance if x is None else x for d, x in dialled.items()})
     except ValueError as error:
         raise UserError(str(error)) from None
     written = write_world(

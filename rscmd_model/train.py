@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import METHODS, SCALES, method_config
-from rscmd_model.datasets.pairs import load_data_yaml
+from rscmd_model.config import METHODS, SCALES, parse_method
+from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import whole_file
+from rscmd_model.files import whole_file, write_json
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     """
     from ultralytics.cfg import get_cfg
 
+    from rscmd_model.cost import StepMeter
     from rscmd_model.trainer import PairedTrainer
 
     resume = options.get("resume")
@@ -84,9 +85,11 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     trainer = PairedTrainer(overrides=overrides)
     if not resume:
         trainer.start_from(config, weights)
+    meter = StepMeter(trainer)
     trainer.train()
     if not trainer.model_file.is_file():
         raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
+    write_json(trainer.save_dir / "cost.json", meter.summary(trainer.ema.ema, trainer.args.imgsz))
     return trainer.model_file
 
 
@@ -104,6 +107,33 @@ def check_device(device: Any) -> None:
             raise UserError(f"device {device!r} is not there; this machine has {there}")
 
 
+def score_branches(model: Path, split: str, device: str = "auto") -> None:
+    """Score every answer of a finished run's model as `rscmd_model.evaluate` does; writes scores.json beside it.
+
+    Args:
+        model: the run's model.safetensors.
+        split: of the data that the run was trained on.
+        device: as `Predictor` takes it.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+    from rscmd_model.inference import Predictor
+
+    predictor = Predictor(model, device=device, conf=LOWEST_SCORE, max_det=100)
+    data = load_data_yaml(yaml.safe_load((model.parent / "args.yaml").read_text())["data"])
+    pairs = find_pairs(data, split)
+    scores = {}
+    for branch in predictor.config.branches:
+        # A branch is what answers when the other camera is lost; the main answer gets both images.
+        lost = {"visible": "thermal", "thermal": "visible"}[branch] if branch != predictor.config.branches[0] else None
+        scores[branch] = evaluate(predictor, data, pairs, drop=lost)
+        figures = scores[branch]
+        print(f"{split}, {branch}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
+    write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
+
+
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
@@ -111,7 +141,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="data.yaml of the pairs")
     parser.add_argument(
-        "--method", choices=METHODS, default="rscmd", help="rscmd, or a control trained with the same recipe"
+        "--method",
+        default="rscmd",
+        help=f"{', '.join(METHODS)}: a control is trained with the same recipe. With changes to the model's settings: "
+        "rscmd+md=map (default: %(default)s)",
     )
     parser.add_argument("--model", choices=SCALES, default="n", help="YOLOv8 scale of both streams")
     parser.add_argument(
@@ -123,6 +156,7 @@ def main() -> None:
     parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
+    parser.add_argument("--score", metavar="SPLIT", help="afterwards score every answer of the model on this split")
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
     args = parser.parse_intermixed_args()
@@ -131,7 +165,7 @@ def main() -> None:
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
     if args.data is not None:
         load_data_yaml(args.data)  # a wrong file is told before torch is loaded
-    config = method_config(
+    config = parse_method(
         args.method,
         scale=args.model,
         rsc=args.rsc,
@@ -142,6 +176,8 @@ def main() -> None:
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
     file = train(args.data, config, options, args.weights)
+    if args.score:
+        score_branches(file, args.score, "cpu" if str(options.get("device")) == "cpu" else "auto")
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from rscmd_model.config import METHODS, ModelConfig, method_config
+from rscmd_model.config import METHODS, ModelConfig, method_config, parse_method
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError, run_cli
 
@@ -33,6 +33,10 @@ def test_methods_are_the_table_of_the_paper() -> None:
         ({"rsc": "off"}, "without rsc"),
         ({"lambda_visible": 0.0}, "more than 0"),
         ({"md": "half"}, "md 'half'"),
+        ({"md_from": 0.5, "md_until": 0.5}, "md_from < md_until"),
+        ({"md_until": 2.0}, "md_from < md_until"),
+        ({"branch": "lean", "rsc": "shared"}, "branch=lean"),
+        ({"fusion": "concat"}, "fusion 'concat'"),
     ],
 )
 def test_senseless_settings(changes: dict, says: str) -> None:
@@ -80,3 +84,19 @@ def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str])
         run_cli(full_disk)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: out.json: No space left on device\n"
+
+
+def test_a_method_with_changes() -> None:
+    assert parse_method("rscmd") == method_config("rscmd")
+    assert parse_method("rsc+rsc=shared+lambda_visible=2", scale="s") == method_config(
+        "rsc", rsc="shared", lambda_visible=2.0, scale="s"
+    )
+    for text, says in (
+        ("rscm", "method 'rscm' is not one of"),
+        ("rscmd+map", "expected setting=value"),
+        ("rscmd+mdd=map", "did you mean md"),
+        ("rscmd+md_until=late", "md_until needs a number"),
+        ("thermal+fusion=adapt", "nothing to fuse"),
+    ):
+        with pytest.raises(UserError, match=says):
+            parse_method(text)

@@ -113,7 +113,7 @@ def test_gradient_map_removes_the_conflict_and_matches_the_size(seed: int, scale
     g = torch.Generator().manual_seed(seed)
     feature = torch.randn(2, 3, 4, 4, generator=g, requires_grad=True)
     fused, unimodal = torch.randn(2, 3, 4, 4, generator=g) * scale, torch.randn(2, 3, 4, 4, generator=g)
-    a, b = GradientMap.apply(feature)
+    a, b = GradientMap.apply(feature, True)
     assert torch.equal(a, feature)
     assert torch.equal(b, feature)
     torch.autograd.backward([a, b], [fused, unimodal])
@@ -150,3 +150,43 @@ def test_every_branch_reaches_the_optimizer() -> None:
     model.loss(make_batch())[0].sum().backward()
     untrained = [n for n, p in model.named_parameters() if p.grad is None and ".dfl." not in n]
     assert untrained == []
+
+
+def test_projection_removes_the_conflict_and_leaves_agreement_alone() -> None:
+    unimodal = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 2, 1, 1)
+    fused = torch.tensor([[-3.0, 2.0], [3.0, 2.0]]).view(2, 2, 1, 1)
+    feature = torch.zeros(2, 2, 1, 1, requires_grad=True)
+    torch.autograd.backward(list(GradientMap.apply(feature, False)), [fused, unimodal])
+    assert feature.grad is not None
+    assert (feature.grad - unimodal).flatten(1).tolist() == [[0.0, 2.0], [3.0, 2.0]]
+
+
+def test_decoupling_holds_in_its_share_of_the_training() -> None:
+    model, batch = make_model(method_config("rscmd", md_from=0.25, md_until=0.75)), make_batch()
+    reached = []
+    for progress in (0.0, 0.25, 0.7, 0.75):
+        model.progress = progress
+        reached.append(total_norm(gradients(branch_losses(model, batch)["fused"], model.backbones)) > 0)
+    assert reached == [True, False, False, True]
+
+
+def test_methods_of_one_seed_share_one_initialisation() -> None:
+    """What two methods have in common starts with the same weights; another seed starts elsewhere."""
+    whole = make_model(method_config("rscmd", fusion="adapt")).state_dict()
+    for method in ("visible", "thermal", "sum", "rsc"):
+        part = make_model(method_config(method)).state_dict()
+        assert all(torch.equal(value, whole[name]) for name, value in part.items()), method
+    other = make_model(method_config("rscmd", fusion="adapt"), seed=1).state_dict()
+    assert not torch.equal(whole["backbones.visible.b0.conv.weight"], other["backbones.visible.b0.conv.weight"])
+    assert not torch.equal(whole["branches.visible.n15.cv1.conv.weight"], whole["branches.thermal.n15.cv1.conv.weight"])
+
+
+@pytest.mark.parametrize("changes", [{"fusion": "adapt"}, {"branch": "lean"}])
+def test_variants_train_every_part(changes: dict[str, str]) -> None:
+    model = make_model(method_config("rscmd", **changes))
+    model.loss(make_batch())[0].sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None and ".dfl." not in n] == []
+    answers = model.eval().answers(torch.rand(1, 4, 64, 64))
+    assert {name: answer[0].shape for name, answer in answers.items()} == dict.fromkeys(
+        ("fused", "visible", "thermal"), torch.Size([1, 6, 84])
+    )

@@ -105,6 +105,29 @@ def test_hidden_objects_are_labelled_and_hardly_seen(camera: str) -> None:
     assert edges["hidden"] < 0.5 * edges["plain"]
 
 
+@pytest.mark.parametrize("camera", ["visible", "thermal"])
+def test_the_dial_for_imbalance_makes_one_camera_worse(camera: str) -> None:
+    other = "thermal" if camera == "visible" else "visible"
+    plain = WorldConfig()
+    assert plain.weaken(camera) == plain
+    worse = plain.weaken(camera, weak=1.0, noisy=1.0, misleading=1.0)
+    for name in ("noise", "blur", "decoys"):
+        assert getattr(worse, f"{camera}_{name}") > getattr(plain, f"{camera}_{name}")
+        assert getattr(worse, f"{other}_{name}") == getattr(plain, f"{other}_{name}")
+    assert getattr(worse, f"hidden_in_{camera}") == pytest.approx(0.7)
+    assert getattr(worse, f"hidden_in_{other}") == 0.0
+    # Seen on the pictures: the worse camera's carry more noise, the other one's do not.
+    grain = {}
+    for name, config in (("plain", plain), ("worse", plain.weaken(camera, noisy=1.0))):
+        frames = [frame for _, frame in generate(3, 0, 6, 96, 96, config, 1)]
+        for which in (camera, other):
+            grain[name, which] = np.mean(
+                [np.abs(np.diff(getattr(f, which).astype(float), axis=0)).mean() for f in frames]
+            )
+    assert grain["worse", camera] > 1.3 * grain["plain", camera]
+    assert grain["worse", other] == grain["plain", other]
+
+
 def test_share_of_nights() -> None:
     """Nights are dark, and their share is kept exactly in a split of few sequences."""
     for share, nights in ((0.0, 0), (0.25, 2), (1.0, 8)):
@@ -139,6 +162,8 @@ def test_an_earlier_world_is_replaced_and_nothing_else(tmp_path: Path) -> None:
         (["--hidden-in-visible", "0.6", "--hidden-in-thermal", "0.6"], "hidden in both"),
         (["--thermal-noise", "nan"], "thermal_noise"),
         (["--seed", "-1"], "--seed"),
+        (["--imbalance", "0.5"], "need --weaker"),
+        (["--weaker", "thermal", "--weak", "1.5"], "weak is a dial"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:

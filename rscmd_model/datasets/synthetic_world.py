@@ -59,6 +59,35 @@ class WorldConfig:
         if self.train_sequence < 1 or self.val_sequence < 1:
             raise ValueError("a sequence has at least 1 frame")
 
+    def weaken(self, modality: str, *, weak: float = 0.0, noisy: float = 0.0, misleading: float = 0.0) -> WorldConfig:
+        """The same world with one camera made worse: the dial for imbalance.
+
+        Args:
+            modality: "visible" or "thermal", the camera that gets worse.
+            weak: 0..1, from this world's share of objects it hardly sees to 0.7 of them; by the same part fewer are
+                hidden from the other camera.
+            noisy: 0..1, up to five times the noise, and blur up to 1.5 px more.
+            misleading: 0..1, up to five more things per scene that look like something to this camera alone.
+
+        Raises:
+            ValueError: an unknown modality, or a dial outside 0..1.
+        """
+        if modality not in ("visible", "thermal"):
+            raise ValueError(f"the weaker camera is visible or thermal, not {modality!r}")
+        for name, dial in (("weak", weak), ("noisy", noisy), ("misleading", misleading)):
+            if not 0.0 <= dial <= 1.0:
+                raise ValueError(f"{name} is a dial from 0 to 1, got {dial}")
+        other = "thermal" if modality == "visible" else "visible"
+        hidden = getattr(self, f"hidden_in_{modality}")
+        changes = {
+            f"hidden_in_{modality}": hidden + max(0.7 - hidden, 0.0) * weak,
+            f"hidden_in_{other}": getattr(self, f"hidden_in_{other}") * (1 - weak),
+            f"{modality}_noise": getattr(self, f"{modality}_noise") * (1 + 4 * noisy),
+            f"{modality}_blur": getattr(self, f"{modality}_blur") + 1.5 * noisy,
+            f"{modality}_decoys": getattr(self, f"{modality}_decoys") + 5 * misleading,
+        }
+        return dataclasses.replace(self, **changes)
+
 
 @dataclass(frozen=True)
 class WorldFrame:

@@ -1,0 +1,47 @@
+"""The picture of an ablation: a bar for each method's mean, a dot for each seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rscmd_model.files import whole_file
+
+LABELS = {"mAP50": "mAP50", "mAP50_95": "mAP50:95"}
+
+
+def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Draw rows of (method, branch, mAP50, mAP50_95), figures 0 to 1, one for each seed, in the order they come.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = list(dict.fromkeys((row["method"], row["branch"]) for row in rows))
+    names = [m if b in ("fused", m) else f"{m}, {b} branch alone" for m, b in groups]
+    # The answers to whole pairs and the controls stand out; a branch alone is the same method's part.
+    colours = ["#2f6f9f" if b == "fused" else "#b65c2a" if m == b else "#c9c9c9" for m, b in groups]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.36 * len(groups)), sharey=True)
+    for axis, column in zip(axes, LABELS):
+        for y, (group, colour) in enumerate(zip(groups, colours)):
+            values = [100 * r[column] for r in rows if (r["method"], r["branch"]) == group]
+            mean = statistics.mean(values)
+            axis.barh(y, mean, color=colour, height=0.7)
+            axis.plot(values, [y] * len(values), "o", color="black", markersize=3)
+            axis.text(max(values) + 1, y, f"{mean:.1f}", va="center", fontsize=8)
+        axis.set_xlabel(LABELS[column])
+        axis.set_xlim(0, 108)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(groups)), names)
+    axes[0].invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=110)
+    plt.close(figure)

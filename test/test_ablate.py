@@ -1,0 +1,106 @@
+"""The ablation: what it trains, what it does not train again, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_pairs import write_world
+
+from rscmd_model.ablate import markdown, summarize
+from rscmd_model.config import method_config
+from rscmd_model.cost import gflops
+from rscmd_model.model import RscmdModel
+
+OPTIONS = ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0"]
+
+
+def ablate(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rscmd_model.ablate", "--data", str(data), "--out", str(out), *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_an_ablation_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    data, out = write_world(tmp_path / "data", ("a", "b", "c", "d")), tmp_path / "out"
+    words = ["--methods", "thermal,rsc+lambda_thermal=2", "--seeds", "1", *OPTIONS]
+    first = ablate(data, out, *words)
+    assert first.returncode == 0, first.stderr
+    assert "2 runs, 0 of them finished before" in first.stdout
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["branch"]) for row in rows] == [
+        ("thermal", "thermal"),
+        *(("rsc+lambda_thermal=2", branch) for branch in ("fused", "visible", "thermal")),
+    ]
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert "| rsc+lambda_thermal=2, visible branch alone |" in (out / "table.md").read_text()
+
+    models = {run: (out / run / "model.safetensors") for run in ("thermal-seed0", "rsc+lambda_thermal=2-seed0")}
+    before = {run: model.stat().st_mtime_ns for run, model in models.items()}
+    (out / "thermal-seed0" / "scores.json").unlink()  # as if it had been killed before it was scored
+    again = ablate(data, out, *words)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs, 1 of them finished before" in again.stdout
+    assert before == {run: model.stat().st_mtime_ns for run, model in models.items()}, "trained again"
+    with (out / "results.csv").open() as file:
+        assert rows == list(csv.DictReader(file))
+
+    other = ablate(data, out, *words[:-5], "epochs=2", *OPTIONS[1:])
+    assert other.returncode == 2
+    assert "another options" in other.stderr
+
+    # A run that fails is named, and the others are kept.
+    shutil.rmtree(out / "thermal-seed0")
+    os.rename(data.parent / "thermal" / "train" / "a.jpg", tmp_path / "a.jpg")
+    (data.parent / "thermal" / "train" / "a.jpg").write_bytes(b"no image")
+    failed = ablate(data, out, *words)
+    assert failed.returncode == 2
+    assert "1 of 2 runs failed: thermal-seed0" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "rsc+lambda_thermal=2" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--methods", "rscm"], "method 'rscm'"),
+        (["--methods", ""], "at least one method"),
+        (["--seeds", "0"], "one seed"),
+        (["seed=3"], "seed= is set by the ablation"),
+        (["epoch=3"], "did you mean epochs"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, words: list[str], says: str) -> None:
+    done = ablate(write_world(tmp_path / "data"), tmp_path / "out", *words)
+    assert done.returncode == 2
+    assert says in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def row(method: str, seed: int, value: float) -> dict[str, object]:
+    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10.0 * seed, "memory_mb": 100.0}
+    return {"method": method, "seed": seed, "branch": "fused", "mAP50": value, "mAP50_95": value / 2, **cost}
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    table = summarize([row("sum", 1, 0.5), row("sum", 2, 0.7), row("rsc", 1, 0.9)])
+    assert table[0]["mAP50"] == pytest.approx(60)
+    assert table[0]["mAP50_spread"] == pytest.approx(14.1421, rel=1e-4)
+    assert table[0]["step_ms"] == 15
+    assert table[1]["mAP50_spread"] is None
+    assert markdown(table).splitlines()[2:] == [
+        "| sum | 60.0 ± 14.1 | 30.0 ± 7.1 | 3.00 | 1.25 | 15 | 100 |",
+        "| rsc | 90.0 | 45.0 | 3.00 | 1.25 | 10 | 100 |",
+    ]
+
+
+def test_arithmetic_of_the_plain_detector_is_ultralytics_figure() -> None:
+    """YOLOv8n has 8.7 GFLOPs at 640 px with 80 classes, by ultralytics' own table."""
+    model = RscmdModel(method_config("visible"), {i: str(i) for i in range(80)})
+    assert gflops(model, "visible", 640) == pytest.approx(8.7, abs=0.15)
+    assert model.training
