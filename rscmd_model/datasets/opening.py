@@ -126,8 +126,9 @@ def _from_mapping(data: dict[str, Any], base: Path, where: str, file: Path | Non
         config = _yolo(data, root, where)
     if "thermal_contract" in data:
         config = replace(config, thermal_contract=ThermalContract.from_dict(data["thermal_contract"]))
-    resolved = {"reader": reader} | {k: v for k, v in data.items() if k not in ("path", "root", *_UNUSED)}
-    resolved |= {"root": str(config.root), "thermal_contract": config.thermal_contract.to_dict()}
+    rest = {k: v for k, v in data.items() if k not in (*_COMMON, *_UNUSED) or k == "names"}
+    resolved = {"reader": reader, "root": str(config.root), **rest}
+    resolved["thermal_contract"] = config.thermal_contract.to_dict()
     line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()
     return replace(config, spec=str(file) if file else line, resolved=resolved)
 
