@@ -30,7 +30,8 @@ import torch
 
 from rscmd_model.ablation_plot import plot_ablation
 from rscmd_model.config import SCALES, parse_method
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
+from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
 from rscmd_model.train import parse_options
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_model.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, help="data.yaml of the pairs")
+    data_arguments(parser)
     parser.add_argument(
         "--methods",
         default="visible,thermal,sum,rsc,rscmd",
@@ -87,17 +88,17 @@ def main() -> None:
     for taken in ("seed", "project", "name", "resume", "exist_ok"):
         if taken in options:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
-    data = load_data_yaml(args.data)
+    data = open_data(args.data, args.root, args.split_file)
     pairs = {split: len(find_pairs(data, split)) for split in ("train", args.split)}
-    claim(args.out, {"data": str(args.data), "split": args.split, "model": args.model, "options": options})
+    claim(args.out, {"data": data.spec, "split": args.split, "model": args.model, "options": options})
 
     # Seed by seed, so that an ablation that is interrupted has whole seeds to show.
     runs = [Run(method, seed) for seed in range(args.seeds) for method in methods]
     missing = [run for run in runs if not (args.out / run.name / "scores.json").is_file()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {pairs} pairs", flush=True)
-    failed = train_all(missing, args, options)
+    failed = train_all(missing, data.spec, args, options)
     rows = read_rows([run for run in runs if run not in failed], args.out)
-    write_results(args.out, rows, f"{data.root.name}, {args.split}: {pairs[args.split]} pairs")
+    write_results(args.out, rows, f"{data.name}, {args.split}: {pairs[args.split]} pairs")
     print("\n" + (args.out / "table.md").read_text(), flush=True)
     if failed:
         raise UserError(
@@ -123,12 +124,14 @@ def claim(out: Path, recipe: dict[str, Any]) -> None:
         write_json(file, recipe)
 
 
-def train_all(missing: Sequence[Run], args: argparse.Namespace, options: dict[str, Any]) -> list[Run]:
+def train_all(missing: Sequence[Run], data: str, args: argparse.Namespace, options: dict[str, Any]) -> list[Run]:
     """Train and score runs, `args.jobs` at a time; says every minute how far they are. Returns those that failed."""
 
     def one(run: Run) -> bool:
         with (args.out / f"{run.name}.log").open("a") as log:
-            return subprocess.run(command(run, args, options), stdout=log, stderr=subprocess.STDOUT).returncode == 0
+            return (
+                subprocess.run(command(run, data, args, options), stdout=log, stderr=subprocess.STDOUT).returncode == 0
+            )
 
     def epochs(run: Run) -> int:
         results = args.out / run.name / "results.csv"
@@ -149,7 +152,7 @@ def train_all(missing: Sequence[Run], args: argparse.Namespace, options: dict[st
     return failed
 
 
-def command(run: Run, args: argparse.Namespace, options: dict[str, Any]) -> list[str]:
+def command(run: Run, data: str, args: argparse.Namespace, options: dict[str, Any]) -> list[str]:
     """The command line of one run, which anybody can repeat by hand; a run that was interrupted is resumed."""
     start = [sys.executable, "-m", "rscmd_model.train", "--score", args.split]
     last = args.out / run.name / "weights" / "last.pt"
@@ -157,7 +160,7 @@ def command(run: Run, args: argparse.Namespace, options: dict[str, Any]) -> list
         return [*start, f"resume={last}"]
     words = [f"{k}={v}" for k, v in options.items()]
     words += [f"project={args.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
-    return [*start, "--data", str(args.data), "--method", run.method, "--model", args.model, *words]
+    return [*start, "--data", data, "--method", run.method, "--model", args.model, *words]
 
 
 def read_rows(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:

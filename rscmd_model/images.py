@@ -26,6 +26,11 @@ def read_thermal(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
 
+def read_small(path: Path) -> np.ndarray:
+    """(h, w) uint8 grey at about an eighth of the size, far faster for a JPEG; otherwise as `read_visible`."""
+    return _read(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+
+
 def _read(path: Path, flags: int) -> np.ndarray:
     try:
         data = np.fromfile(path, np.uint8)

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from rscmd_model.config import METHODS, SCALES, parse_method
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
+from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
 
@@ -54,7 +55,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     """Train one model.
 
     Args:
-        data: a data.yaml; None only when options["resume"] names a checkpoint.
+        data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
@@ -73,7 +74,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     resume = options.get("resume")
     overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
     if data is not None:
-        overrides["data"] = str(Path(data).resolve())
+        overrides["data"] = open_data(data).spec
     overrides["model"] = str(resume) if resume else "rscmd"
     check_device(options.get("device"))
     if isinstance(resume, str) and not Path(resume).is_file():
@@ -122,7 +123,7 @@ def score_branches(model: Path, split: str, device: str = "auto") -> None:
     from rscmd_model.inference import Predictor
 
     predictor = Predictor(model, device=device, conf=LOWEST_SCORE, max_det=100)
-    data = load_data_yaml(yaml.safe_load((model.parent / "args.yaml").read_text())["data"])
+    data = open_data(yaml.safe_load((model.parent / "args.yaml").read_text())["data"])
     pairs = find_pairs(data, split)
     scores = {}
     for branch in predictor.config.branches:
@@ -139,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_model.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="data.yaml of the pairs")
+    data_arguments(parser, required=False)
     parser.add_argument(
         "--method",
         default="rscmd",
@@ -163,8 +164,8 @@ def main() -> None:
     options = parse_options(args.options)
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
-    if args.data is not None:
-        load_data_yaml(args.data)  # a wrong file is told before torch is loaded
+    # Opened here, so that a mistake is told before torch is loaded.
+    data = None if args.data is None else open_data(args.data, args.root, args.split_file).spec
     config = parse_method(
         args.method,
         scale=args.model,
@@ -175,7 +176,7 @@ def main() -> None:
     )
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
-    file = train(args.data, config, options, args.weights)
+    file = train(data, config, options, args.weights)
     if args.score:
         score_branches(file, args.score, "cpu" if str(options.get("device")) == "cpu" else "auto")
     if args.out:
