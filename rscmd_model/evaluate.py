@@ -20,6 +20,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
+from rscmd_model.registration import Registration, load_registration
 from rscmd_model.scoring import Truth, score
 
 LOWEST_SCORE = 0.001  # below it the precision-recall curve has nothing more to gain
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--drop", choices=("visible", "thermal"), help="play that this camera is lost")
+    parser.add_argument("--registration", type=Path, help="registration.yaml in place of the data's or the model's own")
+    parser.add_argument("--palette-ok", action="store_true", help="take colour-palette thermal images by their luma")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="pairs per batch (default: %(default)s)")
     args = parser.parse_args()
@@ -84,7 +87,7 @@ def evaluate(
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         visibles = [read_visible(pair.visible) for pair in part]
-        thermals = [read_thermal(pair.thermal) for pair in part]
+        thermals = [read_thermal(pair.thermal, predictor.thermal) for pair in part]
         for pair, visible in zip(part, visibles):
             height, width = visible.shape[:2]
             labels = read_labels(pair.label, len(data.names))

@@ -176,7 +176,7 @@ def _write(
                 record(VISIBLE_TOPIC, _image(picture, "bgr8", shot), shot.recorded)
                 record(TRUTH_TOPIC, _truth(data, pair, picture.shape[1], picture.shape[0], shot), shot.recorded)
             else:
-                picture = read_thermal(pair.thermal)
+                picture = read_thermal(pair.thermal, data.thermal_contract)
                 encoding = "mono16" if picture.dtype == np.uint16 else "mono8"
                 record(THERMAL_TOPIC, _image(picture, encoding, shot), shot.recorded)
             if progress and (done % 200 == 0 or done == len(shots)):
