@@ -1,32 +1,36 @@
-"""Finding the registration of a camera pair: a homography from picked points, or from points matched across the spectra.
+"""Finding the registration of a camera pair: a homography from points picked by hand, or matched across the spectra.
 
-Grey values of a thermal and a visible image have little to do with each other, but edges often lie at the same places in
-the same directions. So both images become channels of oriented gradients, sign ignored, after Ye et al. 2019 ("Fast and
-Robust Matching for Multimodal Remote Sensing Image Registration", TGRS, the descriptor CFOG), and patches of them are
-correlated. One pair of cameras has one homography, so the correlation of a patch is summed over all its image pairs
+Grey values of a thermal and a visible image have little to do with each other, but edges often lie at the same places
+in the same directions. So both images become channels of oriented gradients, sign ignored, after Ye et al. 2019 ("Fast
+and Robust Matching for Multimodal Remote Sensing Image Registration", TGRS; their descriptor CFOG), and patches of them
+are correlated. One pair of cameras has one homography, so the correlation of a patch is summed over all its image pairs
 before a match is read off: what a single night picture does not show, forty together do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import cv2
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.registration import Registration, corners, map_points
+from rscmd_model.registration import Registration, corners, map_points, scaling
 
 Size = tuple[int, int]
-PairOfImages = tuple[np.ndarray, np.ndarray]
+GreyPair = tuple[np.ndarray, np.ndarray]
+
+# Longer side in px that the images are worked at, patches across, and how far each is looked for (share of that side).
+_STEPS = ((160, 6, 0.1), (320, 8, 0.05), (640, 10, 0.025), (640, 12, 0.025))
 
 # Judged against the diagonal of the visible image.
 _MOST_ERROR = 0.01  # of the points that a fit is made of, root mean square
 _MOST_DISAGREEMENT = 0.02  # between the corners that each half of the pairs gives on its own
-_LEAST_POINTS = 12  # matches that agree
-_LEAST_SHARE = 0.5  # of the matches
+_LEAST_MATCHES = 12  # that agree, where they were found by themselves
+_LEAST_SHARE = 0.5  # of the points
 _LEAST_SPREAD = 0.1  # of the area of the image that the points span
 
 
@@ -48,8 +52,8 @@ class Estimate:
     points: np.ndarray
     inliers: np.ndarray
     error: float
-    disagreement: float | None = None
-    problem: str | None = field(default=None)
+    disagreement: float | None
+    problem: str | None
 
 
 def from_points(points: np.ndarray, thermal_size: Size, visible_size: Size) -> Estimate:
@@ -69,24 +73,17 @@ def from_points(points: np.ndarray, thermal_size: Size, visible_size: Size) -> E
         for name, (x, y), (width, height) in (("thermal", row[:2], thermal_size), ("visible", row[2:], visible_size)):
             if not (-0.5 <= x <= width and -0.5 <= y <= height):
                 raise UserError(f"point {number}: ({x:g}, {y:g}) lies outside the {name} image of {width}x{height}")
-    diagonal = float(np.hypot(*visible_size))
-    matrix, inliers = _fit(points, diagonal * _MOST_ERROR / 2 if len(points) >= 8 else None)
+    matrix, inliers = _fit(points, float(np.hypot(*visible_size)) * _MOST_ERROR / 2 if len(points) >= 8 else None)
     if matrix is None:
-        raise UserError(
-            "the points define no homography: they lie on a line or in one place; pick some near each corner"
-        )
-    registration = Registration(tuple(map(tuple, matrix)), thermal_size, visible_size)
-    return _judged(registration, points, inliers, None)
+        raise UserError("the points define no homography: they lie on a line or in one place; spread them out")
+    return _judged(matrix, thermal_size, visible_size, points, inliers)
 
 
-def from_images(
-    pairs: Sequence[Callable[[], PairOfImages]], progress: Callable[[str], None] = lambda line: None
-) -> Estimate:
+def from_images(pairs: Sequence[GreyPair], progress: Callable[[str], None] = lambda line: None) -> Estimate:
     """The homography that image pairs of one pair of cameras have in common.
 
     Args:
-        pairs: each gives a visible image, (H, W, 3) uint8 BGR, and a thermal plane, (h, w) uint8, when called; all of
-            one size per camera. They are called several times.
+        pairs: of each the visible image in grey, (H, W) uint8, and the thermal plane, (h, w) uint8.
         progress: told of each step.
 
     Raises:
@@ -94,65 +91,72 @@ def from_images(
     """
     if not pairs:
         raise UserError("no image pairs to register")
-    visible, thermal = pairs[0]()
-    sizes = visible.shape[1::-1], thermal.shape[::-1]
-    search = _Search(pairs, sizes[0], sizes[1])
+    search = _Search(pairs)
+    tolerance = 0.004 * float(np.hypot(*search.visible_size))
     progress(f"start: {search.start()}")
-    for longest, cells, reach in ((160, 6, 0.1), (320, 8, 0.05), (640, 10, 0.025), (640, 12, 0.025)):
+    points, halves = np.zeros((0, 4)), [np.zeros((0, 4))] * 2
+    inliers = np.zeros(0, bool)
+    for longest, cells, reach in _STEPS:
         points, halves = search.match(longest, cells, reach)
-        matrix, inliers = _fit(points, 0.004 * np.hypot(*sizes[0]))
+        matrix, inliers = _fit(points, tolerance)
         if matrix is None or inliers.sum() < 6:
-            raise UserError("found no points that the pictures have in common; pick some by hand and give --points")
+            raise UserError(
+                f"found nothing that the {len(pairs)} pairs show in both images: do the files belong together, and the "
+                "cameras look the same way? Or pick points by hand and give --points"
+            )
         search.matrix = matrix
         progress(f"at {longest} px: {inliers.sum()} of {len(points)} matched points agree")
-    ends = [
-        map_points(m, corners(sizes[1])) for h in halves if (m := _fit(h, 0.004 * np.hypot(*sizes[0]))[0]) is not None
-    ]
     disagreement = None
     if len(pairs) > 1:
+        fits = [matrix for half in halves if (matrix := _fit(half, tolerance)[0]) is not None]
+        ends = [map_points(matrix, corners(search.thermal_size)) for matrix in fits]
         disagreement = float(np.hypot(*(ends[0] - ends[1]).T).max()) if len(ends) == 2 else np.inf
-    registration = Registration(tuple(map(tuple, search.matrix)), sizes[1], sizes[0])
-    return _judged(registration, points, inliers, disagreement)
-
-
-def _fit(points: np.ndarray, threshold: float | None) -> tuple[Any, np.ndarray]:
-    """Homography (3, 3) or None, and which points agree with it within `threshold` px (None: all count)."""
-    if len(points) < 4:
-        return None, np.zeros(len(points), bool)
-    if threshold is None:
-        return cv2.findHomography(points[:, :2], points[:, 2:])[0], np.ones(len(points), bool)
-    cv2.setRNGSeed(0)
-    matrix, mask = cv2.findHomography(
-        points[:, :2], points[:, 2:], cv2.USAC_MAGSAC, threshold, maxIters=5000, confidence=0.999
+    return _judged(
+        search.matrix, search.thermal_size, search.visible_size, points, inliers, disagreement, _LEAST_MATCHES
     )
-    if matrix is None:
-        return None, np.zeros(len(points), bool)
-    return matrix, mask.ravel() > 0
+
+
+def _fit(points: np.ndarray, tolerance: float | None) -> tuple[Any, np.ndarray]:
+    """Homography (3, 3) or None, and which points agree with it within `tolerance` px (None: all count)."""
+    matrix, mask = None, np.ones(len(points), bool)
+    if len(points) >= 4 and tolerance is None:
+        matrix = cv2.findHomography(points[:, :2], points[:, 2:])[0]
+    elif len(points) >= 4 and tolerance is not None:
+        cv2.setRNGSeed(0)  # the same points give the same answer
+        matrix, found = cv2.findHomography(
+            points[:, :2], points[:, 2:], cv2.USAC_MAGSAC, tolerance, maxIters=5000, confidence=0.999
+        )
+        mask = found.ravel() > 0 if matrix is not None else mask
+    return matrix, mask
 
 
 def _judged(
-    registration: Registration, points: np.ndarray, inliers: np.ndarray, disagreement: float | None
+    matrix: np.ndarray,
+    thermal_size: Size,
+    visible_size: Size,
+    points: np.ndarray,
+    inliers: np.ndarray,
+    disagreement: float | None = None,
+    least: int = 4,
 ) -> Estimate:
-    """The estimate with its error, and with what speaks against it."""
+    """The estimate with its error, and with what speaks against it. least: points that must agree."""
+    registration = Registration(tuple(tuple(float(x) for x in row) for row in matrix), thermal_size, visible_size)
     away = np.hypot(*(map_points(registration.homography, points[:, :2]) - points[:, 2:]).T)
     error = float(np.sqrt(np.mean(away[inliers] ** 2))) if inliers.any() else np.inf
-    diagonal = float(np.hypot(*registration.visible_size))
+    diagonal = float(np.hypot(*visible_size))
     hull = cv2.convexHull(points[inliers][:, 2:].astype(np.float32))
-    spread = cv2.contourArea(hull) / float(np.prod(registration.visible_size))
+    spread = cv2.contourArea(hull) / float(np.prod(visible_size))
     problem = None
-    matched = disagreement is not None or len(points) > 30
-    if error > _MOST_ERROR * diagonal:
-        problem = f"the points are {error:.1f} px off on average (at most {_MOST_ERROR * diagonal:.1f} px can pass)"
-    elif inliers.mean() < _LEAST_SHARE:
-        problem = f"only {inliers.sum()} of {len(inliers)} points agree with each other"
-    elif matched and inliers.sum() < _LEAST_POINTS:
-        problem = f"only {inliers.sum()} matched points agree with each other ({_LEAST_POINTS} are needed)"
+    if inliers.sum() < max(least, _LEAST_SHARE * len(points)):
+        problem = f"only {inliers.sum()} of {len(points)} points agree with each other"
+    elif error > _MOST_ERROR * diagonal:
+        problem = f"the points are {error:.1f} px off (root mean square; {_MOST_ERROR * diagonal:.0f} px can pass)"
     elif spread < _LEAST_SPREAD:
-        problem = f"the points span {spread:.0%} of the image; its corners would be guessed"
+        problem = f"the points span {spread:.0%} of the image, so its corners would be guessed; spread them out"
     elif disagreement is not None and disagreement > _MOST_DISAGREEMENT * diagonal:
         problem = (
-            f"the two halves of the pairs put a corner {disagreement:.0f} px apart (at most "
-            f"{_MOST_DISAGREEMENT * diagonal:.0f} px can pass)"
+            f"the two halves of the pairs put a corner {disagreement:.0f} px apart "
+            f"({_MOST_DISAGREEMENT * diagonal:.0f} px can pass)"
         )
     return Estimate(registration, points, inliers, error, disagreement, problem)
 
@@ -160,42 +164,57 @@ def _judged(
 class _Search:
     """The coarse-to-fine search. `matrix` is the estimate so far, thermal to visible px at full size."""
 
-    def __init__(self, pairs: Sequence[Callable[[], PairOfImages]], visible_size: Size, thermal_size: Size) -> None:
+    def __init__(self, pairs: Sequence[GreyPair]) -> None:
+        visible, thermal = pairs[0]
         self.pairs = pairs
-        self.visible_size, self.thermal_size = visible_size, thermal_size
-        self.matrix = _resizing(thermal_size, visible_size)
+        self.visible_size: Size = (visible.shape[1], visible.shape[0])
+        self.thermal_size: Size = (thermal.shape[1], thermal.shape[0])
+        for other in pairs:
+            if (other[0].shape, other[1].shape) != (visible.shape, thermal.shape):
+                sizes = " and ".join(
+                    f"{image.shape[1]}x{image.shape[0]}" for pair in (pairs[0], other) for image in pair
+                )
+                raise UserError(f"the pairs differ in size ({sizes}): register one pair of cameras at a time")
+        self.matrix = scaling(self.thermal_size, self.visible_size)
 
-    def _descriptors(self, pair: Callable[[], PairOfImages], longest: int, matrices: list[np.ndarray]) -> Any:
-        """Descriptors of the visible image at working size, and of the thermal one warped onto it by each matrix."""
-        visible, thermal = pair()
-        if (visible.shape[1::-1], thermal.shape[::-1]) != (self.visible_size, self.thermal_size):
-            raise UserError(
-                f"the image pairs differ in size ({visible.shape[1]}x{visible.shape[0]} and "
-                f"{thermal.shape[1]}x{thermal.shape[0]} after {self.visible_size[0]}x{self.visible_size[1]} and "
-                f"{self.thermal_size[0]}x{self.thermal_size[1]}): register one pair of cameras at a time"
-            )
+    def _descriptors(self, pair: GreyPair, longest: int, matrices: list[np.ndarray]) -> Any:
+        """Of the visible image at working size: (h, w, 4). Of the thermal one, warped onto it by each matrix: the same,
+        and (h, w) bool where it has pixels."""
+        visible, thermal = pair
         size, down = self._working(longest)
-        grey = cv2.resize(cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY), size, interpolation=cv2.INTER_AREA)
         # Shrunk by areas before the warp, which would skip pixels.
         shrink = min(1.0, float(np.sqrt(abs(np.linalg.det((down @ self.matrix)[:2, :2])))))
-        small = tuple(max(8, round(side * shrink)) for side in self.thermal_size)
+        small = (max(8, round(self.thermal_size[0] * shrink)), max(8, round(self.thermal_size[1] * shrink)))
         plane = cv2.resize(thermal, small, interpolation=cv2.INTER_AREA)
-        up = _resizing(small, self.thermal_size)
-        return _oriented(grey), [_warped(plane, down @ matrix @ up, size) for matrix in matrices]
+        up = scaling(small, self.thermal_size)
+        warped = [_warped(plane, down @ matrix @ up, size) for matrix in matrices]
+        return _oriented(cv2.resize(visible, size, interpolation=cv2.INTER_AREA)), warped
 
     def _working(self, longest: int) -> tuple[Size, np.ndarray]:
         scale = min(1.0, longest / max(self.visible_size))
         size = (round(self.visible_size[0] * scale), round(self.visible_size[1] * scale))
-        return size, _resizing(self.visible_size, size)
+        return size, scaling(self.visible_size, size)
+
+    def _bases(self) -> list[np.ndarray]:
+        """The thermal image stretched over the visible one; of another shape, also as wide as it with square pixels."""
+        (w, h), (width, height) = self.thermal_size, self.visible_size
+        stretched = scaling(self.thermal_size, self.visible_size)
+        if abs(w * height / (h * width) - 1) < 0.03:
+            return [stretched]
+        square = scaling((w, h), (width, round(h * width / w)))
+        square[1, 2] += (height - h * width / w) / 2
+        return [stretched, square]
 
     def start(self) -> str:
-        """Find scale, rotation and shift roughly: the middle of the thermal image, looked for all over the visible one."""
+        """Find scale, rotation and shift roughly: the middle of the thermal image, looked for in all of the visible."""
         size, down = self._working(96)
-        candidates = [(s, a) for s in 1.1 ** np.arange(-6.0, 7.0) for a in (-6.0, -3.0, 0.0, 3.0, 6.0)]
-        middle = (size[0] / 2 - 0.5, size[1] / 2 - 0.5)
-        turns = [np.vstack((cv2.getRotationMatrix2D(middle, angle, scale), [0, 0, 1])) for scale, angle in candidates]
         up = np.linalg.inv(down)
-        matrices = [up @ turn @ down @ self.matrix for turn in turns]
+        middle = (size[0] / 2 - 0.5, size[1] / 2 - 0.5)
+        candidates, matrices = [], []
+        for base, scale, angle in product(self._bases(), 1.1 ** np.arange(-6.0, 7.0), (-6.0, -3.0, 0.0, 3.0, 6.0)):
+            turn = np.vstack((cv2.getRotationMatrix2D(middle, angle, scale), [0, 0, 1]))
+            candidates.append((scale, angle))
+            matrices.append(up @ turn @ down @ base)
         pad = (round(size[0] * 0.15), round(size[1] * 0.15))
         surfaces: list[Any] = [0.0] * len(candidates)
         for pair in _spread(self.pairs, 16):
@@ -222,7 +241,7 @@ class _Search:
         """
         size, down = self._working(longest)
         radius = max(3, round(reach * max(size)))
-        half = round(max(size) / cells * 0.75)
+        half = max(3, min(round(max(size) / cells * 0.75), min(size) // 2 - radius - 2))
         xs = np.linspace(half + radius, size[0] - 1 - half - radius, cells).round().astype(int)
         ys = np.linspace(half + radius, size[1] - 1 - half - radius, max(4, round(cells * size[1] / size[0])))
         centres = [(int(x), int(y)) for y in ys.round() for x in xs]
@@ -268,7 +287,7 @@ def _peak(surface: np.ndarray, centre: tuple[int, int]) -> tuple[float, float] |
 
 
 def _oriented(grey: np.ndarray) -> np.ndarray:
-    """(H, W, 4) float32: strength of the gradient along four directions, sign ignored, in parts of the local strength."""
+    """(H, W, 4) float32: strength of the gradient along four directions, sign ignored, relative to its surroundings."""
     picture = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.0)
     across, down = cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1)
     angles = np.arange(4) * np.pi / 4
@@ -280,16 +299,10 @@ def _oriented(grey: np.ndarray) -> np.ndarray:
 
 
 def _warped(plane: np.ndarray, matrix: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors of a plane warped to `size`, and where it has pixels (the rim left out, where the fill makes edges)."""
+    """Descriptors of a plane warped to `size`, and where it has pixels. The rim is repeated, so that it is no edge."""
     warped = cv2.warpPerspective(plane, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     ones = np.ones(plane.shape, np.uint8)
     return _oriented(warped), cv2.warpPerspective(ones, matrix, size, flags=cv2.INTER_NEAREST) > 0
-
-
-def _resizing(before: Size, after: Size) -> np.ndarray:
-    """What cv2.resize does to pixel coordinates."""
-    x, y = after[0] / before[0], after[1] / before[1]
-    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:

@@ -20,7 +20,6 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
-from rscmd_model.registration import Registration, load_registration
 from rscmd_model.scoring import Truth, score
 
 LOWEST_SCORE = 0.001  # below it the precision-recall curve has nothing more to gain

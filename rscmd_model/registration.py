@@ -103,8 +103,8 @@ class Registration:
         Raises:
             UserError: a size is of another shape (width to height), so that image is no scaled copy.
         """
-        to_own = _scaling(thermal_size or self.thermal_size, self.thermal_size, "thermal")
-        from_own = np.linalg.inv(_scaling(visible_size or self.visible_size, self.visible_size, "visible"))
+        to_own = _to_own(thermal_size or self.thermal_size, self.thermal_size, "thermal")
+        from_own = np.linalg.inv(_to_own(visible_size or self.visible_size, self.visible_size, "visible"))
         return from_own @ np.array(self.homography) @ to_own
 
     def warp(self, thermal: np.ndarray, visible_size: tuple[int, int]) -> np.ndarray:
@@ -166,16 +166,23 @@ def map_points(matrix: Any, points: np.ndarray) -> np.ndarray:
     return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
 
-def _scaling(size: tuple[int, int], own: tuple[int, int], which: str) -> np.ndarray:
-    """From pixels of an image of `size` to those of one of size `own`; edges stay edges, as in cv2.resize."""
+def scaling(before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+    """What resizing an image from one (width, height) to another does to pixel coordinates, (3, 3); as cv2.resize."""
+    x, y = after[0] / before[0], after[1] / before[1]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+
+def _to_own(size: tuple[int, int], own: tuple[int, int], which: str) -> np.ndarray:
+    """From pixels of an image of `size` to those of size `own`, of which it must be a scaled copy."""
     x, y = own[0] / size[0], own[1] / size[1]
     # Sides are whole numbers, so a small copy of a picture may be off by one pixel.
     if abs(x / y - 1) > _SHAPE_SLACK + 1 / min(size):
         raise UserError(
             f"the registration is for {which} images of {own[0]}x{own[1]}, and this one is {size[0]}x{size[1]}, "
-            "which is no scaled copy of it: give the registration of this camera pair, or estimate one (rscmd_model.register)"
+            "which is no scaled copy of it: give the registration of this camera pair, or estimate one with "
+            "rscmd_model.register"
         )
-    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    return scaling(size, own)
 
 
 def _problem(matrix: np.ndarray, thermal_size: tuple[int, int], visible_size: tuple[int, int]) -> str | None:

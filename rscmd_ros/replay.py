@@ -68,7 +68,8 @@ def replay(
     """Play the bag once. options: used where the node does not tell its own. names: classes of the node's model.
 
     contract: thermal contract of that model. rate: speed of play, 1 is as recorded. wait: seconds for the node to be
-    there. Raises UserError when no node answers, when something else publishes on its topics, or when its detections are of other classes.
+    there. Raises UserError when no node answers, when something else publishes on its topics, or when its detections
+    are of other classes.
     """
     use_large_messages()
     with _ros(ros_args) as (node, stopped):
