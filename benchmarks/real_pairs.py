@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from rscmd_model.config import METHODS
+from rscmd_model.datasets.opening import data_arguments, open_data
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
 
@@ -71,7 +72,7 @@ def train_all(missing: dict[str, Path], args: argparse.Namespace, recipe: dict[s
         job.result()
 
 
-def score(model: Path, data: Path, out: Path, *more: str) -> dict[str, float]:
+def score(model: Path, data: str, out: Path, *more: str) -> dict[str, float]:
     """Score a model on the val pairs; the figures are kept in `out`."""
     run("rscmd_model.evaluate", "--model", model, "--data", data, "--json", out, *more)
     return json.loads(out.read_text())
@@ -80,7 +81,7 @@ def score(model: Path, data: Path, out: Path, *more: str) -> dict[str, float]:
 def main() -> None:
     """Parse the command line, train what is missing, score, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=LLVIP_MINI, help="data.yaml of the pairs (default: llvip_mini)")
+    data_arguments(parser, required=False)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/real"), help="folder for everything (default: %(default)s)"
     )
@@ -89,8 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=RECIPE["epochs"], help="epochs (default: %(default)s)")
     args = parser.parse_args()
-    if not args.data.is_file():
-        raise UserError(f"no {args.data}: give --data with the data.yaml of paired images")
+    args.data = open_data(args.data or LLVIP_MINI, args.root, args.split_file).spec
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = {**RECIPE, "epochs": args.epochs, "seed": args.seed}
     models = {method: args.out / f"{method}-seed{args.seed}-{args.epochs}.safetensors" for method in METHODS}

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, load_data_yaml, read_labels
+from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.images import read_thermal, read_visible
@@ -31,7 +32,7 @@ def main() -> None:
         prog="python -m rscmd_model.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
-    parser.add_argument("--data", type=Path, required=True, help="data.yaml of the pairs")
+    data_arguments(parser)
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--drop", choices=("visible", "thermal"), help="play that this camera is lost")
@@ -43,7 +44,7 @@ def main() -> None:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give 1 or more")
 
-    data = load_data_yaml(args.data)
+    data = open_data(args.data, args.root, args.split_file)
     pairs = find_pairs(data, args.split)
     predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE, max_det=100)
     result = evaluate(predictor, data, pairs, drop=args.drop, batch=args.batch)
@@ -80,7 +81,7 @@ def evaluate(
     """
     if list(predictor.names.values()) != list(data.names.values()):
         raise UserError(
-            f"the model finds {', '.join(predictor.names.values())}; {data.file} has {', '.join(data.names.values())}"
+            f"the model finds {', '.join(predictor.names.values())}; {data.name} has {', '.join(data.names.values())}"
         )
     truths, predictions, sizes = [], [], []
     for start in range(0, len(pairs), batch):
@@ -89,7 +90,7 @@ def evaluate(
         thermals = [read_thermal(pair.thermal, predictor.thermal) for pair in part]
         for pair, visible in zip(part, visibles):
             height, width = visible.shape[:2]
-            labels = read_labels(pair.label, len(data.names))
+            labels = read_labels(data, pair)
             centre, half = labels[:, 1:3], labels[:, 3:] / 2
             boxes = np.hstack((centre - half, centre + half)) * np.array([width, height] * 2, np.float32)
             truths.append(Truth(boxes, labels[:, 0].astype(np.int64)))

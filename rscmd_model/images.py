@@ -39,6 +39,11 @@ def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndar
         raise UserError(f"{path}: {error}") from None
 
 
+def read_small(path: Path) -> np.ndarray:
+    """(h, w) uint8 grey at about an eighth of the size, far faster for a JPEG; otherwise as `read_visible`."""
+    return _read(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+
+
 def _read(path: Path, flags: int) -> np.ndarray:
     try:
         data = np.fromfile(path, np.uint8)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from rscmd_model.config import METHODS, SCALES, method_config
-from rscmd_model.datasets.pairs import load_data_yaml
+from rscmd_model.datasets.opening import data_arguments, open_data
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
 
@@ -54,7 +54,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     """Train one model.
 
     Args:
-        data: a data.yaml; None only when options["resume"] names a checkpoint.
+        data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
@@ -72,7 +72,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     resume = options.get("resume")
     overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
     if data is not None:
-        overrides["data"] = str(Path(data).resolve())
+        overrides["data"] = open_data(data).spec
     overrides["model"] = str(resume) if resume else "rscmd"
     check_device(options.get("device"))
     if isinstance(resume, str) and not Path(resume).is_file():
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_model.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="data.yaml of the pairs")
+    data_arguments(parser, required=False)
     parser.add_argument(
         "--method", choices=METHODS, default="rscmd", help="rscmd, or a control trained with the same recipe"
     )
@@ -129,8 +129,8 @@ def main() -> None:
     options = parse_options(args.options)
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
-    if args.data is not None:
-        load_data_yaml(args.data)  # a wrong file is told before torch is loaded
+    # Opened here, so that a mistake is told before torch is loaded.
+    data = None if args.data is None else open_data(args.data, args.root, args.split_file).spec
     config = method_config(
         args.method,
         scale=args.model,
@@ -141,7 +141,7 @@ def main() -> None:
     )
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
-    file = train(args.data, config, options, args.weights)
+    file = train(data, config, options, args.weights)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)

@@ -18,8 +18,9 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from rscmd_model.config import ModelConfig
+from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, split_hash
+from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.errors import UserError
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
@@ -38,13 +39,18 @@ class PairedTrainer(DetectionTrainer):
     metrics: dict[str, float]
 
     def get_dataset(self) -> dict[str, Any]:
-        """The `data.yaml` as the mapping that the engine hands around.
+        """The data as the mapping that the engine hands around; what they are is kept in the run's `data.yaml`.
 
         Raises:
-            UserError: the file is wrong, or lacks the splits train and val.
+            UserError: the description is wrong, or lacks the splits train and val, or pairs are missing.
         """
-        config = load_data_yaml(self.args.data)
+        config = open_data(self.args.data)
         pairs = {split: find_pairs(config, split) for split in ("train", self.args.split)}
+        if RANK in {-1, 0}:
+            for split, found in pairs.items():
+                if problem := count_problem(config, split, len(found)):
+                    LOGGER.warning(problem.text)
+            write_description(config, pairs, self.save_dir / "data.yaml")
         return {
             "config": config,
             "split_hash": split_hash(pairs["train"]),
@@ -129,7 +135,7 @@ class PairedTrainer(DetectionTrainer):
                 names=self.data["names"],
                 image_size=int(self.args.imgsz),
                 thermal=data.thermal_contract,
-                data={"name": data.root.name, "split_hash": self.data["split_hash"]},
+                data={"name": data.name, "split_hash": self.data["split_hash"]},
                 metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
             )
             save_model(self.model_file, self.ema.ema, header)

@@ -24,7 +24,8 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, load_data_yaml, read_labels
+from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.images import read_thermal, read_visible
 from rscmd_ros.bags import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, typestore
@@ -216,7 +217,7 @@ def _truth(data: DataConfig, pair: PairFiles, width: int, height: int, shot: Sho
         pose=types["geometry_msgs/msg/Pose"](position=origin, orientation=upright), covariance=np.zeros(36)
     )
     detections = []
-    rows = read_labels(pair.label, len(data.names))
+    rows = read_labels(data, pair)
     for label, cx, cy, w, h in rows.astype(np.float64).tolist():
         name = data.names[int(label)]
         hypothesis = types["vision_msgs/msg/ObjectHypothesis"](class_id=name, score=1.0)
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Timing()
-    parser.add_argument("--data", type=Path, required=True, help="data.yaml of a paired YOLO data set")
+    data_arguments(parser)
     parser.add_argument("--split", default="val", help="which split (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new bag")
     parser.add_argument("--rate-visible", type=float, default=default.rate_visible, metavar="HZ")
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace an earlier bag at --out")
     args = parser.parse_args(argv)
     timing = Timing(args.rate_visible, args.rate_thermal, args.thermal_offset_ms, args.jitter_ms, args.drop, args.seed)
-    data = load_data_yaml(args.data)
+    data = open_data(args.data, args.root, args.split_file)
     counts = write_bag(
         data,
         find_pairs(data, args.split),

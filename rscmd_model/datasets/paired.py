@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 from ultralytics.data.augment import Compose, RandomHSV
 from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import LOGGER
 
-from rscmd_model.datasets.pairs import DataConfig, check_pairs, find_pairs
+from rscmd_model.datasets.inspection import check_pairs
+from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible, stack_pair
 
@@ -69,9 +71,11 @@ class PairedDataset(YOLODataset):
     def get_labels(self) -> list[dict[str, Any]]:
         """Labels of the pairs, after every file has been read once."""
         config: DataConfig = self.data["config"]
-        checked = check_pairs(list(self.pairs.values()), len(config.names), config.thermal_contract)
+        checked, read_over = check_pairs(config, list(self.pairs.values()))
+        for line in read_over:
+            LOGGER.warning(f"{self.prefix}{line}")
         if self.augment and not any(len(c["labels"]) for c in checked):
-            raise UserError(f"{config.root / 'labels'}: no label file of the training split names an object")
+            raise UserError(f"{config.root}: no label of the training split names an object")
         return [
             {
                 "im_file": file,

@@ -1,24 +1,71 @@
-"""The native layout of image pairs, read and checked: `data.yaml`, `visible/`, `thermal/`, `labels/`, by file stem."""
+"""What every layout of a paired data set comes down to: pairs of a split, and labels (class cx cy w h) of a pair.
+
+A layout is a `Reader`. Those who consume data (training, evaluation, bags, the check) see a `DataConfig` alone and
+never ask which layout it is.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import IMAGE_SUFFIXES, read_thermal, read_visible
+from rscmd_model.images import IMAGE_SUFFIXES
 from rscmd_model.thermal import ThermalContract
+
+# What a published set is known to have: read over, counted and said. In data of one's own each is a mistake to mend.
+# In both the box is clipped or left out, or the pair is used as it is.
+TOLERATED = {
+    "unknown_class": "label of a class the set does not define, left out",
+    "outside": "box beyond the image's edge, clipped",
+    "empty_box": "box without area, left out",
+}
+# Never stops a training.
+REPORTED = {
+    "repeated_box": "the same box twice, used once",
+    "crowd": "COCO crowd region, left out",
+    "size_mismatch": "the two images differ in size; the thermal one is laid over the visible one",
+    "label_size": "the label file names another image size than the image has; its own is believed",
+    "pair_count": "not the number of pairs that was published",
+    "old_labels": "as many boxes as before the set's labels were corrected",
+    "near_copy": "nearly the same pair in train and in another split",
+}
+# Always stops a training: there is nothing to train on.
+FATAL = {
+    "no_split": "split whose folder or list is missing",
+    "no_partner": "image without its partner",
+    "same_stem": "two images of one stem, so the partner is ambiguous",
+    "no_label": "no label file",
+    "bad_label": "label file that cannot be read",
+    "unreadable": "image missing, cut short or damaged",
+    "palette": "thermal image in a colour palette",
+    "thermal_type": "thermal image of another type than the thermal contract",
+}
+KINDS = {**FATAL, **TOLERATED, **REPORTED}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `kind` (a key of `KINDS`), the file, and a whole sentence that names it."""
+
+    kind: str
+    file: Path
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind of problem {self.kind!r}")
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one pair; `label` is None where there is no label file (an image without objects)."""
+    """The files of one pair; `label` is None where no label file means an image without objects."""
 
     stem: str
     visible: Path
@@ -27,172 +74,193 @@ class PairFiles:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """A `data.yaml`, resolved.
+class Listing:
+    """What a split holds: complete pairs in order of their stems, and what is wrong with the rest."""
+
+    pairs: tuple[PairFiles, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The objects of a pair.
 
     Attributes:
-        file: the file itself.
-        root: the folder that the other paths are relative to.
-        names: class names by index 0, 1, ...
-        thermal_contract: what the thermal counts mean.
-        splits: per split its (visible, thermal) folders.
+        boxes: (N, 5) float32: class, cx, cy, w, h; centre and size as fractions of the image, inside it.
+        problems: what was clipped or left out.
+        size: (width, height) px that the label file says the image has, or None.
     """
 
-    file: Path
+    boxes: np.ndarray
+    problems: tuple[Problem, ...] = ()
+    size: tuple[int, int] | None = None
+
+
+class Reader(Protocol):
+    """One layout on disk. Frozen and picklable: it goes to the workers that load images."""
+
+    def pairs(self, split: str) -> Listing:
+        """The pairs of a split. Raises `UserError` where the split's folder or list is missing as a whole."""
+
+    def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
+        """The objects of a pair, classes by name. Never raises for what a label file holds: that is a `Problem`."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set, resolved: all that training, evaluation, bags and the check need to know.
+
+    Attributes:
+        spec: the string that `open_data` makes this of again: path of a data.yaml, or an inline mapping.
+        name: what results call it.
+        root: the folder it lies in.
+        names: class names by index 0, 1, ...
+        thermal_contract: what the thermal counts mean.
+        splits: names of the splits there are.
+        reader: the layout.
+        tolerant: a published set, whose known faults (`TOLERATED`) are read over and counted.
+        published: pairs per split as published (more than one number where publications disagree), where known.
+        old_boxes: boxes per split in an edition with worse labels, where known.
+        resolved: the whole description as a data.yaml would hold it, its folder absolute.
+    """
+
+    spec: str
+    name: str
     root: Path
     names: dict[int, str]
     thermal_contract: ThermalContract
-    splits: dict[str, tuple[Path, Path]]
+    splits: tuple[str, ...]
+    reader: Reader
+    tolerant: bool = False
+    published: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    old_boxes: tuple[tuple[str, int], ...] = ()
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    def stops(self, problem: Problem) -> bool:
+        """Whether a training must not go on over this problem."""
+        return problem.kind in FATAL or (problem.kind in TOLERATED and not self.tolerant)
 
 
-def load_data_yaml(path: str | Path) -> DataConfig:
-    """Read a `data.yaml` of paired YOLO layout.
-
-    Keys: `path` (root, relative to the file's folder), `train`, `val` and further splits (visible folders), `thermal`
-    (a mapping of the same splits to thermal folders), `names` (list or mapping), `thermal_contract` (optional).
-
-    Raises:
-        UserError: no such file, no YAML, or a key is missing or of the wrong form.
-    """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected keys path, train, val, thermal and names")
-    names = data.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{path}: names must list the classes, as in 'names: {{0: person, 1: car}}'")
-    thermal = data.get("thermal")
-    if not isinstance(thermal, dict) or not thermal:
-        raise UserError(f"{path}: thermal must give a folder for each split, as in 'thermal: {{train: thermal/train}}'")
-    root = (path.parent / str(data.get("path", "."))).resolve()
-    splits = {}
-    for split, folder in thermal.items():
-        if not isinstance(data.get(split), str) or not isinstance(folder, str):
-            raise UserError(f"{path}: split {split!r} needs a visible folder ('{split}: ...') and a thermal one")
-        splits[str(split)] = (root / data[split], root / folder)
-    return DataConfig(
-        file=path.resolve(),
-        root=root,
-        names={int(k): str(v) for k, v in names.items()},
-        thermal_contract=ThermalContract.from_dict(data.get("thermal_contract", ThermalContract().to_dict())),
-        splits=splits,
-    )
+def list_pairs(data: DataConfig, split: str) -> Listing:
+    """What split `split` holds. Raises `UserError` where there is no such split, or no folder or list for it."""
+    if split not in data.splits:
+        raise UserError(f"{data.spec} has no split {split!r}; it has {', '.join(data.splits)}")
+    return data.reader.pairs(split)
 
 
 def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
-    """The pairs of a split, sorted by stem.
+    """The pairs of a split, in order of their stems.
 
     Raises:
         UserError: no such split or folder, no pairs, or images without a partner (their number and the first names).
     """
-    if split not in data.splits:
-        raise UserError(f"{data.file} has no split {split!r}; it has {', '.join(data.splits)}")
-    visible_folder, thermal_folder = data.splits[split]
-    visible, thermal = _by_stem(visible_folder), _by_stem(thermal_folder)
-    missing = [f"{visible_folder.name}/{s} has no thermal partner" for s in sorted(set(visible) - set(thermal))]
-    missing += [f"{thermal_folder.name}/{s} has no visible partner" for s in sorted(set(thermal) - set(visible))]
-    if missing:
+    listing = list_pairs(data, split)
+    if listing.problems:
+        counts = Counter(problem.kind for problem in listing.problems)
+        what = ", ".join(f"{count} x {KINDS[kind]}" for kind, count in counts.items())
         raise UserError(
-            f"{split}: {len(missing)} of {len(set(visible) | set(thermal))} images have no partner in "
-            f"{visible_folder} and {thermal_folder}: {_first(missing)}"
+            f"{data.name} {split}: {what}; {len(listing.pairs)} pairs are whole: "
+            + first([problem.text for problem in listing.problems])
         )
-    if not visible:
-        raise UserError(f"{split}: no images in {visible_folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
-    labels = data.root / "labels" / split
-    if not labels.is_dir():
-        raise UserError(f"{split}: no folder {labels} with the labels")
-    return [
-        PairFiles(stem, visible[stem], thermal[stem], label if (label := labels / f"{stem}.txt").is_file() else None)
-        for stem in sorted(visible)
-    ]
+    if not listing.pairs:
+        raise UserError(f"{data.name} {split}: no pairs in {data.root}")
+    return list(listing.pairs)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:
+    """The problem that a split has another number of pairs than was published, or None."""
+    published = dict(data.published).get(split, (count,))
+    if count in published:
+        return None
+    numbers = " or ".join(map(str, published))
+    return Problem("pair_count", data.root, f"{data.name} {split} has {count} pairs here and {numbers} as published")
+
+
+def read_labels(data: DataConfig, pair: PairFiles) -> np.ndarray:
+    """The objects of a pair.
+
+    Returns:
+        (N, 5) float32: class, cx, cy, w, h, centre and size as fractions of the image; duplicates removed.
+
+    Raises:
+        UserError: the label file cannot be used; names file and place.
+    """
+    labels = data.reader.labels(pair, data.names)
+    for problem in labels.problems:
+        if data.stops(problem):
+            raise UserError(problem.text)
+    return labels.boxes
+
+
+def tidy(rows: Sequence[tuple[float, float, float, float, float]], file: Path, where: Sequence[str]) -> Labels:
+    """Boxes as they were drawn, brought inside the image.
+
+    Args:
+        rows: class, left, top, right, bottom as fractions of the image.
+        file: the label file, for messages.
+        where: the place of each row in it, as "line 3".
+
+    Returns:
+        boxes clipped to the image, those without area left out, repeated ones used once; a `Problem` for each.
+    """
+    boxes: list[tuple[float, ...]] = []
+    problems: list[Problem] = []
+    seen: set[tuple[float, ...]] = set()
+    slack = 1e-3  # rounding of the writing tool
+    for row, place in zip(rows, where, strict=True):
+        cls, *corners = row
+        said = f"{file}, {place}: the box " + " ".join(f"{x:.4g}" for x in corners)
+        clipped = np.clip(corners, 0.0, 1.0).tolist() if np.isfinite(corners).all() else [0.0] * 4
+        left, top, right, bottom = clipped
+        if not (right > left and bottom > top):
+            outside = corners[2] > corners[0] and corners[3] > corners[1]
+            problems.append(Problem("empty_box", file, f"{said} {'lies outside the image' if outside else 'is empty'}"))
+            continue
+        if min(corners) < -slack or max(corners) > 1 + slack:
+            problems.append(Problem("outside", file, f"{said} lies partly outside the image (0 to 1)"))
+        box = (cls, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        if box in seen:
+            problems.append(Problem("repeated_box", file, f"{said} stands there twice"))
+            continue
+        seen.add(box)
+        boxes.append(box)
+    return Labels(np.unique(np.array(boxes, np.float32).reshape(-1, 5), axis=0), tuple(problems))
+
+
+def images_in(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
+    """The images of a folder by stem, and a problem for each stem that two of them share.
+
+    Raises:
+        UserError: no such folder.
+    """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
     found: dict[str, Path] = {}
+    problems = []
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             if file.stem in found:
-                raise UserError(f"{found[file.stem]} and {file} have the same stem, so their partner is ambiguous")
-            found[file.stem] = file
-    return found
+                text = f"{found[file.stem]} and {file} have the same stem, so their partner is ambiguous"
+                problems.append(Problem("same_stem", file, text))
+            else:
+                found[file.stem] = file
+    return found, problems
 
 
-def _first(items: Sequence[str], most: int = 3) -> str:
+def match(visible: Mapping[str, Path], thermal: Mapping[str, Path]) -> tuple[list[str], list[Problem]]:
+    """Stems that both have, in order, and a problem for each image whose partner is missing."""
+    problems = [
+        Problem("no_partner", mine[stem], f"{mine[stem].parent.name}/{mine[stem].name} has no {other} partner")
+        for mine, theirs, other in ((visible, thermal, "thermal"), (thermal, visible, "visible"))
+        for stem in sorted(set(mine) - set(theirs))
+    ]
+    return sorted(set(visible) & set(thermal)), problems
+
+
+def first(items: Iterable[str], most: int = 3) -> str:
+    """The first few of many, and how many more there are."""
+    items = list(items)
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
-
-
-def read_labels(path: Path | None, classes: int) -> np.ndarray:
-    """Read a YOLO label file.
-
-    Args:
-        path: lines of "class cx cy w h", centre and size as fractions of the image; None means no objects.
-        classes: how many classes there are.
-
-    Returns:
-        (N, 5) float32: class, cx, cy, w, h; duplicates removed.
-
-    Raises:
-        UserError: names the file and line: not five numbers, an unknown class, or a box outside the image.
-    """
-    rows: list[list[float]] = []
-    for number, line in enumerate(path.read_text().splitlines() if path else [], 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            cls, cx, cy, w, h = (float(x) for x in line.split())
-        except ValueError:
-            raise UserError(f"{where}: expected 'class cx cy w h', got {line.strip()!r}") from None
-        if cls != int(cls) or not 0 <= cls < classes:
-            raise UserError(f"{where}: class {cls:g} is unknown; names has classes 0 to {classes - 1}")
-        slack = 1e-3  # rounding of the writing tool
-        edges = (cx - w / 2, cy - h / 2, 1 - cx - w / 2, 1 - cy - h / 2)
-        if not (w > 0 and h > 0 and min(edges) >= -slack):
-            raise UserError(f"{where}: the box {cx:g} {cy:g} {w:g} {h:g} is empty or lies outside the image (0 to 1)")
-        rows.append([cls, cx, cy, w, h])
-    return np.unique(np.array(rows, np.float32).reshape(-1, 5), axis=0)
-
-
-def check_pairs(pairs: Sequence[PairFiles], classes: int, contract: ThermalContract) -> list[dict[str, Any]]:
-    """Decode every file of these pairs once and gather what a training needs to know.
-
-    Returns:
-        per pair: {"size": (height, width) of the visible image, "labels": as `read_labels`}.
-
-    Raises:
-        UserError: some pairs cannot be used; their number and the first ones with the reason.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    def check(pair: PairFiles) -> dict[str, Any] | str:
-        try:
-            contract.apply(read_thermal(pair.thermal)[:1, :1])
-            return {"size": read_visible(pair.visible).shape[:2], "labels": read_labels(pair.label, classes)}
-        except UserError as error:
-            message = str(error)
-            return (
-                message
-                if str(pair.thermal.parent) in message
-                or str(pair.visible.parent) in message
-                or (pair.label and str(pair.label) in message)
-                else f"{pair.thermal}: {message}"
-            )
-
-    with ThreadPoolExecutor(8) as pool:  # decoding releases the interpreter lock
-        results = list(pool.map(check, pairs))
-    faults = [r for r in results if isinstance(r, str)]
-    if faults:
-        raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {_first(faults)}")
-    return [r for r in results if not isinstance(r, str)]
 
 
 def split_hash(pairs: Sequence[PairFiles]) -> str:

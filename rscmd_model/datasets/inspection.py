@@ -1,0 +1,139 @@
+"""One look at a pair: is it whole and usable, and what is on it. Training and the data check share the verdict."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rscmd_model.datasets.pairs import KINDS, DataConfig, PairFiles, Problem, first
+from rscmd_model.errors import UserError
+from rscmd_model.images import read_small, read_thermal, read_visible
+
+THREADS = min(16, os.cpu_count() or 1)  # decoding releases the interpreter lock
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a pair turned out to be.
+
+    Attributes:
+        pair: its files.
+        visible_size, thermal_size: (width, height) px; (0, 0) where the image cannot be read.
+        labels: (N, 5) float32 as `read_labels` gives them.
+        visible: (h, w) uint8 grey at an eighth of the size, or None where the image cannot be read.
+        thermal: (H, W) uint8 or uint16 counts, or None.
+        problems: all that is wrong with it.
+    """
+
+    pair: PairFiles
+    visible_size: tuple[int, int]
+    thermal_size: tuple[int, int]
+    labels: np.ndarray
+    visible: np.ndarray | None
+    thermal: np.ndarray | None
+    problems: tuple[Problem, ...]
+
+
+def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
+    """Decode both images of a pair (the visible one at an eighth, which finds damage as well) and read its labels."""
+    problems: list[Problem] = []
+    visible_size, thermal_size = (0, 0), (0, 0)
+    visible, thermal = None, None
+    try:
+        visible = read_small(pair.visible)
+        visible_size = _size(pair.visible)
+    except UserError as error:
+        problems.append(Problem("unreadable", pair.visible, str(error)))
+    try:
+        counts = read_thermal(pair.thermal)
+        thermal_size = (counts.shape[1], counts.shape[0])
+        data.thermal_contract.apply(counts[:1, :1])
+        thermal = counts
+    except UserError as error:
+        text = str(error) if str(pair.thermal) in str(error) else f"{pair.thermal}: {error}"
+        kind = "thermal_type" if thermal_size != (0, 0) else "palette" if _opens(pair.thermal) else "unreadable"
+        problems.append(Problem(kind, pair.thermal, text))
+    if visible is not None and thermal is not None and _differ(data, visible_size, thermal_size):
+        text = f"{pair.visible} is {_text(visible_size)} px and {pair.thermal} is {_text(thermal_size)} px"
+        problems.append(Problem("size_mismatch", pair.thermal, text))
+    labels = data.reader.labels(pair, data.names)
+    problems.extend(labels.problems)
+    known = {size for size in (visible_size, thermal_size) if size != (0, 0)}
+    if labels.size and known and labels.size not in known and pair.label:
+        text = f"{pair.label} says {_text(labels.size)} px, {pair.visible} is {_text(visible_size)} px"
+        problems.append(Problem("label_size", pair.label, text))
+    return Inspection(pair, visible_size, thermal_size, labels.boxes, visible, thermal, tuple(problems))
+
+
+def inspect_all(data: DataConfig, pairs: Sequence[PairFiles]) -> Iterator[Inspection]:
+    """`inspect_pair` of each, in order, on several threads; no more than a few images are held at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(pairs), 8 * THREADS):
+            yield from pool.map(lambda pair: inspect_pair(data, pair), pairs[start : start + 8 * THREADS])
+
+
+def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Look at every file of these pairs once and gather what a training needs to know.
+
+    Returns:
+        per pair {"size": (height, width) of the visible image, "labels": as `read_labels`}; and what was read over,
+        counted, as lines to show.
+
+    Raises:
+        UserError: some pairs cannot be used; their number and the first ones with the reason.
+    """
+    gathered, faults, noted = [], [], []
+    for seen in inspect_all(data, pairs):
+        stopping = [problem for problem in seen.problems if data.stops(problem)]
+        if stopping:
+            faults.append(stopping[0].text)
+        noted += [problem for problem in seen.problems if not data.stops(problem)]
+        gathered.append({"size": seen.visible_size[::-1], "labels": seen.labels})
+    if faults:
+        raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {first(faults)}")
+    return gathered, summary(noted)
+
+
+def summary(problems: Sequence[Problem]) -> list[str]:
+    """One line for each kind of problem: how many, what it means, the first example."""
+    lines = []
+    for kind, count in Counter(problem.kind for problem in problems).most_common():
+        example = next(problem.text for problem in problems if problem.kind == kind)
+        lines.append(f"{count} x {kind} ({KINDS[kind]}), first: {example}")
+    return lines
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError):  # a form that OpenCV alone reads
+        height, width = read_visible(path).shape[:2]
+        return width, height
+
+
+def _opens(path: Path) -> bool:
+    try:
+        read_visible(path)
+    except UserError:
+        return False
+    return True
+
+
+def _differ(data: DataConfig, visible: tuple[int, int], thermal: tuple[int, int]) -> bool:
+    """Published pairs have one size; in others only another shape is suspicious, for cameras differ in resolution."""
+    if data.tolerant:
+        return visible != thermal
+    return abs(visible[0] * thermal[1] - visible[1] * thermal[0]) > 0.02 * visible[0] * thermal[1]
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
