@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
@@ -33,20 +33,28 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
     data_arguments(parser)
+    camera_arguments(parser)
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--drop", choices=("visible", "thermal"), help="play that this camera is lost")
-    parser.add_argument("--registration", type=Path, help="registration.yaml in place of the data's or the model's own")
-    parser.add_argument("--palette-ok", action="store_true", help="take colour-palette thermal images by their luma")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="pairs per batch (default: %(default)s)")
     args = parser.parse_args()
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give 1 or more")
 
-    data = open_data(args.data, args.root, args.split_file)
+    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
     pairs = find_pairs(data, args.split)
-    predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE, max_det=100)
+    predictor = Predictor(
+        args.model,
+        device=args.device,
+        conf=LOWEST_SCORE,
+        max_det=100,
+        registration=data.registration,
+        palette_ok=data.thermal_contract.palette_ok,
+    )
+    if predictor.registration is not None:
+        print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
     result = evaluate(predictor, data, pairs, drop=args.drop, batch=args.batch)
     print(f"{args.split}: {result['pairs']} pairs, mAP50 {result['mAP50']:.3f}, mAP50:95 {result['mAP50_95']:.3f}")
     for name, figures in result["per_class"].items():

@@ -30,13 +30,13 @@ def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndar
         (H, W) uint8 or uint16, not yet scaled.
 
     Raises:
-        UserError: naming the file: unreadable, a colour palette, or not of the contract's type.
+        UserError: naming the file: unreadable, a colour palette (`PaletteError`), or not of the contract's type.
     """
     image = _read(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     try:
         return thermal_plane(image) if contract is None else contract.counts(image)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def read_small(path: Path) -> np.ndarray:

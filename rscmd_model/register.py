@@ -22,7 +22,8 @@ import numpy as np
 import yaml
 
 from rscmd_model.alignment import Estimate, GreyPair, from_images, from_points
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
+from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.images import lay_over, read_thermal, read_visible
@@ -128,7 +129,8 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, Path]]:
     if args.data and (args.visible or args.thermal):
         raise UserError("give --data, or --visible and --thermal, not both")
     if args.data:
-        found = [(pair.visible, pair.thermal) for pair in find_pairs(load_data_yaml(args.data), args.split)]
+        data = open_data(args.data, args.root, args.split_file)
+        found = [(pair.visible, pair.thermal) for pair in find_pairs(data, args.split)]
     else:
         visible, thermal = args.visible or [], args.thermal or []
         if len(visible) != len(thermal):
@@ -148,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_model.register", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="data.yaml of the pairs")
+    data_arguments(parser, required=False)
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--visible", type=Path, nargs="+", help="visible images instead, and ...")
     parser.add_argument("--thermal", type=Path, nargs="+", help="... the thermal image of each")
     parser.add_argument("--points", type=Path, nargs="+", help="points picked by hand, .csv or .yaml")
     parser.add_argument("--pairs", type=int, default=40, help="use at most so many pairs (default: %(default)s)")
-    parser.add_argument("--palette-ok", action="store_true", help="take colour-palette thermal images by their luma")
+    palette_argument(parser)
     parser.add_argument("--out", type=Path, help="write the registration here (.yaml)")
     parser.add_argument("--overlay", type=Path, help="draw before and after into this picture (.png or .jpg)")
     args = parser.parse_args(argv)

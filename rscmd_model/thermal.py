@@ -22,6 +22,10 @@ _SOURCES: dict[str, np.dtype[Any]] = {"mono8": np.dtype(np.uint8), "mono16": np.
 _FORM = "{source: mono8, scale: [0, 255]} or {source: mono16, scale: {percentile: [1, 99]}}"
 
 
+class PaletteError(UserError):
+    """A thermal image is in a colour palette, and nobody said that this is known and wanted."""
+
+
 @dataclass(frozen=True)
 class ThermalContract:
     """How a thermal image becomes numbers from 0 to 255.
@@ -150,7 +154,7 @@ class ThermalContract:
         if self.percentile:
             return False
         counts = self.counts(image)
-        return bool(counts.max() <= self.scale[0] or counts.min() >= self.scale[1])
+        return bool(counts.max() < self.scale[0] or counts.min() > self.scale[1])
 
 
 def thermal_plane(image: np.ndarray, palette_ok: bool = False) -> np.ndarray:
@@ -165,7 +169,8 @@ def thermal_plane(image: np.ndarray, palette_ok: bool = False) -> np.ndarray:
         (H, W) of the same type.
 
     Raises:
-        UserError: the image is in a colour palette, whose colours are no temperatures, or has another shape.
+        PaletteError: the image is in a colour palette, whose colours are no temperatures.
+        UserError: it has another shape.
     """
     if image.ndim == 2:
         return image
@@ -178,7 +183,7 @@ def thermal_plane(image: np.ndarray, palette_ok: bool = False) -> np.ndarray:
             return np.ascontiguousarray(blue)
         if palette_ok and image.dtype == np.uint8:
             return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        raise UserError(
+        raise PaletteError(
             "thermal image is in a colour palette, and colours are not temperatures: set the camera or its driver to "
             "white-hot grey (mono8) or raw counts (mono16); --palette-ok takes the luma instead, see docs/thermal.md"
         )
