@@ -140,7 +140,10 @@ def _judged(
     least: int = 4,
 ) -> Estimate:
     """The estimate with its error, and with what speaks against it. least: points that must agree."""
-    registration = Registration(tuple(tuple(float(x) for x in row) for row in matrix), thermal_size, visible_size)
+    try:
+        registration = Registration(tuple(tuple(float(x) for x in row) for row in matrix), thermal_size, visible_size)
+    except UserError as error:
+        raise UserError(f"the points agree on no homography that a camera could have ({error})") from None
     away = np.hypot(*(map_points(registration.homography, points[:, :2]) - points[:, 2:]).T)
     error = float(np.sqrt(np.mean(away[inliers] ** 2))) if inliers.any() else np.inf
     diagonal = float(np.hypot(*visible_size))
