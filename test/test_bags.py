@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.synthetic import write_world
@@ -45,7 +46,7 @@ def read(bag: Path) -> dict[str, list[tuple[int, Any]]]:
 def test_what_was_written_comes_back(world: Path, tmp_path: Path, storage: str) -> None:
     found = read(write(world, tmp_path / "bag", "--storage", storage))
     assert (tmp_path / "bag" / f"bag.{'mcap' if storage == 'mcap' else 'db3'}").is_file()
-    pairs = find_pairs(load_data_yaml(world), "val")
+    pairs = find_pairs(open_data(world), "val")
     assert [len(found[topic]) for topic in TOPICS] == [24, 24, 24]
     for pair, (_, visible), (_, thermal), (_, truth) in zip(pairs, *(found[topic] for topic in TOPICS)):
         assert (visible.encoding, thermal.encoding) == ("bgr8", "mono8")

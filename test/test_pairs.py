@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from rscmd_model.datasets.pairs import check_pairs, find_pairs, load_data_yaml, read_labels, split_hash
+from rscmd_model.datasets.inspection import check_pairs
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash
+from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible, stack_pair
 from rscmd_model.thermal import ThermalContract
@@ -38,7 +42,7 @@ def write_world(root: Path, stems: tuple[str, ...] = ("a", "b")) -> Path:
 
 
 def test_pairs_are_found_by_stem(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path))
+    data = open_data(write_world(tmp_path))
     pairs = find_pairs(data, "train")
     assert [(p.stem, p.visible.suffix, p.thermal.suffix) for p in pairs] == [
         ("a", ".png", ".jpg"),
@@ -46,28 +50,30 @@ def test_pairs_are_found_by_stem(tmp_path: Path) -> None:
     ]
     assert data.names == {0: "person", 1: "car"}
     assert data.thermal_contract == ThermalContract()
-    assert len(check_pairs(pairs, 2, data.thermal_contract)) == 2
+    assert len(check_pairs(data, pairs)[0]) == 2
     assert split_hash(pairs) != split_hash(pairs[:1])
 
 
 def test_a_data_yaml_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_world(tmp_path)
     monkeypatch.chdir(tmp_path.parent)
-    assert len(find_pairs(load_data_yaml(file), "val")) == 2
-    assert load_data_yaml(Path(tmp_path.name) / "data.yaml").root == tmp_path.resolve()
+    assert len(find_pairs(open_data(file), "val")) == 2
+    assert open_data(Path(tmp_path.name) / "data.yaml").root == tmp_path.resolve()
 
 
 def test_missing_partners_are_counted_and_named(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path, ("a", "b", "c", "d", "e", "f")))
+    data = open_data(write_world(tmp_path, ("a", "b", "c", "d", "e", "f")))
     for stem in "abcd":
         (tmp_path / f"thermal/train/{stem}.jpg").unlink()
     (tmp_path / "visible/train/f.png").unlink()
-    with pytest.raises(UserError, match=r"5 of 6 images have no partner.*a has no thermal.*and 2 more"):
+    with pytest.raises(
+        UserError, match=r"5 x image without its partner; whole pairs: 1.*train/a.png has no thermal.*and 2 more"
+    ):
         find_pairs(data, "train")
 
 
 def test_empty_split_missing_folder_unknown_split(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path))
+    data = open_data(write_world(tmp_path))
     with pytest.raises(UserError, match="no split 'test'; it has train, val"):
         find_pairs(data, "test")
     for file in [*(tmp_path / "visible/val").iterdir(), *(tmp_path / "thermal/val").iterdir()]:
@@ -80,7 +86,7 @@ def test_empty_split_missing_folder_unknown_split(tmp_path: Path) -> None:
 
 
 def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path))
+    data = open_data(write_world(tmp_path))
     (tmp_path / "visible/train/a.jpg").write_bytes((tmp_path / "visible/train/a.png").read_bytes())
     with pytest.raises(UserError, match="same stem"):
         find_pairs(data, "train")
@@ -101,9 +107,9 @@ def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
 def test_bad_data_yaml(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(UserError, match=says):
-        load_data_yaml(tmp_path / "data.yaml")
+        open_data(tmp_path / "data.yaml")
     with pytest.raises(UserError, match="cannot read"):
-        load_data_yaml(tmp_path / "absent.yaml")
+        open_data(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(
@@ -113,44 +119,49 @@ def test_bad_data_yaml(tmp_path: Path, text: str, says: str) -> None:
         ("person 0.5 0.5 0.2 0.2", "expected 'class cx cy w h'"),
         ("2 0.5 0.5 0.2 0.2", "class 2 is unknown"),
         ("-1 0.5 0.5 0.2 0.2", "class -1 is unknown"),
-        ("0 0.95 0.5 0.2 0.2", "outside the image"),
-        ("0 320 240 20 20", "outside the image"),
-        ("0 0.5 0.5 0 0.2", "empty or lies outside"),
-        ("0 nan 0.5 0.2 0.2", "outside the image"),
+        ("0 0.95 0.5 0.2 0.2", "partly outside the image"),
+        ("0 320 240 20 20", "lies outside the image"),
+        ("0 0.5 0.5 0 0.2", "is empty"),
+        ("0 nan 0.5 0.2 0.2", "is empty"),
     ],
 )
 def test_bad_labels_name_file_and_line(tmp_path: Path, line: str, says: str) -> None:
-    file = tmp_path / "x.txt"
+    data = open_data(write_world(tmp_path))
+    pair = find_pairs(data, "train")[0]
+    file = tmp_path / "labels/train/a.txt"
     file.write_text("0 0.5 0.5 0.2 0.4\n\n" + line + "\n")
     with pytest.raises(UserError, match=says) as error:
-        read_labels(file, 2)
+        read_labels(data, pair)
     assert f"{file}, line 3" in str(error.value)
 
 
 def test_labels(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_text("1 0.5 0.5 1 1\n0 0.1 0.1 0.2 0.2\n1 0.5 0.5 1 1\n")
-    np.testing.assert_allclose(read_labels(file, 2), [[0, 0.1, 0.1, 0.2, 0.2], [1, 0.5, 0.5, 1, 1]], rtol=1e-6)
-    assert read_labels(None, 2).shape == (0, 5)
+    labels = read_yolo(file, {0: "person", 1: "car"})
+    np.testing.assert_allclose(labels.boxes, [[0, 0.1, 0.1, 0.2, 0.2], [1, 0.5, 0.5, 1, 1]], rtol=1e-6)
+    assert [problem.kind for problem in labels.problems] == ["repeated_box"]
+    assert read_yolo(None, {0: "person"}).boxes.shape == (0, 5)
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path, ("a", "b", "c", "d")))
+    data = open_data(write_world(tmp_path, ("a", "b", "c", "d")))
     pairs = find_pairs(data, "train")
     jpeg = tmp_path / "thermal/train/a.jpg"
     jpeg.write_bytes(jpeg.read_bytes()[:-40])
     (tmp_path / "visible/train/b.png").write_bytes(b"not an image")
     (tmp_path / "thermal/train/c.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="3 of 4 pairs cannot be used") as error:
-        check_pairs(pairs, 2, data.thermal_contract)
+        check_pairs(data, pairs)
     for name in ("a.jpg is cut short", "b.png is no readable image", "c.jpg is no readable image"):
         assert name in str(error.value)
 
 
 def test_a_thermal_of_another_type_than_the_contract_is_named(tmp_path: Path) -> None:
-    data = load_data_yaml(write_world(tmp_path))
+    data = open_data(write_world(tmp_path))
+    deep = replace(data, thermal_contract=ThermalContract("mono16", (0, 1000)))
     with pytest.raises(UserError, match=r"2 of 2 pairs.*a\.jpg: thermal image has dtype uint8"):
-        check_pairs(find_pairs(data, "train"), 2, ThermalContract("mono16", (0, 1000)))
+        check_pairs(deep, find_pairs(deep, "train"))
 
 
 def test_thermal_files(tmp_path: Path) -> None:
@@ -173,9 +184,9 @@ def test_stack_is_red_green_blue_thermal() -> None:
 
 
 def test_real_pairs(llvip_mini: Path) -> None:
-    data = load_data_yaml(llvip_mini / "data.yaml")
+    data = open_data(llvip_mini / "data.yaml")
     for split, count, boxes in (("train", 32, 124), ("val", 6, 16)):
         pairs = find_pairs(data, split)
         assert len(pairs) == count
-        assert sum(len(read_labels(p.label, 1)) for p in pairs) == boxes
-    assert check_pairs(pairs, 1, data.thermal_contract)[0]["size"] == (1024, 1280)
+        assert sum(len(read_labels(data, p)) for p in pairs) == boxes
+    assert check_pairs(data, pairs)[0][0]["size"] == (1024, 1280)

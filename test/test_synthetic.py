@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, read_labels
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs, read_labels
 from rscmd_model.datasets.synthetic_world import CLASS_NAMES, WorldConfig, generate
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible
@@ -41,7 +42,7 @@ def test_native_layout(world: Path) -> None:
     assert raw["train"] == "visible/train"
     assert raw["val"] == "visible/val"
     assert raw["thermal"] == {"train": "thermal/train", "val": "thermal/val"}
-    data = load_data_yaml(world / "data.yaml")
+    data = open_data(world / "data.yaml")
     assert data.names == CLASS_NAMES
     seen: set[int] = set()
     for split, count in (("train", 12), ("val", 26)):
@@ -51,7 +52,7 @@ def test_native_layout(world: Path) -> None:
             assert read_visible(pair.visible).shape == (128, 160, 3)
             thermal = read_thermal(pair.thermal)
             assert (thermal.shape, thermal.dtype) == ((128, 160), np.uint8)
-            seen |= set(read_labels(pair.label, len(data.names))[:, 0].astype(int).tolist())  # refuses boxes outside
+            seen |= set(read_labels(data, pair)[:, 0].astype(int).tolist())  # refuses boxes outside
     assert seen == {0, 1, 2}
 
 

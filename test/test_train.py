@@ -16,8 +16,9 @@ from test_pairs import write_world
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.config import METHODS, method_config
+from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset
-from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, split_hash
+from rscmd_model.datasets.pairs import find_pairs, split_hash
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import evaluate
 from rscmd_model.inference import Predictor
@@ -55,7 +56,7 @@ def test_overfits_a_handful_of_pairs(tmp_path: Path) -> None:
     recipe = {"epochs": 160, "batch": 6, "nbs": 6, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 10.0}
     options = {**QUICK, **PLAIN, **recipe, "val": False, "save": False, "project": str(tmp_path), "name": "run"}
     file = train(file_of_data, method_config("rscmd"), options)
-    data = load_data_yaml(file_of_data)
+    data = open_data(file_of_data)
     pairs = find_pairs(data, "train")
     predictor = Predictor(file, device="cpu", conf=0.001, max_det=100)
     assert evaluate(predictor, data, pairs)["mAP50"] > 0.9
@@ -105,7 +106,7 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def dataset(data: Path, augment: bool, **hyp: float) -> PairedDataset:
-    config = load_data_yaml(data)
+    config = open_data(data)
     options = get_cfg(overrides={"imgsz": 64, **hyp})
     mapping = {"config": config, "names": config.names, "nc": len(config.names), "channels": 4}
     return PairedDataset(img_path="train", imgsz=64, augment=augment, hyp=options, data=mapping, batch_size=4)
@@ -152,7 +153,7 @@ def test_rectangular_batches_keep_images_and_labels_together(tmp_path: Path) -> 
     data = write_world(tmp_path, ("a", "b", "c"))
     cv2.imwrite(str(tmp_path / "visible/train/a.png"), np.full((60, 20, 3), 9, np.uint8))
     (tmp_path / "labels/train/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
-    config = load_data_yaml(data)
+    config = open_data(data)
     mapping = {"config": config, "names": config.names, "nc": 2, "channels": 4}
     pairs = PairedDataset(
         img_path="train",

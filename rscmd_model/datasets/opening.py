@@ -164,8 +164,8 @@ def _from_mapping(data: dict[str, Any], base: Path, where: str, file: Path | Non
         contract = replace(contract, palette_ok=True)
     registration = _registration(data.get("registration"), base, where)
     config = replace(config, thermal_contract=contract, registration=registration)
-    resolved = {"reader": reader} | {k: v for k, v in data.items() if k not in ("path", "root", *_UNUSED)}
-    resolved |= {"root": str(config.root), "thermal_contract": contract.to_dict()}
+    rest = {k: v for k, v in data.items() if k not in (*_COMMON, *_UNUSED) or k == "names"}
+    resolved = {"reader": reader, "root": str(config.root), **rest, "thermal_contract": contract.to_dict()}
     if registration is not None:
         resolved["registration"] = registration.to_dict()
     line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()

@@ -164,7 +164,7 @@ def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
         counts = Counter(problem.kind for problem in listing.problems)
         what = ", ".join(f"{count} x {KINDS[kind]}" for kind, count in counts.items())
         raise UserError(
-            f"{data.name} {split}: {what}; {len(listing.pairs)} pairs are whole: "
+            f"{data.name} {split}: {what}; whole pairs: {len(listing.pairs)}; "
             + first([problem.text for problem in listing.problems])
         )
     if not listing.pairs:
@@ -255,7 +255,7 @@ def images_in(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
 def match(visible: Mapping[str, Path], thermal: Mapping[str, Path]) -> tuple[list[str], list[Problem]]:
     """Stems that both have, in order, and a problem for each image whose partner is missing."""
     problems = [
-        Problem("no_partner", mine[stem], f"{mine[stem].parent.name}/{mine[stem].name} has no {other} partner")
+        Problem("no_partner", mine[stem], f"{mine[stem]} has no {other} partner")
         for mine, theirs, other in ((visible, thermal, "thermal"), (thermal, visible, "visible"))
         for stem in sorted(set(mine) - set(theirs))
     ]

@@ -73,6 +73,6 @@ def _tile(data: DataConfig, split: str, pair: PairFiles) -> np.ndarray:
     tile = np.full((height + 28, 2 * WIDTH + 8, 3), 255, np.uint8)
     for column, panel in enumerate(shown):
         tile[22 : 22 + panel.shape[0], column * WIDTH : (column + 1) * WIDTH] = panel
-    text = f"{split} {pair.stem}: {visible.shape[1]}x{visible.shape[0]}, {len(labels)} boxes"
+    text = f"{split} {pair.stem}: {visible.shape[1]}x{visible.shape[0]}, boxes: {len(labels)}"
     cv2.putText(tile, text, (2, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return tile
