@@ -142,8 +142,8 @@ def _judged(
     """The estimate with its error, and with what speaks against it. least: points that must agree."""
     try:
         registration = Registration(tuple(tuple(float(x) for x in row) for row in matrix), thermal_size, visible_size)
-    except UserError as error:
-        raise UserError(f"the points agree on no homography that a camera could have ({error})") from None
+    except UserError as refused:
+        raise UserError(f"the points agree on no homography that a camera could have ({refused})") from None
     away = np.hypot(*(map_points(registration.homography, points[:, :2]) - points[:, 2:]).T)
     error = float(np.sqrt(np.mean(away[inliers] ** 2))) if inliers.any() else np.inf
     diagonal = float(np.hypot(*visible_size))

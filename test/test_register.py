@@ -167,7 +167,8 @@ def test_the_command_writes_what_can_be_trusted_and_shows_all(
     cv2.imwrite(str(tmp_path / "t.png"), thermal.astype(np.uint16) * 20 + 27000)
     matrix = known(SIZE, 6, -4, 0.9, 2)
     np.savetxt(tmp_path / "good.csv", picked(matrix, 9), delimiter=",")
-    np.savetxt(tmp_path / "wild.csv", picked(matrix, 7) + np.random.default_rng(0).normal(0, 9, (7, 4)), delimiter=",")
+    wild = np.clip(picked(matrix, 7) + np.random.default_rng(0).normal(0, 9, (7, 4)), 0, 250)
+    np.savetxt(tmp_path / "wild.csv", wild, delimiter=",")
     pictures = ["--visible", str(tmp_path / "v.png"), "--thermal", str(tmp_path / "t.png")]
     out, shown = tmp_path / "r.yaml", tmp_path / "o.png"
     register([*pictures, "--points", str(tmp_path / "good.csv"), "--out", str(out), "--overlay", str(shown)])
