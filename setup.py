@@ -15,9 +15,10 @@ setup(
     description=" ".join((manifest.findtext("description") or "").split()),
     license=manifest.findtext("license"),
     packages=find_packages(include=["rscmd_model", "rscmd_model.*", "rscmd_ros", "rscmd_ros.*"]),
+    package_data={"rscmd_model.datasets": ["splits/*.txt"]},
     python_requires=">=3.10",
     install_requires=["setuptools"],
-    zip_safe=True,
+    zip_safe=False,
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

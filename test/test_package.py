@@ -36,6 +36,8 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     found = subprocess.run([sys.executable, "-c", where], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count(str(modules)) == 2
+    lists = {path.name for path in (modules / "rscmd_model/datasets/splits").iterdir()}
+    assert lists == {path.name for path in (ROOT / "rscmd_model/datasets/splits").iterdir()}
     command = [installed_package / "lib/rscmd_ros/make_bag", "--help"]
     usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 0, usage.stderr
@@ -71,6 +73,7 @@ def test_every_imported_ros_package_is_declared() -> None:
     declared = {element.text for element in MANIFEST if element.tag in ("depend", "exec_depend")}
     keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
     keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
+    keys |= {"PIL": "python3-pil"}
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
     # Both come from pip by hand: see package.xml.
     without_key = {"faster_coco_eval", "safetensors"}
