@@ -30,7 +30,7 @@ import torch
 
 from rscmd_model.ablation_plot import plot_ablation
 from rscmd_model.config import SCALES, parse_method
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
@@ -60,6 +60,7 @@ def main() -> None:
         prog="python -m rscmd_model.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data_arguments(parser)
+    camera_arguments(parser)
     parser.add_argument(
         "--methods",
         default="visible,thermal,sum,rsc,rscmd",
@@ -88,7 +89,7 @@ def main() -> None:
     for taken in ("seed", "project", "name", "resume", "exist_ok"):
         if taken in options:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
-    data = open_data(args.data, args.root, args.split_file)
+    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
     pairs = {split: len(find_pairs(data, split)) for split in ("train", args.split)}
     claim(args.out, {"data": data.spec, "split": args.split, "model": args.model, "options": options})
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
@@ -33,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
     data_arguments(parser)
+    camera_arguments(parser)
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--drop", choices=("visible", "thermal"), help="play that this camera is lost")
@@ -42,9 +43,18 @@ def main() -> None:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give 1 or more")
 
-    data = open_data(args.data, args.root, args.split_file)
+    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
     pairs = find_pairs(data, args.split)
-    predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE, max_det=100)
+    predictor = Predictor(
+        args.model,
+        device=args.device,
+        conf=LOWEST_SCORE,
+        max_det=100,
+        registration=data.registration,
+        palette_ok=data.thermal_contract.palette_ok,
+    )
+    if predictor.registration is not None:
+        print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
     result = evaluate(predictor, data, pairs, drop=args.drop, batch=args.batch)
     print(f"{args.split}: {result['pairs']} pairs, mAP50 {result['mAP50']:.3f}, mAP50:95 {result['mAP50_95']:.3f}")
     for name, figures in result["per_class"].items():
@@ -85,7 +95,7 @@ def evaluate(
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         visibles = [read_visible(pair.visible) for pair in part]
-        thermals = [read_thermal(pair.thermal) for pair in part]
+        thermals = [read_thermal(pair.thermal, predictor.thermal) for pair in part]
         for pair, visible in zip(part, visibles):
             height, width = visible.shape[:2]
             labels = read_labels(data, pair)

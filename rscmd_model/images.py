@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.thermal import thermal_plane
+from rscmd_model.registration import Registration
+from rscmd_model.thermal import ThermalContract, thermal_plane
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
@@ -18,12 +19,24 @@ def read_visible(path: Path) -> np.ndarray:
     return _read(path, cv2.IMREAD_COLOR)
 
 
-def read_thermal(path: Path) -> np.ndarray:
-    """(H, W) uint8 or uint16, the raw counts. Raises `UserError` for an unreadable file or a colour palette."""
+def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndarray:
+    """The raw counts of a thermal image file.
+
+    Args:
+        path: the file.
+        contract: when given, the counts must be of its type; only its `palette_ok` takes a colour palette.
+
+    Returns:
+        (H, W) uint8 or uint16, not yet scaled.
+
+    Raises:
+        UserError: naming the file: unreadable, a colour palette (`PaletteError`), or not of the contract's type.
+    """
+    image = _read(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     try:
-        return thermal_plane(_read(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR))
+        return thermal_plane(image) if contract is None else contract.counts(image)
     except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def read_small(path: Path) -> np.ndarray:
@@ -45,18 +58,43 @@ def _read(path: Path, flags: int) -> np.ndarray:
     return image
 
 
-def stack_pair(visible: np.ndarray, thermal: np.ndarray) -> np.ndarray:
+def lay_over(thermal: np.ndarray, size: tuple[int, int], registration: Registration | None = None) -> np.ndarray:
+    """A thermal plane in the pixels of the visible image.
+
+    Args:
+        thermal: (h, w) uint8, the plane a `ThermalContract` made.
+        size: (width, height) of the visible image.
+        registration: where each thermal pixel lies in it; None takes the two to show the same field of view.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        UserError: the images are not of the shape the registration was made for.
+    """
+    if registration is not None:
+        return registration.warp(thermal, size)
+    if thermal.shape[::-1] == size:
+        return thermal
+    return cv2.resize(thermal, size, interpolation=cv2.INTER_LINEAR)
+
+
+def stack_pair(visible: np.ndarray, thermal: np.ndarray, registration: Registration | None = None) -> np.ndarray:
     """One array for one pair, so that every geometric step treats both images alike.
+
+    Training, evaluation, the node and the bags all make their pairs here, so a registration is applied here and
+    nowhere else.
 
     Args:
         visible: (H, W, 3) uint8 BGR.
-        thermal: (h, w) uint8, the plane a `ThermalContract` made. Resized to (H, W) when it differs: the two images
-            are taken to show the same field of view.
+        thermal: (h, w) uint8, the plane a `ThermalContract` made.
+        registration: as for `lay_over`.
 
     Returns:
         (H, W, 4) uint8 in the order red, green, blue, thermal, the order of the networks' input channels.
+
+    Raises:
+        UserError: as `lay_over`.
     """
     height, width = visible.shape[:2]
-    if thermal.shape != (height, width):
-        thermal = cv2.resize(thermal, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.dstack((visible[..., ::-1], thermal))
+    return np.dstack((visible[..., ::-1], lay_over(thermal, (width, height), registration)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.images import stack_pair
 from rscmd_model.model_file import load_model
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.registration import Registration
 
 with contextlib.suppress(ImportError, RuntimeError):  # a build of torchvision that does not fit torch's: do without
     import torchvision  # noqa: F401  (ultralytics' NMS uses the compiled one once it is imported)
@@ -53,11 +54,14 @@ class Predictor:
         conf: lowest score that is answered, 0 to 1.
         iou: boxes of one class that overlap more than this are one object (NMS), 0 to 1.
         max_det: most boxes per image.
+        registration: where thermal pixels lie in the visible image; None means as the model's training data had it.
+        palette_ok: take the luma of colour-palette thermal images although the model was not trained on them.
 
     Attributes:
         header: what the model file says of itself.
         names: class names by index.
         thermal: the thermal contract; thermal images must be of its source type.
+        registration: the one in use, or None when both images are taken to show the same field of view.
         modalities: the cameras it can answer for alone when the other is lost.
 
     Raises:
@@ -73,6 +77,8 @@ class Predictor:
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
+        registration: Registration | None = None,
+        palette_ok: bool = False,
     ) -> None:
         self.device = select_device(device)
         network, self.header = load_model(model)
@@ -81,16 +87,14 @@ class Predictor:
             raise UserError("half precision needs a CUDA device; leave half unset on the CPU")
         self.network = network.fuse().to(self.device, torch.float16 if self.half else torch.float32).eval()
         self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.registration = registration or self.header.registration
+        #: What the counts of a thermal image must mean.
+        self.thermal = replace(self.header.thermal, palette_ok=True) if palette_ok else self.header.thermal
 
     @property
     def names(self) -> dict[int, str]:
         """Class names by index."""
         return self.header.names
-
-    @property
-    def thermal(self) -> ThermalContract:
-        """What the counts of a thermal image must mean."""
-        return self.header.thermal
 
     @property
     def config(self) -> ModelConfig:
@@ -117,16 +121,18 @@ class Predictor:
         Args:
             visible: (H, W, 3) uint8 BGR, or None: then the thermal branch answers.
             thermal: (h, w) uint8 or uint16 as the thermal contract says, or None: then the visible branch answers. Its
-                size may differ from the visible image's; both are taken to show the same field of view.
+                size may differ from the visible image's; without a registration both are taken to show the same field
+                of view.
             conf, iou, max_det: in place of the predictor's own.
-            size: (width, height) in whose pixels boxes are wanted; by default those of the visible image, or of the
-                thermal one when there is no visible one.
+            size: (width, height) in whose pixels boxes are wanted; by default those of the visible image. Without a
+                visible image those of the registration's `visible_size`, or without one of the thermal image.
 
         Returns:
             detections by falling score, boxes clipped to the image.
 
         Raises:
-            UserError: both images are None, one has the wrong type or shape, or the branch needed is not in the model.
+            UserError: both images are None, one has the wrong type or shape (of its own, or for the registration), or
+                the branch needed is not in the model.
         """
         return self.predict_batch([visible], [thermal], conf=conf, iou=iou, max_det=max_det, size=size)[0]
 
@@ -167,11 +173,25 @@ class Predictor:
                 results[i] = _detections(found, shape, frames[i], size)
         return [r for r in results if r is not None]
 
+    def thermal_view(self, visible: np.ndarray | None, thermal: np.ndarray) -> np.ndarray:
+        """The thermal image as the network sees it, in the pixels that boxes are in; for drawing.
+
+        Args:
+            visible, thermal: as for `predict`.
+
+        Returns:
+            (H, W) uint8.
+        """
+        return self._stack(visible, thermal)[1][..., 3]
+
     def warm_up(self) -> None:
         """Run every branch once at the trained size, so that the first real answer is not a slow one."""
         side = self.header.image_size
-        visible = np.zeros((side, side, 3), np.uint8)
-        thermal = np.zeros((side, side), np.uint16 if self.thermal.source == "mono16" else np.uint8)
+        depth = np.uint16 if self.thermal.source == "mono16" else np.uint8
+        visible, thermal = np.zeros((side, side, 3), np.uint8), np.zeros((side, side), depth)
+        if self.registration is not None:  # made for images of these sizes
+            visible = np.zeros((*self.registration.visible_size[::-1], 3), np.uint8)
+            thermal = np.zeros(self.registration.thermal_size[::-1], depth)
         for branch in self.config.branches:
             self.predict(None if branch == "thermal" else visible, None if branch == "visible" else thermal)
 
@@ -194,11 +214,15 @@ class Predictor:
                 f"only the {lone} image was given, and this model has no {lone} branch of its own (it answers for: "
                 f"{', '.join(self.config.branches)}); models trained with method rsc or rscmd have both"
             )
-        plane = self.thermal.apply(thermal) if thermal is not None else None
+        if thermal is None:
+            assert visible is not None
+            return branch, stack_pair(visible, np.zeros(visible.shape[:2], np.uint8))
+        plane = self.thermal.apply(thermal)
         if visible is None:
-            assert plane is not None
-            return branch, stack_pair(np.zeros((*plane.shape, 3), np.uint8), plane)
-        return branch, stack_pair(visible, plane if plane is not None else np.zeros(visible.shape[:2], np.uint8))
+            # The thermal branch learned on planes laid over the visible image, and its boxes are in that frame.
+            width, height = self.registration.visible_size if self.registration else plane.shape[::-1]
+            visible = np.zeros((height, width, 3), np.uint8)
+        return branch, stack_pair(visible, plane, self.registration)
 
     def _letterbox(self, stack: np.ndarray) -> np.ndarray:
         """To the trained size: the longer side resized, the shorter padded in grey to a multiple of 32."""

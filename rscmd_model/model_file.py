@@ -1,7 +1,8 @@
 """`model.safetensors`: the weights of everything shipped and a JSON header that says what they are. No pickle.
 
-The header is the entry "rscmd" of the safetensors metadata. It grows by new keys; `FORMAT_VERSION` goes up when an
-older reader would misread the file.
+The header is the entry "rscmd" of the safetensors metadata. It grows by new keys. A file has the lowest format version
+whose reader does not misread it: a reader of version 1 would stretch thermal images where a registration is asked for,
+so a file with one has version 2, and every other file stays readable for both.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
 from rscmd_model.model import RscmdModel
+from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest this reader knows
 _HEADER = "rscmd"
 
 
@@ -37,8 +39,8 @@ class ModelHeader:
         thermal: the thermal contract of its training data.
         data: name of the training data and hash of its train split, {"name": ..., "split_hash": ...}.
         metrics: figures of its own validation during training, by name; empty if none.
+        registration: where thermal pixels lay in the visible images of the training data; None where they were aligned.
         code_version: version of this package that wrote the file.
-        format_version: of the file.
     """
 
     config: ModelConfig
@@ -47,12 +49,21 @@ class ModelHeader:
     thermal: ThermalContract
     data: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    registration: Registration | None = None
     code_version: str = __version__
-    format_version: int = FORMAT_VERSION
+
+    @property
+    def format_version(self) -> int:
+        """Version of the file's format; see the module."""
+        return 1 if self.registration is None else 2
 
     def to_json(self) -> str:
         """One JSON object."""
         plain = {**asdict(self), "config": self.config.to_dict(), "thermal": self.thermal.to_dict()}
+        plain["format_version"] = self.format_version
+        del plain["registration"]
+        if self.registration is not None:
+            plain["registration"] = self.registration.to_dict()
         return json.dumps(plain, sort_keys=True)
 
     @staticmethod
@@ -70,8 +81,8 @@ class ModelHeader:
             thermal=ThermalContract.from_dict(plain["thermal"]),
             data=dict(plain["data"]),
             metrics=dict(plain["metrics"]),
+            registration=Registration.from_dict(plain["registration"]) if plain.get("registration") else None,
             code_version=str(plain["code_version"]),
-            format_version=int(plain["format_version"]),
         )
 
 

@@ -3,7 +3,8 @@
     python -m rscmd_model.predict --model model.safetensors --visible V.png --thermal T.png --json OUT --out PICTURE
 
 Without --json and --out the objects are printed as JSON: a list of {"class", "score", "box": [x0, y0, x1, y1]}, boxes
-in pixels of the visible image (of the thermal one when it is alone).
+in pixels of the visible image. A thermal image alone is answered in its own pixels; with a registration in those of the
+visible image that it was made for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
 from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
+from rscmd_model.registration import load_registration
 
 
 def main() -> None:
@@ -33,6 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="draw them into this picture (.png or .jpg)")
     parser.add_argument("--conf", type=float, default=0.25, help="lowest score, 0 to 1 (default: %(default)s)")
     parser.add_argument("--iou", type=float, default=0.7, help="NMS overlap, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--registration", type=Path, help="registration.yaml in place of the model's own, if any")
+    parser.add_argument("--palette-ok", action="store_true", help="take a colour-palette thermal image by its luma")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     args = parser.parse_args()
     for name in ("conf", "iou"):
@@ -42,9 +46,16 @@ def main() -> None:
         raise UserError("give --visible, --thermal or both")
     if args.out and args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--out {args.out}: give a .png or .jpg file")
+    predictor = Predictor(
+        args.model,
+        device=args.device,
+        conf=args.conf,
+        iou=args.iou,
+        registration=load_registration(args.registration) if args.registration else None,
+        palette_ok=args.palette_ok,
+    )
     visible = read_visible(args.visible) if args.visible else None
-    thermal = read_thermal(args.thermal) if args.thermal else None
-    predictor = Predictor(args.model, device=args.device, conf=args.conf, iou=args.iou)
+    thermal = read_thermal(args.thermal, predictor.thermal) if args.thermal else None
     found = predictor.predict(visible, thermal)
     objects = [
         {"class": predictor.names[int(c)], "score": round(float(s), 5), "box": [round(float(x), 2) for x in box]}
@@ -53,7 +64,7 @@ def main() -> None:
     if args.json:
         write_json(args.json, objects)
     if args.out:
-        plane = predictor.thermal.apply(thermal) if thermal is not None else None
+        plane = predictor.thermal_view(visible, thermal) if thermal is not None else None
         with whole_file(args.out) as aside:
             picture = cv2.imencode(args.out.suffix, side_by_side(visible, plane, found, predictor.names))[1]
             aside.write_bytes(picture.tobytes())  # cv2.imwrite would say nothing of a full disk

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from rscmd_model.config import METHODS, SCALES, parse_method
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
@@ -141,6 +141,7 @@ def main() -> None:
         prog="python -m rscmd_model.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data_arguments(parser, required=False)
+    camera_arguments(parser)
     parser.add_argument(
         "--method",
         default="rscmd",
@@ -165,7 +166,9 @@ def main() -> None:
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
     # Opened here, so that a mistake is told before torch is loaded.
-    data = None if args.data is None else open_data(args.data, args.root, args.split_file).spec
+    data = None
+    if args.data is not None:
+        data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok).spec
     config = parse_method(
         args.method,
         scale=args.model,

@@ -135,6 +135,7 @@ class PairedTrainer(DetectionTrainer):
                 names=self.data["names"],
                 image_size=int(self.args.imgsz),
                 thermal=data.thermal_contract,
+                registration=data.registration,
                 data={"name": data.name, "split_hash": self.data["split_hash"]},
                 metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
             )

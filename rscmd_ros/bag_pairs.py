@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rscmd_model.errors import UserError
+from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bags import Bag
 from rscmd_ros.conversions import image_to_thermal, image_to_visible, stamp_ns
 from rscmd_ros.pairing import COUNTERS, STREAMS, Stream, make_pairer
@@ -67,8 +68,21 @@ class Pairing:
     places: dict[str, dict[int, int]]  # stream -> header stamp -> place of the message on its topic
 
 
-def pair_up(bag: Bag, topics: dict[str, str], options: PairingOptions) -> Pairing:
-    """Pair a whole bag. topics: {"visible": ..., "thermal": ...}.
+def _converters(contract: ThermalContract | None) -> dict[str, Callable[[Any], npt.NDArray[Any]]]:
+    """How each stream's messages are read; thermal ones that the contract does not take are refused, as by the node."""
+
+    def thermal(message: Any) -> npt.NDArray[Any]:
+        if contract is None:
+            return image_to_thermal(message)
+        return contract.counts(image_to_thermal(message, contract.palette_ok))
+
+    return {"visible": image_to_visible, "thermal": thermal}
+
+
+def pair_up(
+    bag: Bag, topics: dict[str, str], options: PairingOptions, contract: ThermalContract | None = None
+) -> Pairing:
+    """Pair a whole bag. topics: {"visible": ..., "thermal": ...}. contract: of the model, if known.
 
     A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
     first fault is raised as a UserError.
@@ -87,7 +101,7 @@ def pair_up(bag: Bag, topics: dict[str, str], options: PairingOptions) -> Pairin
     except ImportError as error:
         raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
     stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
-    convert: dict[str, Callable[[Any], npt.NDArray[Any]]] = {"visible": image_to_visible, "thermal": image_to_thermal}
+    convert = _converters(contract)
     counts = {"visible": 0, "thermal": 0}
     recorded: dict[tuple[str, int], int] = {}
     faults: dict[str, str] = {}
@@ -138,7 +152,7 @@ def pair_up(bag: Bag, topics: dict[str, str], options: PairingOptions) -> Pairin
 
 
 def load_pictures(
-    bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair]
+    bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair], contract: ThermalContract | None = None
 ) -> Iterator[tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
     """(pair, visible (H,W,3) BGR, thermal (H,W)) of each pair, as soon as both have been read.
 
@@ -149,7 +163,7 @@ def load_pictures(
         waiting.setdefault(("visible", pair.visible_index), []).append(pair)
         waiting.setdefault(("thermal", pair.thermal_index), []).append(pair)
     stream_of = {topic: stream for stream, topic in topics.items()}
-    convert: dict[str, Callable[[Any], npt.NDArray[Any]]] = {"visible": image_to_visible, "thermal": image_to_thermal}
+    convert = _converters(contract)
     counts = {"visible": 0, "thermal": 0}
     held: dict[tuple[str, int], npt.NDArray[Any]] = {}
     for topic, _, data in bag.raw(stream_of):

@@ -24,6 +24,7 @@ from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithP
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
+from rscmd_model.thermal import thermal_plane
 
 _NS = 1_000_000_000
 
@@ -59,17 +60,26 @@ def check_visible(msg: Any) -> None:
     _check_size(msg, "visible", VISIBLE_ENCODINGS[msg.encoding][0])
 
 
-def check_thermal(msg: Any) -> str:
+def check_thermal(msg: Any, palette_ok: bool = False) -> str:
     """Make sure that `image_to_thermal` can read this sensor_msgs/Image, without reading it.
 
-    Returns the depth in the words of a thermal contract: "mono8" or "mono16".
+    Returns the depth in the words of a thermal contract: "mono8" or "mono16". With `palette_ok` the colour encodings
+    of `VISIBLE_ENCODINGS` pass for "mono8".
 
     Raises ConversionError when the encoding is not one of `THERMAL_ENCODINGS`, the image is empty, or its data is
     shorter than height and row step say.
     """
     if msg.encoding not in THERMAL_ENCODINGS:
         palette = VISIBLE_ENCODINGS.get(msg.encoding, (0, None))[0] > 1
-        hint = "; colours of a palette are no temperatures, so set the driver to grey or raw counts" if palette else ""
+        if palette and palette_ok:
+            _check_size(msg, "thermal", VISIBLE_ENCODINGS[msg.encoding][0])
+            return "mono8"
+        hint = (
+            "; colours of a palette are no temperatures, so set the driver to grey or raw counts (a model trained with "
+            "--palette-ok takes them by their luma)"
+            if palette
+            else ""
+        )
         raise ConversionError(
             f"thermal image has encoding '{msg.encoding}'; accepted are {', '.join(THERMAL_ENCODINGS)}{hint}"
         )
@@ -98,11 +108,12 @@ def image_to_visible(msg: Any) -> np.ndarray:
     return image if conversion is None else cv2.cvtColor(image, conversion)
 
 
-def image_to_thermal(msg: Any) -> np.ndarray:
+def image_to_thermal(msg: Any, palette_ok: bool = False) -> np.ndarray:
     """The counts of a thermal camera, as they are.
 
     Args:
         msg: sensor_msgs/Image in one of `THERMAL_ENCODINGS`, any row step, either byte order.
+        palette_ok: take colour encodings too, by their luma, as a thermal contract with `palette_ok` does.
 
     Returns:
         (H, W) uint8 or uint16 in the machine's byte order; where possible a view of the message's data, so do not
@@ -111,7 +122,10 @@ def image_to_thermal(msg: Any) -> np.ndarray:
     Raises:
         ConversionError: see `check_thermal`.
     """
-    if check_thermal(msg) == "mono8":
+    depth = check_thermal(msg, palette_ok)
+    if msg.encoding not in THERMAL_ENCODINGS:
+        return thermal_plane(image_to_visible(msg), palette_ok=True)
+    if depth == "mono8":
         return np.ndarray((msg.height, msg.width), np.uint8, _buffer(msg.data), strides=(msg.step, 1))
     counts: np.ndarray = np.ndarray(
         (msg.height, msg.width), ">u2" if msg.is_bigendian else "<u2", _buffer(msg.data), strides=(msg.step, 2)

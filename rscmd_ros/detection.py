@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sensor_msgs.msg import Image
 
 from rscmd_model.errors import UserError
+from rscmd_model.registration import load_registration
 from rscmd_ros.conversions import detections_to_msg, image_to_thermal, image_to_visible
 from rscmd_ros.diagnostics import Throttle
 from rscmd_ros.pairing import Pair
@@ -37,12 +38,15 @@ class Arrival:
 def load_predictor(settings: Settings) -> Predictor:
     """Import torch, load the model and run it once. Takes seconds.
 
-    Raises UserError for a bad model file or an absent device.
+    Raises UserError for a bad model or registration file or an absent device.
     """
     from rscmd_model.inference import Predictor
 
     predictor = Predictor(
-        Path(settings.model).expanduser(), device=settings.device, half=None if settings.half else False
+        Path(settings.model).expanduser(),
+        device=settings.device,
+        half=None if settings.half else False,
+        registration=load_registration(Path(settings.registration).expanduser()) if settings.registration else None,
     )
     predictor.warm_up()
     return predictor
@@ -80,7 +84,7 @@ class PairDetector:
         started = time.monotonic_ns()
         found = self.predictor.predict(
             image_to_visible(visible.msg),
-            image_to_thermal(thermal.msg),
+            image_to_thermal(thermal.msg, self.predictor.thermal.palette_ok),
             conf=settings.confidence_threshold,
             iou=settings.iou_threshold,
             max_det=settings.max_detections,

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
+from rscmd_model.images import lay_over
+from rscmd_model.registration import load_registration
 from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, load_pictures, pair_up
 from rscmd_ros.bag_score import WHICH_FRAMES_COUNT, Answer, figures, spread
 from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, Bag, open_bag
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 LOWEST_SCORE = 0.001  # the curve is measured down to here; --conf is for drawing only
 SAMPLES = 8  # pairs shown in the report
+OF_THE_MODEL = "of the model"
 LATENCY_MEANING = {
     "offline": ("Pairing delay", "From recording the later frame until the pair was decided; inference not counted."),
     "live": ("Latency", "From sending the later frame of the pair to the arrival of its detections."),
@@ -50,7 +53,7 @@ def evaluate_offline(
     answers: dict[int, Answer] = {}
     spent: list[float] = []
     said = time.monotonic()
-    for done, (pair, visible, thermal) in enumerate(load_pictures(bag, topics, pairing.pairs), 1):
+    for done, (pair, visible, thermal) in enumerate(load_pictures(bag, topics, pairing.pairs, predictor.thermal), 1):
         started = time.perf_counter()
         found = predictor.predict(visible, thermal)
         spent.append((time.perf_counter() - started) * 1e3)
@@ -74,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bag", type=Path, help="rosbag2 folder, or a .mcap or .db3 file")
     parser.add_argument(
         "--model", type=Path, required=True, help="model.safetensors; with --live the one the node runs"
+    )
+    parser.add_argument(
+        "--registration", type=Path, help="registration.yaml in place of the model's own; a node has its parameter"
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--report", type=Path, help="write a self-contained HTML report here")
@@ -111,6 +117,8 @@ def _checked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
     args = _parser().parse_args(words[:at])
     if words[at:] and not args.live:
         raise UserError("--ros-args only makes sense with --live")
+    if args.registration and args.live:
+        raise UserError(f"with --live the node registers: start it with -p registration:={args.registration}")
     if not 0 <= args.conf <= 1:
         raise UserError(f"--conf must be within 0..1, got {args.conf}")
     if not 0.01 <= args.rate <= 100:
@@ -136,14 +144,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.live:
             from rscmd_ros.replay import replay
 
-            run = replay(bag, topics, options, header.names, rate=args.rate, wait=args.wait, ros_args=ros_args)
+            run = replay(
+                bag,
+                topics,
+                options,
+                header.names,
+                contract=header.thermal,
+                rate=args.rate,
+                wait=args.wait,
+                ros_args=ros_args,
+            )
             pairing, answers, options = run.pairing, run.answers, run.options
             ledger, pairs, extra, notes = run.ledger, run.pairs, run.extra, list(run.notes)
         else:
             from rscmd_model.inference import Predictor
 
-            pairing = pair_up(bag, topics, options)
-            predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE)
+            pairing = pair_up(bag, topics, options, header.thermal)
+            given = load_registration(args.registration) if args.registration else None
+            predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE, registration=given)
             predictor.warm_up()
             answers, median = evaluate_offline(bag, topics, pairing, predictor)
             ledger, pairs = pairing.ledger, len(pairing.pairs)
@@ -156,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             **{f"{stream}_topic": topic for stream, topic in topics.items()},
             "truth": str(args.truth) if args.truth else args.truth_topic if truths is not None else None,
             **dataclasses.asdict(options),
+            "registration": _registration_in_use(extra.pop("registration", args.registration), header),
             "lowest_score": extra.pop("confidence_threshold", None) if args.live else LOWEST_SCORE,
             "device": "of the node" if args.live else args.device,
         }
@@ -178,6 +197,13 @@ def _truths(bag: Bag, args: argparse.Namespace) -> FrameTruths | None:
             return None
         args.truth_topic = TRUTH_TOPIC
     return truth_from_topic(bag, args.truth_topic)
+
+
+def _registration_in_use(given: Path | str | None, header: ModelHeader) -> str | None:
+    """The file, or that it is the model's own, or None where the images are taken as aligned."""
+    if given:
+        return str(given)
+    return OF_THE_MODEL if header.registration else None
 
 
 def _notes(summary: dict[str, Any], mode: str) -> list[str]:
@@ -223,18 +249,20 @@ def _write_report(
 ) -> None:
     from rscmd_ros.report import ReportData, Sample, write_report
 
+    used = summary["config"]["registration"]
+    registration = load_registration(used) if used not in (None, OF_THE_MODEL) else header.registration
     best: dict[int, BagPair] = {}
     for pair in pairing.pairs:
         if pair.visible in answers and (pair.visible not in best or abs(pair.dt) < abs(best[pair.visible].dt)):
             best[pair.visible] = pair
     chosen = spread([best[stamp] for stamp in sorted(best)], SAMPLES)
     samples = []
-    for pair, visible, thermal in load_pictures(bag, topics, chosen):
+    for pair, visible, thermal in load_pictures(bag, topics, chosen, header.thermal):
         known = truths is not None and pair.visible in truths.by_stamp
         samples.append(
             Sample(
                 visible,
-                header.thermal.apply(thermal),
+                lay_over(header.thermal.apply(thermal), visible.shape[1::-1], registration),
                 answers[pair.visible].detections,
                 truths.for_classes(pair.visible, header.names) if known and truths is not None else None,
                 f"{pair.visible // 10**9}.{pair.visible % 10**9:09d} s, dt {pair.dt / 1e6:+.1f} ms",

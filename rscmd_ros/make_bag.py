@@ -24,7 +24,7 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.images import read_thermal, read_visible
@@ -177,7 +177,7 @@ def _write(
                 record(VISIBLE_TOPIC, _image(picture, "bgr8", shot), shot.recorded)
                 record(TRUTH_TOPIC, _truth(data, pair, picture.shape[1], picture.shape[0], shot), shot.recorded)
             else:
-                picture = read_thermal(pair.thermal)
+                picture = read_thermal(pair.thermal, data.thermal_contract)
                 encoding = "mono16" if picture.dtype == np.uint16 else "mono8"
                 record(THERMAL_TOPIC, _image(picture, encoding, shot), shot.recorded)
             if progress and (done % 200 == 0 or done == len(shots)):
@@ -248,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     default = Timing()
     data_arguments(parser)
+    palette_argument(parser)
     parser.add_argument("--split", default="val", help="which split (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new bag")
     parser.add_argument("--rate-visible", type=float, default=default.rate_visible, metavar="HZ")
@@ -262,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace an earlier bag at --out")
     args = parser.parse_args(argv)
     timing = Timing(args.rate_visible, args.rate_thermal, args.thermal_offset_ms, args.jitter_ms, args.drop, args.seed)
-    data = open_data(args.data, args.root, args.split_file)
+    data = open_data(args.data, args.root, args.split_file, palette_ok=args.palette_ok)
     counts = write_bag(
         data,
         find_pairs(data, args.split),

@@ -150,8 +150,9 @@ class DetectorNode(LifecycleNode):
         started = time.monotonic()
         predictor = run_unless(self._stopping, partial(load_predictor, settings))
         self.get_logger().info(
-            f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}, "
-            f"in {time.monotonic() - started:.1f} s"
+            f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}"
+            f"{' or a palette' if predictor.thermal.palette_ok else ''}, "
+            f"{'registered' if predictor.registration else 'taken as aligned'}, in {time.monotonic() - started:.1f} s"
         )
         self._pairer = make_pairer(
             settings.pairing_policy,
@@ -219,11 +220,11 @@ class DetectorNode(LifecycleNode):
         pairer, detector, worker = self._pairer, self._detector, self._worker
         if pairer is None or detector is None or worker is None:
             return  # unsubscribed, and this one was already on its way
-        arrival = Arrival(msg, time.monotonic_ns())
+        arrival, contract = Arrival(msg, time.monotonic_ns()), detector.predictor.thermal
         try:
             if stream == "visible":
                 check_visible(msg)
-            elif (source := check_thermal(msg)) != (wanted := detector.predictor.thermal.source):
+            elif (source := check_thermal(msg, contract.palette_ok)) != (wanted := contract.source):
                 raise ConversionError(
                     f"thermal image has encoding '{msg.encoding}' ({source}), and the model was trained on {wanted}"
                 )

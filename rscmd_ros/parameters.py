@@ -42,6 +42,11 @@ class Settings:
     """The values of all parameters at one moment. Times are in ms, as users set them."""
 
     model: str = _parameter("", "Path of the model.safetensors that rscmd_model.train wrote.")
+    registration: str = _parameter(
+        "",
+        "Path of the registration.yaml of this pair of cameras, as rscmd_model.register writes it. Empty: the "
+        "registration in the model file, if it has one; otherwise both images must show the same view.",
+    )
     device: str = _parameter("auto", "Where to run: auto (a CUDA GPU if there is one), cpu, cuda:0, cuda:1, ...")
     half: bool = _parameter(True, "Half precision on a CUDA device. The CPU always runs in full precision.")
     confidence_threshold: float = _parameter(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rscmd_model.errors import UserError
+from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_pairs import MS, BagPair, Pairing, PairingOptions, pair_up
 from rscmd_ros.bag_score import Answer
 from rscmd_ros.bags import Bag
@@ -59,27 +60,29 @@ def replay(
     options: PairingOptions,
     names: Mapping[int, str],
     *,
+    contract: ThermalContract | None = None,
     rate: float = 1.0,
     wait: float = 20.0,
     ros_args: Sequence[str] = (),
 ) -> LiveRun:
     """Play the bag once. options: used where the node does not tell its own. names: classes of the node's model.
 
-    rate: speed of play, 1 is as recorded. wait: seconds for the node to be there. Raises UserError when no node
-    answers, when something else publishes on its topics, or when its detections are of other classes.
+    contract: thermal contract of that model. rate: speed of play, 1 is as recorded. wait: seconds for the node to be
+    there. Raises UserError when no node answers, when something else publishes on its topics, or when its detections
+    are of other classes.
     """
     use_large_messages()
     with _ros(ros_args) as (node, stopped):
         link = _Link(node, wait, stopped)
         options = link.pairing_options(options)
-        threshold = link.parameter("confidence_threshold")
-        pairing = pair_up(bag, dict(topics), options)
+        told = {name: link.parameter(name) for name in ("confidence_threshold", "registration")}
+        pairing = pair_up(bag, dict(topics), options, contract)
         before = link.counts()
         sent = _play(bag, topics, link, rate)
         after = link.settle(before, {stream: len(stamps) for stream, stamps in sent.items()})
         with link.heard.lock:
             arrived = list(link.heard.detections)
-    return _account(pairing, options, names, sent, arrived, before, after, threshold)
+    return _account(pairing, options, names, sent, arrived, before, after, told)
 
 
 @contextmanager
@@ -297,7 +300,7 @@ def _account(
     arrived: list[tuple[float, Any]],
     before: Mapping[str, int],
     after: Mapping[str, int],
-    threshold: Any,
+    told: Mapping[str, Any],
 ) -> LiveRun:
     grown = {key: after[key] - before.get(key, 0) for key in after}
     ledger: dict[str, dict[str, int]] = {
@@ -358,7 +361,7 @@ def _account(
         "lost": lost,
         "pairs_answered": len(answers),
         "pairs_replaced": replaced,
-        "confidence_threshold": threshold,
+        **told,
     }
     return LiveRun(pairing, answers, options, ledger, pairs, extra, notes)
 

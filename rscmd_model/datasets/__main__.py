@@ -17,7 +17,7 @@ import cv2
 
 from rscmd_model.datasets.check import check, show
 from rscmd_model.datasets.near_copies import NEAR
-from rscmd_model.datasets.opening import data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.sheet import contact_sheet
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
@@ -38,6 +38,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data_arguments(command)
+    camera_arguments(command)
     command.add_argument("--sheet", type=Path, metavar="PNG", help="write a picture of random pairs with their boxes")
     command.add_argument("--sheet-pairs", type=int, default=12, metavar="N", help="pairs on it (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="which pairs are on it (default: %(default)s)")
@@ -54,7 +55,7 @@ def main() -> int:
         raise UserError("give --sheet-pairs of 1 or more, and --near from -1 to 64")
     if args.sheet and args.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--sheet {args.sheet}: give a .png or .jpg")
-    data = open_data(args.data, args.root, args.split_file)
+    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
     for out in (args.sheet, args.json):
         if out and out.resolve().is_relative_to(data.root):
             raise UserError(f"{out} lies in the data's folder, where nothing is written: choose another place")

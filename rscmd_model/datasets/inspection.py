@@ -16,6 +16,7 @@ from PIL import Image
 from rscmd_model.datasets.pairs import KINDS, DataConfig, PairFiles, Problem, first
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_small, read_thermal, read_visible
+from rscmd_model.thermal import PaletteError
 
 THREADS = min(16, os.cpu_count() or 1)  # decoding releases the interpreter lock
 
@@ -53,15 +54,25 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
     except UserError as error:
         problems.append(Problem("unreadable", pair.visible, str(error)))
     try:
-        counts = read_thermal(pair.thermal)
-        thermal_size = (counts.shape[1], counts.shape[0])
-        data.thermal_contract.apply(counts[:1, :1])
-        thermal = counts
+        thermal = read_thermal(pair.thermal, data.thermal_contract)
+        thermal_size = (thermal.shape[1], thermal.shape[0])
+        if data.thermal_contract.misses(thermal):
+            text = (
+                f"{pair.thermal}: its counts, {thermal.min()} to {thermal.max()}, lie outside the thermal contract's "
+            )
+            text += "scale, {:g} to {:g}".format(*data.thermal_contract.scale)
+            problems.append(Problem("out_of_scale", pair.thermal, text))
+    except PaletteError as error:
+        problems.append(Problem("palette", pair.thermal, str(error)))
     except UserError as error:
-        text = str(error) if str(pair.thermal) in str(error) else f"{pair.thermal}: {error}"
-        kind = "thermal_type" if thermal_size != (0, 0) else "palette" if _opens(pair.thermal) else "unreadable"
-        problems.append(Problem(kind, pair.thermal, text))
-    if visible is not None and thermal is not None and _differ(data, visible_size, thermal_size):
+        kind = "thermal_type" if _opens(pair.thermal) else "unreadable"
+        problems.append(Problem(kind, pair.thermal, str(error)))
+    if visible is not None and thermal is not None and data.registration is not None:
+        try:
+            data.registration.matrix(thermal_size, visible_size)
+        except UserError as error:
+            problems.append(Problem("registration", pair.thermal, f"{pair.thermal}: {error}"))
+    elif visible is not None and thermal is not None and _differ(data, visible_size, thermal_size):
         text = f"{pair.visible} is {_text(visible_size)} px and {pair.thermal} is {_text(thermal_size)} px"
         problems.append(Problem("size_mismatch", pair.thermal, text))
     labels = data.reader.labels(pair, data.names)
@@ -97,6 +108,9 @@ def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict
             faults.append(stopping[0].text)
         noted += [problem for problem in seen.problems if not data.stops(problem)]
         gathered.append({"size": seen.visible_size[::-1], "labels": seen.labels})
+    missed = [problem for problem in noted if problem.kind == "out_of_scale"]
+    if missed and len(missed) == len(pairs):
+        faults = [f"{missed[0].text}; does the contract fit these images?"] * len(pairs)
     if faults:
         raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {first(faults)}")
     return gathered, summary(noted)

@@ -5,8 +5,8 @@
     {reader: llvip, root: /d}  the same description on one line, which is how a training hands it on
 
 Keys: `reader` (yolo by default, coco, or a published set), `path` or `root` (its folder; relative to the file's),
-`names`, `thermal_contract`, `split_file` (published sets), and the folders of each split, which docs/datasets/own.md
-shows.
+`names`, `thermal_contract`, `registration` (a file, relative to this one, or what it would hold), `split_file`
+(published sets), and the folders of each split, which docs/datasets/own.md shows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from rscmd_model.datasets.published import PUBLISHED, open_published
 from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
+from rscmd_model.registration import Registration, load_registration
 from rscmd_model.thermal import ThermalContract
 
-_COMMON = ("reader", "path", "root", "names", "thermal_contract")
+_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration")
+_PALETTE = "--palette-ok"  # of the command line, on its way into the thermal contract; no key of a file
 _UNUSED = ("nc", "channels", "download", "license")  # ultralytics' own files have these
 
 
@@ -41,16 +43,41 @@ def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> No
     parser.add_argument("--split-file", type=Path, metavar="FILE", help="another split of flir or m3fd")
 
 
-def open_data(spec: str | Path, root: Path | None = None, split_file: Path | None = None) -> DataConfig:
+def camera_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --registration and --palette-ok, which `open_data` takes."""
+    parser.add_argument(
+        "--registration", type=Path, metavar="FILE", help="registration.yaml of the pairs, see rscmd_model.register"
+    )
+    palette_argument(parser)
+
+
+def palette_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --palette-ok."""
+    parser.add_argument(
+        "--palette-ok",
+        action="store_true",
+        help="take thermal images in a colour palette by their luma, which is no temperature (docs/thermal.md)",
+    )
+
+
+def open_data(
+    spec: str | Path,
+    root: Path | None = None,
+    split_file: Path | None = None,
+    registration: Path | None = None,
+    palette_ok: bool = False,
+) -> DataConfig:
     """Open a data set.
 
     Args:
         spec: name of a published set, path of a data.yaml, or a mapping on one line that begins with "{".
         root: the folder of the set, instead of the one that `spec` names.
         split_file: a list of splits instead of the published one.
+        registration: a registration file instead of what `spec` says.
+        palette_ok: take colour-palette thermal images, whatever `spec` says.
 
     Returns:
-        its `spec` opens the same data again, without `root` and `split_file`, from any folder.
+        its `spec` alone opens the same data again, from any folder.
 
     Raises:
         UserError: names what is missing or wrong.
@@ -61,6 +88,10 @@ def open_data(spec: str | Path, root: Path | None = None, split_file: Path | Non
         given["root"] = str(root.resolve())
     if split_file is not None:
         given["split_file"] = str(split_file.resolve())
+    if registration is not None:
+        given["registration"] = str(registration.resolve())
+    if palette_ok:
+        given[_PALETTE] = True
     if spec in PUBLISHED:
         if root is None:
             raise UserError(f"--data {spec} needs --root DIR, the folder the set was unpacked to")
@@ -102,6 +133,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _from_mapping(data: dict[str, Any], base: Path, where: str, file: Path | None) -> DataConfig:
     """`base`: what relative folders start from; `where`: for messages; `file`: the data.yaml when it says it all."""
+    palette_ok = _PALETTE in data
+    data = {k: v for k, v in data.items() if k != _PALETTE}
     reader = str(data.get("reader", "yolo"))
     if reader not in ("yolo", "coco", *PUBLISHED):
         near = difflib.get_close_matches(reader, ("yolo", "coco", *PUBLISHED), 1)
@@ -124,13 +157,30 @@ def _from_mapping(data: dict[str, Any], base: Path, where: str, file: Path | Non
         config = _coco(data, root, where)
     else:
         config = _yolo(data, root, where)
+    contract = config.thermal_contract
     if "thermal_contract" in data:
-        config = replace(config, thermal_contract=ThermalContract.from_dict(data["thermal_contract"]))
+        contract = ThermalContract.from_dict(data["thermal_contract"])
+    if palette_ok:
+        contract = replace(contract, palette_ok=True)
+    registration = _registration(data.get("registration"), base, where)
+    config = replace(config, thermal_contract=contract, registration=registration)
     rest = {k: v for k, v in data.items() if k not in (*_COMMON, *_UNUSED) or k == "names"}
-    resolved = {"reader": reader, "root": str(config.root), **rest}
-    resolved["thermal_contract"] = config.thermal_contract.to_dict()
+    resolved = {"reader": reader, "root": str(config.root), **rest, "thermal_contract": contract.to_dict()}
+    if registration is not None:
+        resolved["registration"] = registration.to_dict()
     line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()
     return replace(config, spec=str(file) if file else line, resolved=resolved)
+
+
+def _registration(given: Any, base: Path, where: str) -> Registration | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return load_registration(base / given)
+    try:
+        return Registration.from_dict(given)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _yolo(data: dict[str, Any], root: Path, where: str) -> DataConfig:

@@ -100,8 +100,10 @@ class PairedDataset(YOLODataset):
         """
         if self.ims[i] is None:
             pair = self.pairs[self.im_files[i]]
-            thermal = self.data["config"].thermal_contract.apply(read_thermal(pair.thermal))
-            stack = stack_pair(read_visible(pair.visible), thermal)
+            config: DataConfig = self.data["config"]
+            contract = config.thermal_contract
+            thermal = contract.apply(read_thermal(pair.thermal, contract))
+            stack = stack_pair(read_visible(pair.visible), thermal, config.registration)
             h0, w0 = stack.shape[:2]
             if rect_mode:
                 ratio = self.imgsz / max(h0, w0)

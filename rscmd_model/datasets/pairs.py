@@ -17,6 +17,7 @@ import numpy as np
 
 from rscmd_model.errors import UserError
 from rscmd_model.images import IMAGE_SUFFIXES
+from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
 # What a published set is known to have: read over, counted and said. In data of one's own each is a mistake to mend.
@@ -34,6 +35,7 @@ REPORTED = {
     "label_size": "the label file names another image size than the image has; its own is believed",
     "pair_count": "not the number of pairs that was published",
     "old_labels": "as many boxes as before the set's labels were corrected",
+    "out_of_scale": "thermal image that is black or white all over on the thermal contract's fixed scale",
     "near_copy": "nearly the same pair in train and in another split",
 }
 # Always stops a training: there is nothing to train on.
@@ -46,6 +48,7 @@ FATAL = {
     "unreadable": "image missing, cut short or damaged",
     "palette": "thermal image in a colour palette",
     "thermal_type": "thermal image of another type than the thermal contract",
+    "registration": "images of another shape than the registration is for",
 }
 KINDS = {**FATAL, **TOLERATED, **REPORTED}
 
@@ -121,6 +124,7 @@ class DataConfig:
         tolerant: a published set, whose known faults (`TOLERATED`) are read over and counted.
         published: pairs per split as published (more than one number where publications disagree), where known.
         old_boxes: boxes per split in an edition with worse labels, where known.
+        registration: where thermal pixels lie in the visible images; None where the pairs are aligned.
         resolved: the whole description as a data.yaml would hold it, its folder absolute.
     """
 
@@ -134,6 +138,7 @@ class DataConfig:
     tolerant: bool = False
     published: tuple[tuple[str, tuple[int, ...]], ...] = ()
     old_boxes: tuple[tuple[str, int], ...] = ()
+    registration: Registration | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def stops(self, problem: Problem) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, read_labels
 from rscmd_model.draw import draw_boxes
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_thermal, read_visible
+from rscmd_model.images import lay_over, read_thermal, read_visible
 
 WIDTH = 384  # px of one image
 COLUMNS = 2
@@ -56,7 +56,9 @@ def contact_sheet(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]], co
 def _tile(data: DataConfig, split: str, pair: PairFiles) -> np.ndarray:
     """One pair, beside each other at `WIDTH` px, under a line with its name."""
     visible = read_visible(pair.visible)
-    thermal = data.thermal_contract.apply(read_thermal(pair.thermal))
+    thermal = data.thermal_contract.apply(read_thermal(pair.thermal, data.thermal_contract))
+    if data.registration is not None:
+        thermal = lay_over(thermal, visible.shape[1::-1], data.registration)
     labels = read_labels(data, pair)
     shown = []
     for image in (visible, cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR)):

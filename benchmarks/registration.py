@@ -1,0 +1,102 @@
+"""How well `rscmd_model.register` finds a known misalignment again, on painted pairs and on photographs.
+
+    python benchmarks/registration.py
+
+Thermal images are warped by known homographies. What is estimated from the warped pairs is compared with the known one
+at the four corners of the thermal image; on photographs, which are not aligned to the last pixel themselves, with the
+known one after what is estimated from them as they are. The last rows have thermal images that do not belong to the
+visible ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from rscmd_model.alignment import Estimate, GreyPair, from_images
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.datasets.synthetic_world import WorldConfig, generate
+from rscmd_model.errors import UserError, run_cli
+from rscmd_model.images import read_thermal, read_visible
+from rscmd_model.registration import corners, map_points
+
+LLVIP_MINI = Path(__file__).resolve().parent.parent.parent / "shared" / "llvip_mini" / "data.yaml"
+
+# Shift as a share of the width and height, scale, degrees.
+WARPS = {
+    "shift 24 px of 1280, x1.05, 1.5 deg": (24 / 1280, -16 / 1024, 1.05, 1.5),
+    "shift 80 px of 1280, x0.8, -4 deg": (80 / 1280, 40 / 1024, 0.8, -4.0),
+    "shift 60 px of 1280, x1.4, 2 deg": (-60 / 1280, 30 / 1024, 1.4, 2.0),
+}
+
+
+def homography(size: tuple[int, int], x: float, y: float, scale: float, degrees: float) -> np.ndarray:
+    """(3, 3), from where the warped thermal image has a pixel to where the original has it."""
+    middle = (size[0] / 2 - 0.5, size[1] / 2 - 0.5)
+    turn = np.vstack((cv2.getRotationMatrix2D(middle, degrees, scale), [0, 0, 1]))
+    turn[:2, 2] += x * size[0], y * size[1]
+    return turn
+
+
+def warped(thermal: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The thermal image as a camera that is misaligned by `matrix` would see it."""
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpPerspective(thermal, matrix, thermal.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def row(name: str, pairs: list[GreyPair], wanted: np.ndarray | None) -> Estimate | None:
+    """Estimate and print one line of the table."""
+    try:
+        found = from_images(pairs)
+    except UserError as error:
+        print(f"| {name} | {len(pairs)} | refused: {str(error).split(':')[0]} | | |", flush=True)
+        return None
+    away = "-"
+    if wanted is not None:
+        ends = corners(found.registration.thermal_size)
+        gap = map_points(found.registration.homography, ends) - map_points(wanted, ends)
+        away = f"{np.hypot(*gap.T).max():.1f}"
+    verdict = f"refused: {found.problem}" if found.problem else f"{found.inliers.sum()} of {len(found.points)}"
+    halves = "-" if found.disagreement is None else f"{found.disagreement:.1f}"
+    print(f"| {name} | {len(pairs)} | {verdict} | {away} | {halves} |", flush=True)
+    return found
+
+
+def table(name: str, pairs: list[GreyPair], aligned: bool) -> None:
+    """As they are, then warped in each way."""
+    size = (pairs[0][1].shape[1], pairs[0][1].shape[0])
+    own = row(f"{name}, as they are", pairs, np.eye(3))
+    before = np.eye(3) if aligned or own is None else np.array(own.registration.homography)
+    for label, warp in WARPS.items():
+        matrix = homography(size, *warp)
+        row(f"{name}, {label}", [(v, warped(t, matrix)) for v, t in pairs], before @ matrix)
+
+
+def main() -> None:
+    """Print the table."""
+    print("| pairs | number | points that agree | corner error, px | halves differ by, px |")
+    print("|---|---|---|---|---|")
+    frames = [frame for _, frame in generate(3, 1, 12, 640, 512, WorldConfig(), 1)]
+    painted = [(cv2.cvtColor(frame.visible, cv2.COLOR_BGR2GRAY), frame.thermal) for frame in frames]
+    table("painted 640x512", painted, aligned=True)
+    row("painted, of other scenes", [(painted[i][0], painted[i - 5][1]) for i in range(12)], None)
+    if not LLVIP_MINI.is_file():
+        print("no photographs: ../shared/llvip_mini is not there")
+        return
+    data = open_data(LLVIP_MINI)
+    photographs = {}
+    for split in ("val", "train"):
+        photographs[split] = [
+            (cv2.cvtColor(read_visible(pair.visible), cv2.COLOR_BGR2GRAY), read_thermal(pair.thermal))
+            for pair in find_pairs(data, split)
+        ]
+        table(f"photographs 1280x1024, {split}", photographs[split], aligned=False)
+    mixed = [(a[0], b[1]) for a, b in zip(photographs["val"], photographs["train"])]
+    row("photographs, of two cameras", mixed, None)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,208 @@
+"""Where the pixels of a thermal camera lie in the image of the visible camera beside it: one homography, in YAML.
+
+A homography is right for a scene that is flat or far away; `docs/registration.md` says what that means in pixels.
+`rscmd_model.register` estimates one, and `images.stack_pair` applies it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from rscmd_model.errors import UserError
+from rscmd_model.files import whole_file
+
+FILL = 114
+"""Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
+borders, by which a network learns that there is nothing to see. 0 would mean cold, and would draw a sharp edge."""
+
+_LEAST_OVERLAP = 0.01
+_SHAPE_SLACK = 0.02
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The way from thermal to visible pixels for one pair of cameras.
+
+    Attributes:
+        homography: 3 rows of 3 numbers; (x, y, 1) of a thermal pixel to the visible pixel, up to scale. Pixel (0, 0)
+            is the centre of the upper left one, as in OpenCV.
+        thermal_size, visible_size: (width, height) in px of the images it is for. Images of other sizes but the same
+            shape are taken for scaled copies.
+
+    Raises:
+        UserError: numbers that are not finite, a matrix that cannot be inverted or mirrors the image, or one that
+            carries the thermal image past the visible one.
+    """
+
+    homography: tuple[tuple[float, ...], ...]
+    thermal_size: tuple[int, int]
+    visible_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        try:
+            matrix = np.array(self.homography, np.float64)
+        except (TypeError, ValueError):
+            matrix = np.zeros(0)
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {self.homography!r}")
+        for name in ("thermal_size", "visible_size"):
+            size = getattr(self, name)
+            whole = (
+                isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+            )
+            if not whole:
+                raise UserError(f"registration: {name} is [width, height] in pixels, got {size!r}")
+            object.__setattr__(self, name, tuple(size))
+        if abs(matrix[2, 2]) > 1e-12:
+            matrix = matrix / matrix[2, 2]
+        object.__setattr__(self, "homography", tuple(tuple(float(x) for x in row) for row in matrix))
+        if problem := _problem(matrix, self.thermal_size, self.visible_size):
+            raise UserError(f"registration: {problem}")
+
+    @staticmethod
+    def from_dict(data: Any) -> Registration:
+        """Read `{homography: [[...], [...], [...]], thermal_size: [w, h], visible_size: [w, h]}`.
+
+        Raises:
+            UserError: a key is missing or unknown (the nearest one is named), or a value is refused.
+        """
+        known = ("homography", "thermal_size", "visible_size")
+        if not isinstance(data, Mapping):
+            raise UserError(f"registration: expected the keys {', '.join(known)}, got {data!r}")
+        for key in data:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UserError(f"registration: unknown key {key!r}; {hint}")
+        if missing := [key for key in known if key not in data]:
+            raise UserError(f"registration: {' and '.join(missing)} missing")
+        return Registration(*(data[key] for key in known))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form `from_dict` reads, of plain JSON types."""
+        return {
+            "homography": [list(row) for row in self.homography],
+            "thermal_size": list(self.thermal_size),
+            "visible_size": list(self.visible_size),
+        }
+
+    def matrix(self, thermal_size: tuple[int, int] | None = None, visible_size: tuple[int, int] | None = None) -> Any:
+        """The homography between images scaled to these sizes (width, height); by default the registration's own.
+
+        Returns:
+            (3, 3) float64.
+
+        Raises:
+            UserError: a size is of another shape (width to height), so that image is no scaled copy.
+        """
+        to_own = _to_own(thermal_size or self.thermal_size, self.thermal_size, "thermal")
+        from_own = np.linalg.inv(_to_own(visible_size or self.visible_size, self.visible_size, "visible"))
+        return from_own @ np.array(self.homography) @ to_own
+
+    def warp(self, thermal: np.ndarray, visible_size: tuple[int, int]) -> np.ndarray:
+        """Lay a thermal plane over the visible image.
+
+        Args:
+            thermal: (h, w) uint8, the plane a `ThermalContract` made.
+            visible_size: (width, height) of the visible image.
+
+        Returns:
+            (height, width) uint8; `FILL` where the thermal camera does not look.
+
+        Raises:
+            UserError: as `matrix`.
+        """
+        matrix = self.matrix(thermal.shape[::-1], visible_size)
+        return cv2.warpPerspective(
+            thermal, matrix, visible_size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=FILL
+        )
+
+
+def load_registration(path: str | Path) -> Registration:
+    """Read a registration file. Raises `UserError` naming the file for one that is missing, no YAML, or refused."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read registration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"registration {path} is not YAML: {str(error).splitlines()[0]}") from None
+    try:
+        return Registration.from_dict(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def save_registration(path: str | Path, registration: Registration, remarks: list[str] | None = None) -> None:
+    """Write a registration file, `remarks` as comments on top. Raises `UserError` when it cannot be written."""
+    plain = registration.to_dict()
+    lines = [f"# {remark}" for remark in remarks or []]
+    lines += [
+        "homography:  # (x, y, 1) of a thermal pixel to the visible one",
+        *(f"  - {r}" for r in plain["homography"]),
+    ]
+    lines += [f"{name}: {plain[name]}  # width, height in px" for name in ("thermal_size", "visible_size")]
+    with whole_file(path) as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def corners(size: tuple[int, int]) -> np.ndarray:
+    """The outer corners of an image of `size` = (width, height), clockwise from the upper left, (4, 2) float64 px."""
+    width, height = size
+    return np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64) - 0.5
+
+
+def map_points(matrix: Any, points: np.ndarray) -> np.ndarray:
+    """Points (N, 2) through a (3, 3) homography."""
+    mapped = np.hstack((points, np.ones((len(points), 1)))) @ np.asarray(matrix).T
+    return np.asarray(mapped[:, :2] / mapped[:, 2:])
+
+
+def scaling(before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+    """What resizing an image from one (width, height) to another does to pixel coordinates, (3, 3); as cv2.resize."""
+    x, y = after[0] / before[0], after[1] / before[1]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+
+def _to_own(size: tuple[int, int], own: tuple[int, int], which: str) -> np.ndarray:
+    """From pixels of an image of `size` to those of size `own`, of which it must be a scaled copy."""
+    x, y = own[0] / size[0], own[1] / size[1]
+    # Sides are whole numbers, so a small copy of a picture may be off by one pixel.
+    if abs(x / y - 1) > _SHAPE_SLACK + 1 / min(size):
+        raise UserError(
+            f"the registration is for {which} images of {own[0]}x{own[1]}, and this one is {size[0]}x{size[1]}, "
+            "which is no scaled copy of it: give the registration of this camera pair, or estimate one with "
+            "rscmd_model.register"
+        )
+    return scaling(size, own)
+
+
+def _problem(matrix: np.ndarray, thermal_size: tuple[int, int], visible_size: tuple[int, int]) -> str | None:
+    """What is wrong with a homography between images of these sizes; None when nothing is."""
+    ends = corners(thermal_size)
+    depth = np.hstack((ends, np.ones((4, 1)))) @ matrix[2]
+    scale = float(np.prod(visible_size)) / float(np.prod(thermal_size))
+    # The local change of area is det / depth^3: where both are positive it neither mirrors nor tears the image apart.
+    if abs(float(np.linalg.det(matrix))) < 1e-9 * scale:
+        return "the homography cannot be inverted (its determinant is 0)"
+    if depth.min() <= 1e-6:
+        return "the homography sends a part of the thermal image to infinity or behind the camera"
+    if np.linalg.det(matrix) < 0:
+        return "the homography mirrors the image; are x and y, or two corners, swapped?"
+    there = map_points(matrix, ends).astype(np.float32)
+    area = cv2.intersectConvexConvex(there, corners(visible_size).astype(np.float32))[0]
+    share = area / float(np.prod(visible_size))
+    if share < _LEAST_OVERLAP:
+        return (
+            f"the thermal image lands on {share:.1%} of the visible one; is the homography from thermal to visible "
+            "pixels, and not the other way round?"
+        )
+    return None
