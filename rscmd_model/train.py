@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import METHODS, SCALES, method_config
+from rscmd_model.config import METHODS, NO_AUGMENTATION, SCALES, Augmentation, method_config
 from rscmd_model.datasets.pairs import load_data_yaml
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
@@ -50,7 +50,13 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def train(data: str | Path | None, config: Any, options: dict[str, Any], weights: str | Path | None = None) -> Path:
+def train(
+    data: str | Path | None,
+    config: Any,
+    options: dict[str, Any],
+    weights: str | Path | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+) -> Path:
     """Train one model.
 
     Args:
@@ -58,6 +64,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
+        augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
 
     Returns:
         path of the run's `model.safetensors`.
@@ -75,6 +82,8 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         overrides["data"] = str(Path(data).resolve())
     overrides["model"] = str(resume) if resume else "rscmd"
     check_device(options.get("device"))
+    if resume and augmentation != NO_AUGMENTATION:
+        raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
     if isinstance(resume, str) and not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}: give the weights/last.pt of the run to resume")
     try:
@@ -83,7 +92,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         raise UserError(str(error).strip().splitlines()[0]) from None
     trainer = PairedTrainer(overrides=overrides)
     if not resume:
-        trainer.start_from(config, weights)
+        trainer.start_from(config, weights, augmentation)
     trainer.train()
     if not trainer.model_file.is_file():
         raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
@@ -123,6 +132,20 @@ def main() -> None:
     parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
+    parser.add_argument(
+        "--modality-dropout",
+        type=float,
+        default=Augmentation.modality_dropout,
+        metavar="P",
+        help="share of the samples whose fused branch sees one camera black, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--thermal-shift",
+        type=int,
+        default=Augmentation.thermal_shift,
+        metavar="PX",
+        help="move thermal images by up to this many pixels of the network's input (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
     args = parser.parse_intermixed_args()
@@ -141,7 +164,8 @@ def main() -> None:
     )
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
-    file = train(args.data, config, options, args.weights)
+    augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
+    file = train(args.data, config, options, args.weights, augmentation)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)
