@@ -37,7 +37,7 @@ class Fault:
         dark: factor on the exposure of the visible image, 0 to 1.
         noise: standard deviation in grey levels of what is added to the images that `noise_on` names.
         noise_on: "visible", "thermal" or "both".
-        drop: the lost camera, "visible" or "thermal", or "none".
+        drop: the lost camera, "visible" or "thermal", or None.
         answer: who answers for a lost camera: "branch" (the other camera's own) or "zeros" (the fused head, with a
             black image in place of the lost one, as published methods do).
 
@@ -50,17 +50,17 @@ class Fault:
     dark: float = 1.0
     noise: float = 0.0
     noise_on: str = "both"
-    drop: str = "none"
+    drop: str | None = None
     answer: str = "branch"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("noise_on", (*MODALITIES, "both")),
-            ("drop", ("none", *MODALITIES)),
+            ("drop", (None, *MODALITIES)),
             ("answer", ("branch", "zeros")),
         ):
             if getattr(self, name) not in allowed:
-                raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+                raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
         if not 0 <= self.dark <= 1:
             raise UserError(f"dark {self.dark:g}: give a factor from 0 (no light) to 1 (as it is)")
         if not 0 <= self.noise <= 255:
@@ -91,11 +91,24 @@ class Fault:
         if self.noise and self.noise_on != "visible":
             sigma = self.noise * counts_per_level(contract, thermal)
             thermal = add_noise(thermal, sigma, _random(seed, stem, "thermal"))
-        if self.drop == "none":
+        if self.drop is None:
             return visible, thermal
         if self.answer == "branch":
             return (None, thermal) if self.drop == "visible" else (visible, None)
         return (np.zeros_like(visible), thermal) if self.drop == "visible" else (visible, np.zeros_like(thermal))
+
+
+def describe(fault: Fault, leave_out: str | None = None) -> str:
+    """A fault in words, "sound" for none; the field `leave_out` is not told."""
+    words = [
+        ("time_offset", fault.time_offset != 0, f"offset {fault.time_offset:+d}"),
+        ("shift", fault.shift != (0, 0), f"shift {fault.shift[0]:g},{fault.shift[1]:g}"),
+        ("dark", fault.dark != 1, f"dark {fault.dark:g}"),
+        ("noise", fault.noise != 0, f"noise {fault.noise:g}" + f" on {fault.noise_on}" * (fault.noise_on != "both")),
+        ("drop", fault.drop is not None, f"{fault.drop} lost"),
+        ("answer", fault.drop is not None, "zeros in its place" if fault.answer == "zeros" else "branch answers"),
+    ]
+    return ", ".join(text for name, told, text in words if told and name != leave_out) or "sound"
 
 
 def _random(seed: int, stem: str, what: str) -> np.random.Generator:
