@@ -58,7 +58,7 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
         curves.setdefault(describe(fault, leave_out=axis), []).append((x, 100 * figures["mAP50_95"]))
     for number, (words, curve) in enumerate(curves.items()):
         words = "both cameras" if words == "sound" else words
-        legend = f"{name}, {words}" if name else words
+        legend = name if name and len(curves) == 1 else f"{name}, {words}" if name else words
         colour = COLOURS[(first_colour + number) % len(COLOURS)]
         axes.plot(*zip(*sorted(curve)), "o-", color=colour, label=legend, markersize=4)
     if axis == "dark":

@@ -66,7 +66,7 @@ def main() -> None:
     if len(faults) == 1:
         _print_single(f"{args.split}{'' if faults[0] == Fault() else ', ' + describe(faults[0])}: {count}", points[0])
     else:
-        _print_table(f"{args.split}: {count}", faults, points)
+        _print_table(f"{args.split}: {count}", faults, points, axis)
     if args.json:
         head = {"split": args.split, "seed": args.seed}
         write_json(args.json, {**points[0], **head} if len(faults) == 1 else {**head, "axis": axis, "points": points})
@@ -160,12 +160,14 @@ def _print_single(title: str, result: dict[str, Any]) -> None:
             print(f"  {name}: no object in this split")
 
 
-def _print_table(title: str, faults: Sequence[Fault], points: Sequence[dict[str, Any]]) -> None:
-    words = [describe(fault) for fault in faults]
-    width = max(map(len, words))
-    print(f"{title}\n  {'':{width}}  mAP50  mAP50:95")
-    for word, point in zip(words, points):
-        print(f"  {word:{width}}  {point['mAP50']:.3f}  {point['mAP50_95']:.3f}")
+def _print_table(title: str, faults: Sequence[Fault], points: Sequence[dict[str, Any]], axis: str | None) -> None:
+    words = [describe(fault, leave_out=axis) for fault in faults]
+    numbers = [",".join(f"{n:g}" for n in np.atleast_1d(getattr(fault, axis))) if axis else "" for fault in faults]
+    size = (axis or "").replace("_", " ")
+    width, column = max(map(len, words)), max(map(len, [size, *numbers]))
+    print(f"{title}\n  {'':{width}}  {size:>{column}}  mAP50  mAP50:95")
+    for word, number, point in zip(words, numbers, points):
+        print(f"  {word:{width}}  {number:>{column}}  {point['mAP50']:.3f}     {point['mAP50_95']:.3f}")
 
 
 def evaluate(
