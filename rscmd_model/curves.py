@@ -22,6 +22,7 @@ _LABELS = {
     "time_offset": "thermal image later by (frames)",
     "dark": "exposure of the visible image (factor)",
 }
+_PRECISION = "mAP50:95 (%)"
 Point = tuple[Fault, Mapping[str, Any]]
 
 
@@ -62,8 +63,14 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
         colour = COLOURS[(first_colour + number) % len(COLOURS)]
         axes.plot(*zip(*sorted(curve)), "o-", color=colour, label=legend, markersize=4)
     if axis == "dark":
-        axes.invert_xaxis()  # the fault grows to the right
-    _finish(axes, label)
+        axes.xaxis.set_inverted(True)  # the fault grows to the right
+        if where.min() > 0:
+            axes.set_xscale("log")
+            axes.set_xticks(where, [f"{factor:g}" for factor in where])
+            axes.minorticks_off()
+    axes.set(xlabel=label, ylabel=_PRECISION)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
     return first_colour + len(curves)
 
 
@@ -80,9 +87,10 @@ def plot_sweep(path: Path, points: Sequence[Point], axis: str | None, title: str
     axes = figure.add_subplot()
     if axis is None:
         for number, (_, figures) in enumerate(points):
-            axes.bar(number, 100 * figures["mAP50_95"], color=COLOURS[number % len(COLOURS)])
-        axes.set_xticks(range(len(points)), [describe(fault).replace(", ", "\n") for fault, _ in points])
-        _finish(axes, "")
+            axes.barh(number, 100 * figures["mAP50_95"], color=COLOURS[number % len(COLOURS)])
+        axes.set_yticks(range(len(points)), [describe(fault).replace(", ", "\n") for fault, _ in points])
+        axes.invert_yaxis()  # the first on top
+        axes.set_xlabel(_PRECISION)
     else:
         draw_curves(axes, points, axis)
         axes.legend()
@@ -95,10 +103,3 @@ def check_plot(path: Path) -> None:
     """Refuse a file type that is not drawn (`UserError`)."""
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"--plot {path}: give a file that ends in {', '.join(PLOT_SUFFIXES)}")
-
-
-def _finish(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.set_ylabel("mAP50:95 (%)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
