@@ -40,7 +40,7 @@ def horizontal(faults: Sequence[Fault], axis: str) -> tuple[np.ndarray, str]:
     return np.hypot(*shifts.T), "thermal image moved by (px of the visible image, length)"
 
 
-def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", first_colour: int = 0) -> int:
+def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", first_colour: int = 0) -> None:
     """Draw mAP50:95 in percent over `axis`, a curve for each setting of everything else.
 
     Args:
@@ -49,9 +49,6 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
         axis: field of `Fault` that is swept.
         name: what stands before each curve's own words in the legend.
         first_colour: index of the first curve's colour.
-
-    Returns:
-        index of the next free colour.
     """
     where, label = horizontal([fault for fault, _ in points], axis)
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -62,6 +59,8 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
         legend = name if name and len(curves) == 1 else f"{name}, {words}" if name else words
         colour = COLOURS[(first_colour + number) % len(COLOURS)]
         axes.plot(*zip(*sorted(curve)), "o-", color=colour, label=legend, markersize=4)
+    if axis == "time_offset":
+        axes.set_xticks(where)
     if axis == "dark":
         axes.xaxis.set_inverted(True)  # the fault grows to the right
         if where.min() > 0:
@@ -71,7 +70,6 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
     axes.set(xlabel=label, ylabel=_PRECISION)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    return first_colour + len(curves)
 
 
 def plot_sweep(path: Path, points: Sequence[Point], axis: str | None, title: str) -> None:

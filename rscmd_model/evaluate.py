@@ -71,7 +71,8 @@ def main() -> None:
         head = {"split": args.split, "seed": args.seed}
         write_json(args.json, {**points[0], **head} if len(faults) == 1 else {**head, "axis": axis, "points": points})
     if args.plot:
-        plot_sweep(args.plot, list(zip(faults, points)), axis, f"{args.model.name} on {args.split}, {count}")
+        title = f"{args.model.name} on {args.split}, {points[0]['pairs']} pairs"
+        plot_sweep(args.plot, list(zip(faults, points)), axis, title)
 
 
 def _add_faults(parser: argparse.ArgumentParser) -> None:
