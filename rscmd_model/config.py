@@ -1,4 +1,4 @@
-"""What a model is: every choice of architecture and objective, with its default, in one frozen dataclass."""
+"""What a model is and how it is taught to bear faults: every choice with its default, in frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -108,6 +108,32 @@ class ModelConfig:
         """Plain JSON types; `from_dict` reads them back."""
         return {**asdict(self), "modalities": list(self.modalities)}
 
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Faults that a training plays on purpose, besides ultralytics' own augmentation. Off by default.
+
+    Attributes:
+        modality_dropout: share of the samples (0 to 1) of which the fused branch sees one camera's image black; which
+            of the two is drawn evenly. The unimodal branches go on seeing their images.
+        thermal_shift: most whole pixels of the network's input by which the thermal image is moved against the visible
+            one, to either side and up or down, anew for each sample. Labels stay with the visible image.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    modality_dropout: float = 0.0
+    thermal_shift: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.modality_dropout <= 1:
+            raise UserError(f"modality_dropout {self.modality_dropout:g}: give a share of the samples from 0 to 1")
+        if self.thermal_shift < 0:
+            raise UserError(f"thermal_shift {self.thermal_shift}: give 0 or more whole pixels")
+
+
+NO_AUGMENTATION = Augmentation()
 
 METHODS = {
     "visible": ModelConfig(modalities=("visible",), rsc="off", md="off"),

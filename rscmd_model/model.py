@@ -12,7 +12,7 @@ from ultralytics.nn.modules import SPPF, C2f, Concat, Conv, Detect
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
 
-from rscmd_model.config import MODALITIES, ModelConfig
+from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
 from rscmd_model.objective import Objective, decouple
 
 STRIDES = (8, 16, 32)
@@ -143,6 +143,7 @@ class RscmdModel(BaseModel):
     def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
         super().__init__()
         self.config = config
+        self.augmentation = Augmentation()  # the trainer sets it; it travels with the model, into checkpoints too
         self.names = dict(names)
         self.nc = len(names)
         self.task = "detect"
@@ -194,6 +195,8 @@ class RscmdModel(BaseModel):
             to_fuse = dict(alone)
             for m in MODALITIES:  # one modality's features, once for the fused branch, once for its own
                 to_fuse[m], alone[m] = decouple(alone[m], self.decoupling())
+            if self.training and self.augmentation.modality_dropout:
+                to_fuse = self._drop_modalities(x, to_fuse)
             to_fuse = {m: self.adapters[m](f) if m in self.adapters else f for m, f in to_fuse.items()}
             out["fused"] = self.branch("fused")([v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])])
         out.update({m: self.branch(m)(alone[m]) for m in MODALITIES if m in wanted})
@@ -203,6 +206,26 @@ class RscmdModel(BaseModel):
         """The modality decoupling in force: the config's md in its share of the training, "off" otherwise."""
         c = self.config
         return c.md if self.training and c.md_from <= self.progress < c.md_until else "off"
+
+    def _drop_modalities(self, x: Tensor, to_fuse: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Modality dropout: in some samples, one camera's features are replaced by those of a black image.
+
+        Only what the fused branch reads is replaced, so a unimodal branch is never taught to find objects in a black
+        image. The black image's features are those that evaluation would compute (running statistics), and no gradient
+        goes through them: there is nothing to be learnt about a camera from an image of nothing.
+        """
+        draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: a camera is lost
+        out: dict[str, list[Tensor]] = {}
+        for m, lost in zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1))):
+            norms = [n for n in self.backbones[m].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
+            for norm in norms:
+                norm.training = False
+            with torch.no_grad():
+                black = self.features(torch.zeros_like(x[:1]), m)
+            for norm in norms:
+                norm.training = True
+            out[m] = [torch.where(lost.view(-1, 1, 1, 1), b.to(f.dtype), f) for b, f in zip(black, to_fuse[m])]
+        return out
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
         """What the ultralytics engine calls: every answer in training, the main one in evaluation."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import METHODS, SCALES, parse_method
+from rscmd_model.config import METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
@@ -51,7 +51,13 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def train(data: str | Path | None, config: Any, options: dict[str, Any], weights: str | Path | None = None) -> Path:
+def train(
+    data: str | Path | None,
+    config: Any,
+    options: dict[str, Any],
+    weights: str | Path | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+) -> Path:
     """Train one model.
 
     Args:
@@ -59,6 +65,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
+        augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
 
     Returns:
         path of the run's `model.safetensors`.
@@ -77,6 +84,8 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         overrides["data"] = open_data(data).spec
     overrides["model"] = str(resume) if resume else "rscmd"
     check_device(options.get("device"))
+    if resume and augmentation != NO_AUGMENTATION:
+        raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
     if isinstance(resume, str) and not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}: give the weights/last.pt of the run to resume")
     try:
@@ -85,7 +94,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         raise UserError(str(error).strip().splitlines()[0]) from None
     trainer = PairedTrainer(overrides=overrides)
     if not resume:
-        trainer.start_from(config, weights)
+        trainer.start_from(config, weights, augmentation)
     meter = StepMeter(trainer)
     trainer.train()
     if not trainer.model_file.is_file():
@@ -119,18 +128,18 @@ def score_branches(model: Path, split: str, device: str = "auto") -> None:
     Raises:
         UserError: as `evaluate`.
     """
-    from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+    from rscmd_model.evaluate import LOWEST_SCORE, sweep
+    from rscmd_model.faults import Fault
     from rscmd_model.inference import Predictor
 
     predictor = Predictor(model, device=device, conf=LOWEST_SCORE, max_det=100)
     data = open_data(yaml.safe_load((model.parent / "args.yaml").read_text())["data"])
     pairs = find_pairs(data, split)
-    scores = {}
-    for branch in predictor.config.branches:
-        # A branch is what answers when the other camera is lost; the main answer gets both images.
-        lost = {"visible": "thermal", "thermal": "visible"}[branch] if branch != predictor.config.branches[0] else None
-        scores[branch] = evaluate(predictor, data, pairs, drop=lost)
-        figures = scores[branch]
+    # The main answer gets both images; a branch is what answers when the other camera is lost.
+    main, *alone = predictor.config.branches
+    faults = [Fault(), *(Fault(drop=lost) for branch in alone for lost in MODALITIES if lost != branch)]
+    scores = dict(zip((main, *alone), sweep(predictor, data, pairs, faults)))
+    for branch, figures in scores.items():
         print(f"{split}, {branch}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
     write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
 
@@ -158,6 +167,20 @@ def main() -> None:
     parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
+    parser.add_argument(
+        "--modality-dropout",
+        type=float,
+        default=Augmentation.modality_dropout,
+        metavar="P",
+        help="share of the samples whose fused branch sees one camera black, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--thermal-shift",
+        type=int,
+        default=Augmentation.thermal_shift,
+        metavar="PX",
+        help="move thermal images by up to this many pixels of the network's input (default: %(default)s)",
+    )
     parser.add_argument("--score", metavar="SPLIT", help="afterwards score every answer of the model on this split")
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
@@ -179,7 +202,8 @@ def main() -> None:
     )
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
-    file = train(data, config, options, args.weights)
+    augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
+    file = train(data, config, options, args.weights, augmentation)
     if args.score:
         score_branches(file, args.score, "cpu" if str(options.get("device")) == "cpu" else "auto")
     if args.out:

@@ -17,7 +17,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from rscmd_model.config import ModelConfig
+from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
@@ -79,6 +79,7 @@ class PairedTrainer(DetectionTrainer):
             classes=self.args.classes,
             data=self.data,
             fraction=get_split_fraction(self.args.fraction, mode),
+            thermal_shift=unwrap_model(self.model).augmentation.thermal_shift,
         )
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> RscmdModel:
@@ -91,11 +92,35 @@ class PairedTrainer(DetectionTrainer):
         model = RscmdModel(config, self.data["names"])
         if weights is not None:
             model.load_state_dict(weights.float().state_dict())
+            model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
         return model
 
-    def start_from(self, config: ModelConfig, weights: str | Path | None = None) -> None:
-        """Begin a new model, drawn from the run's seed, or from a YOLOv8 checkpoint's weights (prints the count)."""
+    def start_from(
+        self,
+        config: ModelConfig,
+        weights: str | Path | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        """Begin a new model, drawn from the run's seed, or from a YOLOv8 checkpoint's weights (prints the count).
+
+        The augmentation is kept with the model: that is what a checkpoint and the engine's other processes receive.
+        """
+        if len(config.modalities) == 1 and augmentation != NO_AUGMENTATION:
+            raise UserError(
+                f"a {config.modalities[0]}-only model has no second camera: leave out modality dropout and the "
+                "thermal shift"
+            )
+        if augmentation.thermal_shift > self.args.imgsz // 4:
+            raise UserError(
+                f"thermal_shift {augmentation.thermal_shift}: give at most a quarter of imgsz={self.args.imgsz}"
+            )
         self.model = self.get_model(config)
+        self.model.augmentation = augmentation
+        if augmentation != NO_AUGMENTATION:
+            LOGGER.info(
+                f"augmentation: modality dropout {augmentation.modality_dropout:g}, "
+                f"thermal shift up to {augmentation.thermal_shift} px"
+            )
         if weights is not None:
             LOGGER.info(f"{weights}: {load_yolov8(self.model, read_yolov8(weights))}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from ultralytics.data.augment import Compose, RandomHSV
+from ultralytics.data.augment import BaseTransform, Compose, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER
 
@@ -43,19 +43,44 @@ class PairedPhotometric(RandomHSV):
         return labels
 
 
+class ThermalShift(BaseTransform):
+    """Moves the thermal channel against the visible ones, by whole pixels drawn evenly from -most to most.
+
+    Args:
+        most: pixels of the network's input, for right and down each.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Change the last channel of labels["img"], (H, W, 4) uint8; what becomes free is the letterbox's grey."""
+        stack = labels["img"]
+        dx, dy = np.random.randint(-self.most, self.most + 1, 2)
+        matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
+        plane = np.ascontiguousarray(stack[..., 3])
+        plane = cv2.warpAffine(plane, matrix, plane.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=(114,))
+        labels["img"] = np.dstack((stack[..., :3], plane))
+        return labels
+
+
 class PairedDataset(YOLODataset):
     """Pairs of a split as the ultralytics trainer wants its data. Writes nothing into the data's folders.
 
     Args:
         data: with "config" (a `DataConfig`) and the keys ultralytics looks for.
         img_path: name of the split.
+        thermal_shift: as in `Augmentation`; acts only when the images are augmented at all.
         kwargs: as `ultralytics.data.dataset.YOLODataset`.
 
     Raises:
         UserError: pairs that cannot be used (their number and the first ones), or cache="disk".
     """
 
-    def __init__(self, *args: Any, data: dict[str, Any], hyp: SimpleNamespace, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, data: dict[str, Any], hyp: SimpleNamespace, thermal_shift: int = 0, **kwargs: Any
+    ) -> None:
+        self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms
         if str(kwargs.get("cache")).lower() == "disk":
             raise UserError("cache=disk would write into the data folder: use cache=ram or none")
         super().__init__(*args, data=data, hyp=hyp, **kwargs)
@@ -127,9 +152,11 @@ class PairedDataset(YOLODataset):
         return self.ims[i], self.im_hw0[i], self.im_hw[i]
 
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
-        """The parent's transforms, the photometric one replaced by `PairedPhotometric`."""
+        """The parent's transforms, with `PairedPhotometric` for the photometric one and `ThermalShift` at the end."""
         transforms = super().build_transforms(hyp)
         for i, transform in enumerate(transforms.transforms):
             if type(transform) is RandomHSV:
                 transforms.transforms[i] = PairedPhotometric(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        if self.augment and self.thermal_shift:
+            transforms.insert(len(transforms.transforms) - 1, ThermalShift(self.thermal_shift))  # the last one formats
         return transforms
