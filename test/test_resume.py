@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,13 +21,14 @@ from rscmd_model.resume import drop_rows_after, is_finished
 from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
 
+ROOT = Path(__file__).resolve().parents[1]
 # Three batches of two pairs, a step for two batches: an epoch ends in the middle of an accumulation. The last epoch
 # is without mosaic.
-OPTIONS = {**QUICK, "batch": 2, "nbs": 4, "epochs": 4, "close_mosaic": 1, "optimizer": "SGD", "mode": "train"}
+OPTIONS = {**QUICK, "imgsz": 32, "batch": 2, "nbs": 4, "epochs": 3, "close_mosaic": 1, "optimizer": "SGD"}
 
 
 def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: Any) -> None:
-    """Train, or go on with a run, and die by SIGKILL at a place: "batch" (amid the third epoch) or "checkpoint"."""
+    """Train, or go on with a run, and die by SIGKILL at a place: "batch" (amid the second epoch) or "checkpoint"."""
     last = folder / "weights/last.pt"
     go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
     place = {"data": str(data), "project": str(folder.parent), "name": folder.name}
@@ -38,7 +38,7 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
         trainer.start_from(method_config("rscmd"))
 
     def die(*_: Any) -> None:
-        if trainer.epoch == 2 and kill:
+        if trainer.epoch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if kill == "batch":
@@ -49,12 +49,12 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
     trainer.train()
 
 
-def killed(*args: Any, **options: Any) -> None:
+def killed(data: Path, folder: Path, workers: int, kill: str) -> None:
     """`run` in a process of its own, which is killed as by kill -9."""
-    process = multiprocessing.get_context("spawn").Process(target=run, args=args, kwargs=options)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    program = f"from test_resume import Path, run; run(Path({str(data)!r}), Path({str(folder)!r}), {workers}, {kill!r})"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -69,43 +69,55 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert [k for k in first if not torch.equal(first[k], second[k])] == []
 
 
-@pytest.mark.parametrize(("workers", "kill"), [(0, "batch"), (2, "batch"), (0, "checkpoint")])
-def test_a_killed_run_goes_on_to_the_same_curve(workers: int, kill: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_class_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(world, folder)
+    assert [row["epoch"] for row in curve(folder)] == ["1", "2", "3"]
+    return folder
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
     """Bit for bit: every column of results.csv but the time, and the weights of the model."""
-    data = two_class_world(tmp_path / "data")
-    killed(data, tmp_path / "killed", workers, kill)
-    rows = len(curve(tmp_path / "killed"))
-    assert rows == (2 if kill == "batch" else 3), "the row of an epoch without checkpoint stands there"
-    run(data, tmp_path / "killed", workers)
-    run(data, tmp_path / "whole", workers)
-    assert len(curve(tmp_path / "whole")) == 4
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
-def test_a_seed_makes_the_run(tmp_path: Path) -> None:
-    data = two_class_world(tmp_path / "data")
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(data, tmp_path / name, epochs=2, close_mosaic=0, seed=seed)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-    assert curve(tmp_path / "a") != curve(tmp_path / "c")
-
-
-def test_resume_by_command(tmp_path: Path) -> None:
-    data = two_class_world(tmp_path / "data")
     folder = tmp_path / "run"
-    killed(data, folder, 0, "batch")
+    killed(world, folder, 0, "batch")
+    assert len(curve(folder)) == 1
     last = folder / "weights/last.pt"
     assert not is_finished(last)
     command = [sys.executable, "-m", "rscmd_model.train", f"resume={last}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.strip().endswith(f"model: {folder / 'model.safetensors'}")
-    assert [row["epoch"] for row in curve(folder)] == ["1", "2", "3", "4"]
-    before = curve(folder)
+    assert_same_run(folder, whole)
+
     assert is_finished(last)
     assert train(None, None, {"resume": str(last)}) == folder / "model.safetensors"
-    assert curve(folder) == before, "a finished run was trained on"
-    state = torch.load(last, weights_only=False)
-    assert state["optimizer"] is None, "the exact state was not stripped from the finished run"
+    assert_same_run(folder, whole)
+    assert torch.load(last, weights_only=False)["optimizer"] is None, "the exact state outlived the run"
+
+
+def test_a_run_killed_between_two_files_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
+    killed(world, tmp_path / "run", 0, "checkpoint")
+    assert len(curve(tmp_path / "run")) == 2, "the row of an epoch that has no checkpoint"
+    run(world, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_killed_with_its_loader_s_workers_goes_on_to_the_same_curve(world: Path, tmp_path: Path) -> None:
+    killed(world, tmp_path / "killed", 2, "batch")
+    run(world, tmp_path / "killed", 2)
+    run(world, tmp_path / "whole", 2)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_another_seed_makes_another_run(world: Path, whole: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run", seed=1)
+    assert curve(tmp_path / "run") != curve(whole)
 
 
 def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
@@ -126,11 +138,10 @@ def test_rows_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     drop_rows_after(tmp_path / "absent.csv", 1)
 
 
-def test_a_step_takes_its_batches_and_none_of_another_epoch(tmp_path: Path) -> None:
+def test_a_step_takes_its_batches_and_none_of_another_epoch(world: Path, tmp_path: Path) -> None:
     """Six batches and a step for four: steps after 4 and 6, in every epoch."""
-    data = two_class_world(tmp_path / "data")
-    options = {**OPTIONS, "batch": 1, "nbs": 4, "imgsz": 96, "warmup_epochs": 0, "epochs": 2, "val": False}
-    place = {"data": str(data), "project": str(tmp_path), "name": "run", "model": "rscmd"}
+    options = {**OPTIONS, "batch": 1, "nbs": 4, "imgsz": 64, "warmup_epochs": 0, "epochs": 2, "val": False}
+    place = {"data": str(world), "project": str(tmp_path), "name": "run", "model": "rscmd"}
     trainer = PairedTrainer(overrides={**options, **place})
     trainer.start_from(method_config("sum"))
     steps: list[list[int]] = []
@@ -140,21 +151,20 @@ def test_a_step_takes_its_batches_and_none_of_another_epoch(tmp_path: Path) -> N
     assert steps == [[0, 0, 0, 1, 1, 2], [2, 2, 2, 3, 3, 4]]
 
 
-def test_training_stops_on_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+def test_training_stops_on_a_loss_that_is_not_finite(world: Path, tmp_path: Path) -> None:
     """In any epoch, before the step that would spoil the weights; the parts of the loss are named."""
-    data = two_class_world(tmp_path / "data")
-    place = {"data": str(data), "project": str(tmp_path), "name": "run", "model": "rscmd"}
+    place = {"data": str(world), "project": str(tmp_path), "name": "run", "model": "rscmd"}
     trainer = PairedTrainer(overrides={**OPTIONS, **place, "val": False})
     trainer.start_from(method_config("rscmd"))
 
     def spoil(t: Any) -> None:
-        if t.epoch == 2:
+        if t.epoch == 1:
             with torch.no_grad():
                 t.model.branches["thermal"].head.cv3[0][2].bias.fill_(torch.nan)
 
     trainer.add_callback("on_train_batch_start", spoil)
-    with pytest.raises(UserError, match=r"not finite in epoch 3, batch 1 .*box_loss \d.*thermal_loss nan"):
+    with pytest.raises(UserError, match=r"not finite in epoch 2, batch 1 .*box_loss \d.*thermal_loss nan"):
         trainer.train()
     state = torch.load(tmp_path / "run/weights/last.pt", weights_only=False)
-    assert state["epoch"] == 1
+    assert state["epoch"] == 0
     assert all(torch.isfinite(v).all() for v in state["optimizer"]["exact"]["model"].values())
