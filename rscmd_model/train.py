@@ -85,8 +85,11 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     if isinstance(resume, str) and not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}: give the weights/last.pt of the run to resume")
     if isinstance(resume, str) and is_finished(resume):
+        file = Path(resume).resolve().parents[1] / "model.safetensors"
+        if not file.is_file():
+            raise UserError(f"the run of {resume} is finished, but its {file} is gone")
         print(f"{resume}: the run is finished, there is nothing left to train")
-        return Path(resume).resolve().parents[1] / "model.safetensors"
+        return file
     try:
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range

@@ -29,6 +29,7 @@ from rscmd_model.config import ModelConfig
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import find_pairs, load_data_yaml, split_hash
 from rscmd_model.errors import UserError
+from rscmd_model.files import whole_file
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.pretrained import load_yolov8, read_yolov8
@@ -154,10 +155,12 @@ class PairedTrainer(DetectionTrainer):
         super()._setup_train()
 
     def _build_train_pipeline(self) -> None:
+        if self.device.type == "cpu" and self.args.channels_last is not False:
+            self.model.to(memory_format=torch.channels_last)  # the engine does so on GPUs; it is faster here, too
         if RANK != -1 and self.device.type == "cpu" and not self.world_size:
             # The engine knows no processes on CPUs: it would wrap the model for a GPU. Its other steps are the same.
             self.world_size = WORLD_SIZE
-            self.model = DistributedDataParallel(self.model, find_unused_parameters=True, forward_sync_buffers=False)
+            self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
         super()._build_train_pipeline()
         # The engine now calls optimizer_step after every batch, which does the counting.
         self.batches_per_step, self.accumulate = self.accumulate, 1
@@ -169,21 +172,18 @@ class PairedTrainer(DetectionTrainer):
         Raises:
             UserError: the loss is not finite. The weights are still those of the step before.
         """
-        if not all(math.isfinite(v) for v in self.tloss.values()):
+        if not torch.stack(list(self.tloss.values())).isfinite().all():
             parts = ", ".join(f"{k} {float(v):.4g}" for k, v in self.tloss.items())
             raise UserError(
                 f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batches + 1} (means: {parts}): "
                 f"lower lr0, or set amp=False"
             )
-        done, warmup = (
-            self.batches + self.epoch * len(self.train_loader),
-            self._get_warmup_iterations(len(self.train_loader)),
-        )
-        wanted = (
-            self.batches_per_step if done >= warmup else round(np.interp(done, [0, warmup], [1, self.batches_per_step]))
-        )
+        epoch_length, wanted = len(self.train_loader), self.batches_per_step
+        done, warmup = self.batches + self.epoch * epoch_length, self._get_warmup_iterations(epoch_length)
+        if done < warmup:
+            wanted = round(np.interp(done, [0, warmup], [1, wanted]))
         self.batches, self.waiting = self.batches + 1, self.waiting + 1
-        if self.waiting >= wanted or self.batches == len(self.train_loader):
+        if self.waiting >= wanted or self.batches == epoch_length:
             super().optimizer_step()
             self.waiting = 0
 
@@ -254,7 +254,8 @@ class PairedTrainer(DetectionTrainer):
         if RANK in {-1, 0}:
             for file in (self.last, self.best):
                 if file.exists():
-                    strip_optimizer(file)
+                    with whole_file(file) as aside:
+                        strip_optimizer(file, str(aside))
             if best[0]:
                 LOGGER.info(f"\nValidating {self.best}...")
                 self.ema.ema.load_state_dict(load_checkpoint(self.best)[0].state_dict())
