@@ -2,6 +2,9 @@
 
     python -m rscmd_model.train --data data.yaml --method rscmd --model n epochs=100 imgsz=640 device=0
 
+    python -m rscmd_model.train resume=runs/rscmd/weights/last.pt
+    torchrun --nproc-per-node 2 -m rscmd_model.train --data data.yaml batch=32
+
 Options in the form key=value are ultralytics' own (epochs, imgsz, batch, optimizer, lr0, patience, amp, device,
 workers, seed, project, name, resume, plots, ...). The run's folder, runs/METHOD by default, gets the checkpoints,
 curves and plots, and model.safetensors: the best epoch, which the node, predict and evaluate read.
@@ -12,7 +15,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +73,15 @@ def train(
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
 
     Returns:
-        path of the run's `model.safetensors`.
+        path of the run's `model.safetensors`; of several processes (torchrun) only that of rank 0 is a file.
 
     Raises:
         UserError: bad data, options, device or weights.
     """
     from ultralytics.cfg import get_cfg
+    from ultralytics.utils import RANK
 
-    from rscmd_model.cost import StepMeter
+    from rscmd_model.resume import is_finished
     from rscmd_model.trainer import PairedTrainer
 
     resume = options.get("resume")
@@ -88,18 +94,27 @@ def train(
         raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
     if isinstance(resume, str) and not Path(resume).is_file():
         raise UserError(f"no checkpoint {resume}: give the weights/last.pt of the run to resume")
+    if isinstance(resume, str) and is_finished(resume):
+        file = Path(resume).resolve().parents[1] / "model.safetensors"
+        if not file.is_file():
+            raise UserError(f"the run of {resume} is finished, but its {file} is gone")
+        print(f"{resume}: the run is finished, there is nothing left to train")
+        return file
     try:
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
     trainer = PairedTrainer(overrides=overrides)
+    if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
+        raise UserError("amp=bf16 needs a CUDA GPU; on the CPU training is in 32 bits")
     if not resume:
         trainer.start_from(config, weights, augmentation)
-    meter = StepMeter(trainer)
-    trainer.train()
-    if not trainer.model_file.is_file():
+    try:
+        trainer.train()
+    except subprocess.CalledProcessError:  # device=0,1: the engine starts a process for each GPU
+        raise UserError(f"training on device={trainer.args.device} failed; the reason stands above") from None
+    if RANK in {-1, 0} and not trainer.model_file.is_file():
         raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
-    write_json(trainer.save_dir / "cost.json", meter.summary(trainer.ema.ema, trainer.args.imgsz))
     return trainer.model_file
 
 
@@ -200,10 +215,13 @@ def main() -> None:
         lambda_visible=args.lambda_visible,
         lambda_thermal=args.lambda_thermal,
     )
-    options["project"] = str(Path(options.get("project") or "runs").resolve())
-    options.setdefault("name", args.method)
+    if not options.get("resume"):  # else both stand in the checkpoint
+        options["project"] = str(Path(options.get("project") or "runs").resolve())
+        options.setdefault("name", args.method)
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
     file = train(data, config, options, args.weights, augmentation)
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
+        return
     if args.score:
         score_branches(file, args.score, "cpu" if str(options.get("device")) == "cpu" else "auto")
     if args.out:

@@ -1,30 +1,41 @@
 """Training on the ultralytics engine: the thin subclass that gives it pairs, our network and our model file.
 
 Everything ultralytics knows keeps working as its users know it: epochs, imgsz, batch, optimizer, resume, patience, amp,
-device, multi-GPU, plots and loggers. This file and `datasets/paired.py` are the ones that name its internals.
+device, multi-GPU, plots and loggers. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file,
+`resume.py` and `datasets/paired.py` are the ones that name its internals.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from copy import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig
+from rscmd_model.cost import StepMeter
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.errors import UserError
+from rscmd_model.files import whole_file, write_json
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.pretrained import load_yolov8, read_yolov8
+from rscmd_model.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
 
 class PairedTrainer(DetectionTrainer):
@@ -36,7 +47,29 @@ class PairedTrainer(DetectionTrainer):
 
     last: Path
     best: Path
+    model: Any
+    accumulate: int
     metrics: dict[str, float]
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
+        overrides = dict(overrides or {})
+        ranked = RANK != -1  # one process of several, started by torchrun or by the engine itself
+        if RANK > 0:
+            # The run's folder is rank 0's alone, and may not be there on another node. The engine would name it anew
+            # in each process, and each would remove the results.csv it finds there.
+            self.scratch = TemporaryDirectory(prefix="rscmd_rank_")
+            overrides["save_dir"] = self.scratch.name
+        if ranked and not overrides.get("device") and torch.cuda.is_available():
+            overrides["device"] = ",".join(str(i) for i in range(int(os.environ["LOCAL_WORLD_SIZE"])))
+        super().__init__(cfg, overrides, _callbacks)
+        if ranked and self.device.type == "cuda":
+            if len(self.args.device.split(",")) <= LOCAL_RANK:
+                raise UserError(f"device={self.args.device} is too few GPUs: name one for each process of this node")
+            self.world_size = WORLD_SIZE  # the engine counts the GPUs of one node
+        self.meter = StepMeter(self)
+        if ranked and self.args.rect:
+            LOGGER.warning("rect=True does not go with several processes and is off")
+            self.args.rect = False
 
     def get_dataset(self) -> dict[str, Any]:
         """The data as the mapping that the engine hands around; what they are is kept in the run's `data.yaml`.
@@ -82,6 +115,11 @@ class PairedTrainer(DetectionTrainer):
             thermal_shift=unwrap_model(self.model).augmentation.thermal_shift,
         )
 
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """ultralytics' loader; the one for training begins every epoch anew, see `resume.py`."""
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        return EpochLoader(loader) if mode == "train" else loader
+
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> RscmdModel:
         """A model of configuration `cfg` with the weights of a checkpoint, if one is resumed."""
         config = weights.config if weights is not None else cfg
@@ -124,6 +162,78 @@ class PairedTrainer(DetectionTrainer):
         if weights is not None:
             LOGGER.info(f"{weights}: {load_yolov8(self.model, read_yolov8(weights))}")
 
+    def run_callbacks(self, event: str) -> None:
+        """ultralytics' callbacks; at the start of an epoch all that is random is set first."""
+        if event == "on_train_epoch_start":
+            self.batches = self.waiting = 0
+            unwrap_model(self.model).progress = self.epoch / self.epochs
+            begin_epoch(self.args.seed, self.epoch, self.train_loader)
+        super().run_callbacks(event)
+
+    def build_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """ultralytics' optimizer, whose saved state carries the exact state of the run."""
+        optimizer = super().build_optimizer(*args, **kwargs)
+        keep_exact_state(self, optimizer)
+        return optimizer
+
+    def _do_train(self) -> None:
+        if RANK != -1 and self.device.type == "cpu":
+            dist.init_process_group("gloo")
+        super()._do_train()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _setup_train(self) -> None:
+        if self.device.type == "cpu":
+            self.args.amp = False  # as the engine's check finds, but it asks rank 0 alone
+        super()._setup_train()
+
+    def _build_train_pipeline(self) -> None:
+        if self.device.type == "cpu" and self.args.channels_last is not False:
+            self.model.to(memory_format=torch.channels_last)  # the engine does so on GPUs; it is faster here, too
+        if RANK != -1 and self.device.type == "cpu" and not self.world_size:
+            # The engine knows no processes on CPUs: it would wrap the model for a GPU. Its other steps are the same.
+            self.world_size = WORLD_SIZE
+            self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
+        super()._build_train_pipeline()
+        # The engine now calls optimizer_step after every batch, which does the counting.
+        self.batches_per_step, self.accumulate = self.accumulate, 1
+
+    def optimizer_step(self) -> None:
+        """Called after every batch: a step for each `batches_per_step` batches (ramped up in the warm-up), and at an
+        epoch's end. The engine carries gradients over into the next epoch, where a resumed run has none.
+
+        Raises:
+            UserError: the loss is not finite. The weights are still those of the step before.
+        """
+        if not torch.stack(list(self.tloss.values())).isfinite().all():
+            parts = ", ".join(f"{k} {float(v):.4g}" for k, v in self.tloss.items())
+            raise UserError(
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batches + 1} (means: {parts}): "
+                f"lower lr0, or set amp=False"
+            )
+        epoch_length, wanted = len(self.train_loader), self.batches_per_step
+        done, warmup = self.batches + self.epoch * epoch_length, self._get_warmup_iterations(epoch_length)
+        if done < warmup:
+            wanted = round(np.interp(done, [0, warmup], [1, wanted]))
+        self.batches, self.waiting = self.batches + 1, self.waiting + 1
+        if self.waiting >= wanted or self.batches == epoch_length:
+            super().optimizer_step()
+            self.waiting = 0
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        exact = take_exact_state(ckpt)
+        super()._load_checkpoint_state(ckpt)
+        if exact is not None:
+            unwrap_model(self.model).load_state_dict(exact["model"])
+            self.ema.ema.load_state_dict(exact["ema"])
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Go on where a checkpoint was written, and forget what results.csv has of later epochs."""
+        super().resume_training(ckpt)
+        if self.start_epoch and RANK in {-1, 0}:
+            drop_rows_after(self.csv, self.start_epoch)
+
     def get_validator(self) -> DetectionValidator:
         """ultralytics' validator: it meets the main answer alone."""
         return DetectionValidator(self.test_loader, self.save_dir, copy(self.args), self.callbacks)
@@ -139,20 +249,9 @@ class PairedTrainer(DetectionTrainer):
     def save_model(self) -> bool:
         """ultralytics' checkpoints, and `model.safetensors` whenever this epoch is the best so far.
 
-        The checkpoints are written aside and renamed: a run that is killed meanwhile can still be resumed.
+        All are written aside and renamed, last.pt at the end: a run that is killed meanwhile is resumed from the epoch
+        before, and writes them again.
         """
-        files = self.last, self.best
-        aside = [file.with_suffix(".partial") for file in files]
-        self.last, self.best = aside
-        try:
-            saved = super().save_model()
-            for written, file in zip(aside, files):
-                if written.exists():
-                    written.replace(file)
-        finally:
-            self.last, self.best = files
-            for written in aside:
-                written.unlink(missing_ok=True)
         if self.best_fitness == self.fitness:
             data = self.data["config"]
             header = ModelHeader(
@@ -165,29 +264,50 @@ class PairedTrainer(DetectionTrainer):
                 metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
             )
             save_model(self.model_file, self.ema.ema, header)
+        files = self.best, self.last
+        aside = [file.with_suffix(".partial") for file in files]
+        self.best, self.last = aside
+        try:
+            saved = super().save_model()
+            for written, file in zip(aside, files):
+                if written.exists():
+                    written.replace(file)
+        finally:
+            self.best, self.last = files
+            for written in aside:
+                written.unlink(missing_ok=True)
         return saved
 
     @property
     def model_file(self) -> Path:
-        """Where the best model so far lies, ready to ship."""
+        """Where the best model so far lies, ready to ship; of several processes only rank 0 writes one."""
         return self.save_dir / "model.safetensors"
 
     def final_eval(self) -> None:
         """Score the best epoch once more. The parent would send it through a loader that knows only plain YOLO."""
-        if RANK not in {-1, 0}:
-            return
-        for file in (self.last, self.best):
-            if file.exists():
-                strip_optimizer(file)
-        if self.best.exists():
-            LOGGER.info(f"\nValidating {self.best}...")
-            self.ema.ema.load_state_dict(load_checkpoint(self.best)[0].state_dict())
+        best = [self.best.exists()]
+        if RANK in {-1, 0}:
+            # Before the checkpoints are closed: a run that counts as finished has its cost.
+            write_json(self.save_dir / "cost.json", self.meter.summary(self.ema.ema, self.args.imgsz))
+            for file in (self.last, self.best):
+                if file.exists():
+                    with whole_file(file) as aside:
+                        strip_optimizer(file, str(aside))
+            if best[0]:
+                LOGGER.info(f"\nValidating {self.best}...")
+                self.ema.ema.load_state_dict(load_checkpoint(self.best)[0].state_dict())
+        if RANK != -1:  # every process scores its share, with rank 0's weights
+            dist.broadcast_object_list(best)
+            for value in self.ema.ema.state_dict().values():
+                dist.broadcast(value, 0)
+        if best[0]:
+            self.stopper.possible_stop = True  # else the other ranks would not plot, and rank 0 wait for their part
             self.validator.args.plots = self.args.plots
-            self.metrics = self.validator(self)
+            self.metrics = self.validator(self) or {}
             self.metrics.pop("fitness", None)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        if self.loss is not None and not torch.isfinite(self.loss) and epoch == self.start_epoch:
-            parts = ", ".join(f"{k} {float(v):.4g}" for k, v in self.loss_items.items())
-            raise UserError(f"the loss is not finite in the first epoch ({parts}): lower lr0, or set amp=False")
-        return super()._handle_nan_recovery(epoch)
+        # A loss that is not finite has ended the training in optimizer_step.
+        if self.fitness is not None and not math.isfinite(self.fitness):
+            raise UserError(f"the validation of epoch {epoch + 1} has no finite score: lower lr0")
+        return False

@@ -190,3 +190,34 @@ def test_variants_train_every_part(changes: dict[str, str]) -> None:
     assert {name: answer[0].shape for name, answer in answers.items()} == dict.fromkeys(
         ("fused", "visible", "thermal"), torch.Size([1, 6, 84])
     )
+
+
+VARIANTS = [("sum", {}), ("rsc", {}), ("rsc", {"rsc": "shared"}), ("rscmd", {}), ("rscmd", {"md": "map"})]
+
+
+@pytest.mark.parametrize(("method", "changes"), [("visible", {}), ("thermal", {}), *VARIANTS])
+def test_losses_in_16_bits_are_those_of_32(method: str, changes: dict[str, str]) -> None:
+    """Mixed precision as the trainer runs it on a GPU, here as bfloat16 on the CPU: same losses, finite gradients."""
+    batch = make_batch()
+    exact = make_model(method_config(method, **changes)).loss(batch)[1]
+    model = make_model(method_config(method, **changes))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, items = model.loss(batch)
+    total.sum().backward()
+    for name, value in exact.items():
+        torch.testing.assert_close(items[name].float(), value, rtol=0.05, atol=0.02, msg=name)
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+    )
+
+
+@pytest.mark.parametrize("md", ["stop", "map"])
+def test_scaling_the_loss_scales_every_gradient(md: str) -> None:
+    """What a gradient scaler relies on: it scales the loss up and the gradients down again."""
+    grads = []
+    for scale in (1.0, 2.0**16):
+        model = make_model(method_config("rscmd", md=md))
+        (model.loss(make_batch())[0].sum() * scale).backward()
+        grads.append([p.grad / scale for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * float(a.abs().max()))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -76,33 +74,6 @@ def test_every_method_trains_and_writes_its_files(method: str, tmp_path: Path) -
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert (tmp_path / "run" / "weights" / "last.pt").is_file()
     assert before == sorted(p.name for p in (tmp_path / "data").rglob("*")), "training wrote into the data folder"
-
-
-def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Stopped in the fourth epoch and resumed, a run ends with as many epochs as one that was never stopped."""
-    data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
-    command = [sys.executable, "-m", "rscmd_model.train"]
-    options = [f"{k}={v}" for k, v in QUICK.items()] + ["epochs=200", f"project={tmp_path}", "name=run"]
-    run = subprocess.Popen(
-        [*command, "--data", str(data), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    results = tmp_path / "run" / "results.csv"
-    try:
-        while run.poll() is None and (not results.exists() or len(results.read_text().splitlines()) < 4):
-            time.sleep(0.05)
-        assert run.poll() is None
-    finally:
-        run.kill()  # as by kill -9
-        run.wait()
-    reached = len(results.read_text().splitlines()) - 1
-    assert (tmp_path / "run" / "model.safetensors").is_file()
-    last = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)
-    last["train_args"]["epochs"] = last["epoch"] + 3
-    torch.save(last, tmp_path / "run" / "weights" / "last.pt")
-    subprocess.run([*command, f"resume={tmp_path / 'run' / 'weights' / 'last.pt'}"], check=True, capture_output=True)
-    epochs = [int(row["epoch"]) for row in csv.DictReader(results.open())]
-    assert epochs[-1] == last["epoch"] + 3
-    assert epochs[-1] >= reached
 
 
 def dataset(data: Path, augment: bool, **hyp: float) -> PairedDataset:

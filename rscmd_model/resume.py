@@ -1,0 +1,133 @@
+"""A run that may be killed at any moment and goes on to the same curve.
+
+Two things make it so. Nothing random outlives an epoch: the generators of Python, NumPy and torch, the order of the
+pairs, the seeds of the loader's workers and the mosaic's partners are set from (seed, epoch, rank) when an epoch
+begins, so that no checkpoint has to keep any of them. And a checkpoint keeps in full precision what the engine's own
+rounds to 16 bits: the weights, their moving average and the optimizer's momentum.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.patches import torch_load
+from ultralytics.utils.torch_utils import unwrap_model
+
+from rscmd_model.errors import UserError
+from rscmd_model.files import whole_file
+
+if TYPE_CHECKING:
+    from ultralytics.data.build import InfiniteDataLoader
+    from ultralytics.engine.trainer import BaseTrainer
+
+# Images that the mosaic may draw on when an epoch begins, before others have been read. Each costs at most one reading.
+MOSAIC_START = 32
+_EXACT = "exact"
+
+
+class EpochLoader(DataLoader):
+    """The engine's training loader, with workers that live for one epoch.
+
+    The engine's own keeps them, and with them random states and batches of the epoch to come, drawn before it began.
+    """
+
+    def __init__(self, loader: InfiniteDataLoader) -> None:
+        super().__init__(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            sampler=loader.sampler,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            drop_last=loader.drop_last,
+            worker_init_fn=loader.worker_init_fn,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
+        )
+
+    def reset(self) -> None:
+        """Called by the engine when the augmentation has changed; the next epoch's workers see that anyway."""
+
+
+def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
+    """Set all that is random in an epoch of this rank from `seed` and `epoch`; before its first batch is drawn."""
+    words = np.random.SeedSequence([seed, epoch, max(RANK, 0)]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]))
+    loader.generator.manual_seed(int(words[3]))  # the order of the pairs, and the seeds of the workers
+    data: Any = loader.dataset
+    if data.augment and data.cache != "ram":
+        data.ims, data.im_hw0, data.im_hw = ([None] * data.ni for _ in range(3))
+        data.buffer = random.sample(range(data.ni), min(max(data.max_buffer_length - 1, 0), MOSAIC_START))
+
+
+def keep_exact_state(trainer: BaseTrainer, optimizer: Optimizer) -> None:
+    """Have every checkpoint carry, inside its optimizer state, what the engine rounds to 16 bits.
+
+    There it needs no second file that could be lost, and is stripped with the optimizer when the run ends.
+    """
+
+    def add(_: Optimizer, state: dict[str, Any]) -> None:
+        state[_EXACT] = {
+            "model": to_cpu(unwrap_model(trainer.model).state_dict()),
+            "ema": to_cpu(trainer.ema.ema.state_dict()),
+            # The engine rounds in place, so the dictionaries are copied; tensors that it leaves alone are stored once.
+            "state": {i: dict(values) for i, values in state["state"].items()},
+        }
+
+    optimizer.register_state_dict_post_hook(add)
+
+
+def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, so that a checkpoint takes no memory of the GPU."""
+    return {k: v.cpu() for k, v in state.items()}
+
+
+def take_exact_state(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]] | None:
+    """Put the full-precision optimizer state where the engine looks for it; weights and their average are returned.
+
+    None, with a warning, for a checkpoint that has none of it.
+    """
+    exact = (checkpoint.get("optimizer") or {}).pop(_EXACT, None)
+    if exact is None:
+        LOGGER.warning("the checkpoint holds 16-bit weights alone: the run goes on, but not to the very same curve")
+        return None
+    checkpoint["optimizer"]["state"] = exact.pop("state")
+    return exact
+
+
+def drop_rows_after(results: Path, epoch: int) -> None:
+    """Remove from results.csv the epochs that were written down but reached no checkpoint; they are trained again."""
+    if not results.is_file():
+        return
+    head, *rows = results.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= epoch]
+    if kept != rows:
+        with whole_file(results) as aside:
+            aside.write_text("".join([head, *kept]), encoding="utf-8")
+
+
+def is_finished(checkpoint: str | Path) -> bool:
+    """Whether the run of a weights/last.pt has nothing left to train: it has all its epochs, or stopped early.
+
+    Raises:
+        UserError: no checkpoint of a training.
+    """
+    try:  # mapped, since only a few numbers are wanted
+        state = torch_load(checkpoint, map_location="cpu", mmap=True)
+        done, options, stopper = state["epoch"] + 1, state["train_args"], state.get("stopper") or {}
+    except Exception as error:  # what a damaged pickle raises is anything
+        raise UserError(
+            f"{checkpoint} is no checkpoint to resume from ({type(error).__name__}): give the weights/last.pt of a run"
+        ) from None
+    waited = done - stopper.get("best_epoch", 0) if stopper.get("best_epoch") else 0
+    return done in (0, options["epochs"]) or waited >= (options["patience"] or float("inf"))

@@ -1,0 +1,170 @@
+"""A run is a function of its seed, and one that is killed goes on to the same curve."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import QUICK, two_class_world
+
+from rscmd_model.config import method_config
+from rscmd_model.errors import UserError
+from rscmd_model.resume import drop_rows_after, is_finished
+from rscmd_model.train import train
+from rscmd_model.trainer import PairedTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+# Three batches of two pairs, a step for two batches: an epoch ends in the middle of an accumulation. The last epoch
+# is without mosaic.
+OPTIONS = {**QUICK, "imgsz": 32, "batch": 2, "nbs": 4, "epochs": 3, "close_mosaic": 1, "optimizer": "SGD"}
+
+
+def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: Any) -> None:
+    """Train, or go on with a run, and die by SIGKILL at a place: "batch" (amid the second epoch) or "checkpoint"."""
+    last = folder / "weights/last.pt"
+    go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
+    place = {"data": str(data), "project": str(folder.parent), "name": folder.name}
+    trainer = PairedTrainer(overrides={"model": "rscmd", **OPTIONS, **place, **options, **go_on})
+    trainer.args.workers = workers  # the engine gives the CPU none
+    if not go_on:
+        trainer.start_from(method_config("rscmd"))
+
+    def die(*_: Any) -> None:
+        if trainer.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill == "batch":
+        trainer.add_callback("on_train_batch_end", die)
+    elif kill == "checkpoint":  # between the files of one epoch: best.pt is there, last.pt is not yet
+        replace = Path.replace
+        Path.replace = lambda file, to: die() if "last" in file.name else None or replace(file, to)  # type: ignore
+    trainer.train()
+
+
+def killed(data: Path, folder: Path, workers: int, kill: str) -> None:
+    """`run` in a process of its own, which is killed as by kill -9."""
+    program = f"from test_resume import Path, run; run(Path({str(data)!r}), Path({str(folder)!r}), {workers}, {kill!r})"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert curve(a) == curve(b)
+    first, second = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert set(first) == set(second)
+    assert [k for k in first if not torch.equal(first[k], second[k])] == []
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_class_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(world, folder)
+    assert [row["epoch"] for row in curve(folder)] == ["1", "2", "3"]
+    return folder
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
+    """Bit for bit: every column of results.csv but the time, and the weights of the model."""
+    folder = tmp_path / "run"
+    killed(world, folder, 0, "batch")
+    assert len(curve(folder)) == 1
+    last = folder / "weights/last.pt"
+    assert not is_finished(last)
+    command = [sys.executable, "-m", "rscmd_model.train", f"resume={last}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip().endswith(f"model: {folder / 'model.safetensors'}")
+    assert_same_run(folder, whole)
+
+    assert is_finished(last)
+    assert train(None, None, {"resume": str(last)}) == folder / "model.safetensors"
+    assert_same_run(folder, whole)
+    assert torch.load(last, weights_only=False)["optimizer"] is None, "the exact state outlived the run"
+
+
+def test_a_run_killed_between_two_files_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
+    killed(world, tmp_path / "run", 0, "checkpoint")
+    assert len(curve(tmp_path / "run")) == 2, "the row of an epoch that has no checkpoint"
+    run(world, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_killed_with_its_loader_s_workers_goes_on_to_the_same_curve(world: Path, tmp_path: Path) -> None:
+    killed(world, tmp_path / "killed", 2, "batch")
+    run(world, tmp_path / "killed", 2)
+    run(world, tmp_path / "whole", 2)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_another_seed_makes_another_run(world: Path, whole: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run", seed=1)
+    assert curve(tmp_path / "run") != curve(whole)
+
+
+def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(None, None, {"resume": str(tmp_path / "absent.pt")})
+    (tmp_path / "last.pt").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        train(None, None, {"resume": str(tmp_path / "last.pt")})
+
+
+def test_rows_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    file.write_text("epoch,time\n1,0.5\n2,0.7\n3,0.9\n4,1.")
+    drop_rows_after(file, 2)
+    assert file.read_text() == "epoch,time\n1,0.5\n2,0.7\n"
+    drop_rows_after(file, 3)
+    assert file.read_text() == "epoch,time\n1,0.5\n2,0.7\n"
+    drop_rows_after(tmp_path / "absent.csv", 1)
+
+
+def test_a_step_takes_its_batches_and_none_of_another_epoch(world: Path, tmp_path: Path) -> None:
+    """Six batches and a step for four: steps after 4 and 6, in every epoch."""
+    options = {**OPTIONS, "batch": 1, "nbs": 4, "imgsz": 64, "warmup_epochs": 0, "epochs": 2, "val": False}
+    place = {"data": str(world), "project": str(tmp_path), "name": "run", "model": "rscmd"}
+    trainer = PairedTrainer(overrides={**options, **place})
+    trainer.start_from(method_config("sum"))
+    steps: list[list[int]] = []
+    trainer.add_callback("on_train_epoch_start", lambda _: steps.append([]))
+    trainer.add_callback("on_train_batch_end", lambda t: steps[-1].append(t.ema.updates))
+    trainer.train()
+    assert steps == [[0, 0, 0, 1, 1, 2], [2, 2, 2, 3, 3, 4]]
+
+
+def test_training_stops_on_a_loss_that_is_not_finite(world: Path, tmp_path: Path) -> None:
+    """In any epoch, before the step that would spoil the weights; the parts of the loss are named."""
+    place = {"data": str(world), "project": str(tmp_path), "name": "run", "model": "rscmd"}
+    trainer = PairedTrainer(overrides={**OPTIONS, **place, "val": False})
+    trainer.start_from(method_config("rscmd"))
+
+    def spoil(t: Any) -> None:
+        if t.epoch == 1:
+            with torch.no_grad():
+                t.model.branches["thermal"].head.cv3[0][2].bias.fill_(torch.nan)
+
+    trainer.add_callback("on_train_batch_start", spoil)
+    with pytest.raises(UserError, match=r"not finite in epoch 2, batch 1 .*box_loss \d.*thermal_loss nan"):
+        trainer.train()
+    state = torch.load(tmp_path / "run/weights/last.pt", weights_only=False)
+    assert state["epoch"] == 0
+    assert all(torch.isfinite(v).all() for v in state["optimizer"]["exact"]["model"].values())
