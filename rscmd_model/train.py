@@ -50,7 +50,13 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def train(data: str | Path | None, config: Any, options: dict[str, Any], weights: str | Path | None = None) -> Path:
+def train(
+    data: str | Path | None,
+    config: Any,
+    options: dict[str, Any],
+    weights: str | Path | None = None,
+    diagnose: int | None = None,
+) -> Path:
     """Train one model.
 
     Args:
@@ -58,6 +64,8 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
+        diagnose: measure the gradients at the features every so many epochs, see `gradients`. A run that was started
+            with it and is resumed goes on with it.
 
     Returns:
         path of the run's `model.safetensors`.
@@ -65,9 +73,25 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
     Raises:
         UserError: bad data, options, device or weights.
     """
-    from ultralytics.cfg import get_cfg
-
+    from rscmd_model.gradient_recorder import GradientRecorder
     from rscmd_model.trainer import PairedTrainer
+
+    trainer = PairedTrainer(overrides=trainer_overrides(data, options))
+    if not options.get("resume"):
+        trainer.start_from(config, weights)
+    else:
+        diagnose = diagnose or GradientRecorder.interval_of(trainer)
+    if diagnose is not None:
+        GradientRecorder(trainer, diagnose)
+    trainer.train()
+    if not trainer.model_file.is_file():
+        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
+    return trainer.model_file
+
+
+def trainer_overrides(data: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What the ultralytics trainer is given for these options, checked first (`UserError`); as for `train`."""
+    from ultralytics.cfg import get_cfg
 
     resume = options.get("resume")
     overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
@@ -81,13 +105,7 @@ def train(data: str | Path | None, config: Any, options: dict[str, Any], weights
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
-    trainer = PairedTrainer(overrides=overrides)
-    if not resume:
-        trainer.start_from(config, weights)
-    trainer.train()
-    if not trainer.model_file.is_file():
-        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
-    return trainer.model_file
+    return overrides
 
 
 def check_device(device: Any) -> None:
@@ -123,6 +141,12 @@ def main() -> None:
     parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
+    parser.add_argument(
+        "--diagnose", action="store_true", help="record how gradients are suppressed: gradients.csv and .png in the run"
+    )
+    parser.add_argument(
+        "--diagnose-every", type=int, metavar="K", help="every K epochs (implies --diagnose; default 1)"
+    )
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
     args = parser.parse_intermixed_args()
@@ -141,7 +165,8 @@ def main() -> None:
     )
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
-    file = train(args.data, config, options, args.weights)
+    diagnose = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
+    file = train(args.data, config, options, args.weights, diagnose)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)
