@@ -12,6 +12,7 @@ models. "probe" freezes each backbone, trains a fresh neck and head on it and sc
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -130,12 +131,14 @@ def run_probe(words: list[str]) -> None:
     parser.add_argument("--json", type=Path, help="write the scores here")
     parser.add_argument("--csv", type=Path, help="write the table here")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options, the same for all")
-    args = parser.parse_intermixed_args(words)
+    # They may stand anywhere, also behind an argument that takes several values.
+    given = [word for word in words if re.match(r"\w+=", word)]
+    args = parser.parse_args([word for word in words if word not in given])
     from rscmd_model.model_file import read_header
     from rscmd_model.probe import format_table, probe, write_table
     from rscmd_model.train import parse_options
 
-    options = parse_options(args.options)
+    options = parse_options(args.options + given)
     models = labels(args.model)
     for file in models.values():  # a wrong one is told before hours of training
         read_header(file)

@@ -143,10 +143,10 @@ def describe(name: str, rows: Sequence[GradientRow], reference: str) -> str:
     losses = {m: strides[m][0].loss_unimodal for m in MODALITIES}
     weak = max(MODALITIES, key=lambda m: losses[m])
     strong = next(m for m in MODALITIES if m != weak)
-    word = "more" if mean[weak] < mean[strong] else "less"
+    word = "lower" if mean[weak] < mean[strong] else "higher"
     lines.append(
         f"  claim 2, imbalance: {weak} is the weaker modality (unimodal loss {losses[weak]:.2f} against "
-        f"{losses[strong]:.2f}); it is suppressed {word} than {strong} ({mean[weak]:.2f} against {mean[strong]:.2f})."
+        f"{losses[strong]:.2f}); its ratio is the {word} one ({mean[weak]:.2f} against {mean[strong]:.2f})."
     )
     return "\n".join(lines)
 

@@ -140,6 +140,7 @@ class GradientRecorder:
                 classes=trainer.args.classes,
             )
             self.batches = dataset.batches(BATCH, torch.device("cpu"))
+            LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a probe branch for each modality:")
             self.optimizer = trainer.build_optimizer(self.probes, name=trainer.args.optimizer, lr=trainer.args.lr0)
         self.objective = Objective(self.open)
         kept = [row for row in (read_rows(self.csv) if self.csv.exists() else []) if row.epoch <= trainer.start_epoch]

@@ -115,7 +115,7 @@ def test_the_fused_gradient_is_what_it_would_be_without_decoupling(md: str) -> N
 
 def test_the_gradient_at_the_features_is_autograd_s_own() -> None:
     model, batch = make_model(method_config("rsc")), make_batch()
-    at = {m: model.features(batch["img"], m) for m in ("visible", "thermal")}
+    at = {m: [f.detach().requires_grad_() for f in model.features(batch["img"], m)] for m in ("visible", "thermal")}
     answer = model.branch("fused")([v + t for v, t in zip(at["visible"], at["thermal"])])
     loss = torch.stack(list(model.init_criterion().losses({"fused": answer}, batch)["fused"].values())).sum()
     expected = torch.autograd.grad(loss, at["thermal"][1])[0].norm()
@@ -164,16 +164,15 @@ def test_probe_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
     assert 0 <= float(batches[0]["img"].min()) < float(batches[0]["img"].max()) <= 1
 
 
-@pytest.mark.parametrize("method", ["sum", "rscmd"])
-def test_a_training_does_not_notice_that_it_is_watched(method: str, tmp_path: Path) -> None:
+def test_a_training_does_not_notice_that_it_is_watched(tmp_path: Path) -> None:
     data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
     options = {**QUICK, "epochs": 2, "project": str(tmp_path)}
-    plain = train(data, METHODS[method], {**options, "name": "plain"})
-    watched = train(data, METHODS[method], {**options, "name": "watched"}, diagnose=2)
+    plain = train(data, METHODS["rscmd"], {**options, "name": "plain"})
+    watched = train(data, METHODS["rscmd"], {**options, "name": "watched"}, diagnose=2)
     assert plain.read_bytes() == watched.read_bytes()
     rows = read_rows(tmp_path / "watched" / "gradients.csv")
     assert {r.epoch for r in rows} == {2}
-    assert {r.reference for r in rows} == {"probe", "alone"} | ({"own"} if method == "rscmd" else set())
+    assert {r.reference for r in rows} == {"probe", "own", "alone"}
     assert (tmp_path / "watched" / "gradients.png").stat().st_size > 1000
     assert sorted(p.name for p in (tmp_path / "watched" / "weights").iterdir()) == ["best.pt", "last.pt"]
 
@@ -249,10 +248,10 @@ def test_the_sentences_say_what_the_figures_say() -> None:
     suppressed = describe("a", rows_of(3, {"visible": 0.25, "thermal": 0.5}), "probe")
     assert "epoch 3, 4 batches" in suppressed
     assert "smaller one at 6 of 6 places; its size is 0.25 (visible) and 0.50 (thermal)" in suppressed
-    assert "visible is the weaker modality (unimodal loss 4.00 against 3.50); it is suppressed more" in suppressed
+    assert "visible is the weaker modality (unimodal loss 4.00 against 3.50); its ratio is the lower" in suppressed
     other = describe("b", rows_of(1, {"visible": 1.5, "thermal": 0.5}), "alone")
     assert "smaller one at 3 of 6 places" in other
-    assert "suppressed less than thermal (1.50 against 0.50)" in other
+    assert "its ratio is the higher one (1.50 against 0.50)" in other
 
 
 def test_courses_are_compared_by_a_reference_that_all_have(tmp_path: Path) -> None:

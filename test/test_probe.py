@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def save(folder: Path, method: str, seed: int) -> Path:
 def test_the_backbone_stays_bit_for_bit_and_neck_and_head_learn(tmp_path: Path) -> None:
     data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
     source = save(tmp_path / "fused", "rscmd", 1)
-    options = {**QUICK, "epochs": 2, "val": False, "project": str(tmp_path)}
+    options = {**QUICK, "val": False, "project": str(tmp_path)}
     found = {}
     for epochs in (1, 2):
         file = train_probe(source, "thermal", data, {**options, "epochs": epochs, "name": f"probe{epochs}"})
@@ -41,7 +42,8 @@ def test_the_backbone_stays_bit_for_bit_and_neck_and_head_learn(tmp_path: Path) 
     before = load_model(source)[0].backbones["thermal"].state_dict()
     assert all(torch.equal(v, before[k]) for k, v in found[2].backbones["thermal"].state_dict().items())
     assert any("running_mean" in k for k in before)
-    fresh = {k for k, _ in found[2].branches.named_parameters() if ".dfl." not in k}
+    # No object of this world is so large that a box at stride 32 would be taught.
+    fresh = {k for k, _ in found[2].branches.named_parameters() if not re.search(r"\.dfl\.|\.cv2\.2\.", k)}
     states = [found[epochs].branches.state_dict() for epochs in (1, 2)]
     assert [k for k in fresh if torch.equal(states[0][k], states[1][k])] == []
 
