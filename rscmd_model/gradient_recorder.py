@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from rscmd_model.config import MODALITIES
+from rscmd_model.config import MODALITIES, method_config
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
@@ -69,10 +68,7 @@ class ProbeBranches(nn.ModuleDict):
     def __init__(self, model: RscmdModel, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            solo = {
-                m: RscmdModel(replace(model.config, modalities=(m,), rsc="off", md="off"), model.names)
-                for m in MODALITIES
-            }
+            solo = {m: RscmdModel(method_config(m, scale=model.config.scale), model.names) for m in MODALITIES}
         super().__init__({m: solo[m].branch(m) for m in MODALITIES})
 
 
@@ -120,10 +116,13 @@ class GradientRecorder:
             trainer.add_callback("on_train_end", self._end)
 
     @staticmethod
-    def interval_of(trainer: PairedTrainer) -> int | None:
-        """The interval of an interrupted run that is to be resumed; None if it did not record."""
+    def attach(trainer: PairedTrainer, every: int | None) -> None:
+        """Record `trainer`'s run if `every` says so, or if an interrupted run that it resumes did."""
         file = _state_file(trainer)
-        return int(torch.load(file, weights_only=True)["every"]) if file.is_file() else None
+        if every is None and trainer.resume and file.is_file():
+            every = int(torch.load(file, weights_only=True)["every"])
+        if every is not None:
+            GradientRecorder(trainer, every)
 
     def _start(self, trainer: PairedTrainer) -> None:
         model: RscmdModel = unwrap_model(trainer.model)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
+from rscmd_model.config import ModelConfig, method_config
 from rscmd_model.datasets.pairs import find_pairs, load_data_yaml
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference import Predictor
-from rscmd_model.model_file import load_model
-from rscmd_model.train import check_device, trainer_overrides
+from rscmd_model.model_file import load_model, read_header
+from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
 
 
@@ -53,6 +54,13 @@ class ProbeScore:
 
 class FrozenBackboneTrainer(PairedTrainer):
     """Trains neck and head of a single-camera model; its backbone does not move, running statistics included."""
+
+    def start_from(self, config: ModelConfig, weights: str | Path | None = None) -> None:
+        """Begin with a fresh neck and head, drawn from the run's seed, on the backbone of the model file `weights`."""
+        assert weights is not None
+        super().start_from(config)
+        (modality,) = config.modalities
+        self.model.backbones[modality].load_state_dict(load_model(weights)[0].backbones[modality].state_dict())
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the parent, which thaws what it does not know as frozen, after freezing the backbone."""
@@ -84,18 +92,12 @@ def train_probe(model: Path, modality: str, data: Path, options: dict[str, Any])
     Raises:
         UserError: bad model, data, options or device.
     """
-    source, header = load_model(model)
+    header = read_header(model)
     if list(header.names.values()) != list(load_data_yaml(data).names.values()):
         raise UserError(f"{model} finds {', '.join(header.names.values())}, which is not what {data} has")
-    check_device(options.get("device"))
-    trainer = FrozenBackboneTrainer(overrides=trainer_overrides(data, {"imgsz": header.image_size, **options}))
-    # Drawn from the run's seed as any model, so that every probe's neck and head start alike.
-    trainer.start_from(replace(header.config, modalities=(modality,), rsc="off", md="off"))
-    trainer.model.backbones[modality].load_state_dict(source.backbones[modality].state_dict())
-    trainer.train()
-    if not trainer.model_file.is_file():
-        raise UserError(f"the probe in {trainer.save_dir} ended without a model; its log says why")
-    return trainer.model_file
+    config = method_config(modality, scale=header.config.scale)
+    options = {"imgsz": header.image_size, **options}
+    return train(data, config, options, weights=model, trainer_class=FrozenBackboneTrainer)
 
 
 def probe(
@@ -111,7 +113,7 @@ def probe(
     """
     config = load_data_yaml(data)
     pairs = find_pairs(config, split)
-    header = load_model(model)[1].config
+    header = read_header(model).config
     device = str(options.get("device", "auto"))
     found = []
     for modality in (m for m in header.modalities if m in modalities):

@@ -55,7 +55,9 @@ def train(
     config: Any,
     options: dict[str, Any],
     weights: str | Path | None = None,
+    *,
     diagnose: int | None = None,
+    trainer_class: Any = None,
 ) -> Path:
     """Train one model.
 
@@ -66,6 +68,7 @@ def train(
         weights: a YOLOv8 checkpoint to start from.
         diagnose: measure the gradients at the features every so many epochs, see `gradients`. A run that was started
             with it and is resumed goes on with it.
+        trainer_class: in place of `PairedTrainer`.
 
     Returns:
         path of the run's `model.safetensors`.
@@ -73,25 +76,10 @@ def train(
     Raises:
         UserError: bad data, options, device or weights.
     """
+    from ultralytics.cfg import get_cfg
+
     from rscmd_model.gradient_recorder import GradientRecorder
     from rscmd_model.trainer import PairedTrainer
-
-    trainer = PairedTrainer(overrides=trainer_overrides(data, options))
-    if not options.get("resume"):
-        trainer.start_from(config, weights)
-    else:
-        diagnose = diagnose or GradientRecorder.interval_of(trainer)
-    if diagnose is not None:
-        GradientRecorder(trainer, diagnose)
-    trainer.train()
-    if not trainer.model_file.is_file():
-        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
-    return trainer.model_file
-
-
-def trainer_overrides(data: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """What the ultralytics trainer is given for these options, checked first (`UserError`); as for `train`."""
-    from ultralytics.cfg import get_cfg
 
     resume = options.get("resume")
     overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
@@ -105,7 +93,14 @@ def trainer_overrides(data: str | Path | None, options: dict[str, Any]) -> dict[
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
-    return overrides
+    trainer = (trainer_class or PairedTrainer)(overrides=overrides)
+    if not resume:
+        trainer.start_from(config, weights)
+    GradientRecorder.attach(trainer, diagnose)
+    trainer.train()
+    if not trainer.model_file.is_file():
+        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
+    return trainer.model_file
 
 
 def check_device(device: Any) -> None:
@@ -166,7 +161,7 @@ def main() -> None:
     options["project"] = str(Path(options.get("project") or "runs").resolve())
     options.setdefault("name", args.method)
     diagnose = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
-    file = train(args.data, config, options, args.weights, diagnose)
+    file = train(args.data, config, options, args.weights, diagnose=diagnose)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)
