@@ -119,7 +119,10 @@ class GradientRecorder:
     def attach(trainer: PairedTrainer, every: int | None) -> None:
         """Record `trainer`'s run if `every` says so, or if an interrupted run that it resumes did."""
         file = _state_file(trainer)
-        if every is None and trainer.resume and file.is_file():
+        if not trainer.resume:  # as the parent with results.csv: what an earlier run left in this folder is not ours
+            for stale in (file, trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"):
+                stale.unlink(missing_ok=True)
+        elif every is None and file.is_file():
             every = int(torch.load(file, weights_only=True)["every"])
         if every is not None:
             GradientRecorder(trainer, every)

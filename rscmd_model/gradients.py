@@ -20,11 +20,11 @@ What is held fixed, so that figures can be compared:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -147,14 +147,18 @@ def measure(
     for (modality, stride, reference, part), batches_here in found.items():
         fused, unimodal, cosine, loss_fused, loss_unimodal = zip(*batches_here)
         ratio = [f / u if u else math.nan for f, u in zip(fused, unimodal)]
-        means = fmean(fused), fmean(unimodal), fmean(ratio), _spread(ratio), fmean(cosine), _spread(cosine)
-        losses_here = fmean(loss_fused), fmean(loss_unimodal)
+        means = _mean(fused), _mean(unimodal), _mean(ratio), _spread(ratio), _mean(cosine), _spread(cosine)
+        losses_here = _mean(loss_fused), _mean(loss_unimodal)
         rows.append(GradientRow(epoch, modality, stride, reference, part, *means, *losses_here, len(batches_here)))
     return rows
 
 
-def _spread(values: list[float] | tuple[float, ...]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))  # nan in, nan out, unlike the standard library's
+
+
+def _spread(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _measure_batch(

@@ -52,20 +52,25 @@ class Linear(nn.Module):
         return torch.stack([(f.flatten() * w).sum() for f, w in zip(features, self.weights)]).sum()
 
 
-@pytest.mark.parametrize(("z_v", "z_t"), [(0.5, 2.0), (0.5, -2.0), (-3.0, 1.0), (2.0, 6.0)])
-@pytest.mark.parametrize("y", [0.0, 1.0])
-def test_a_linear_head_on_a_sum_gives_the_equations_of_the_claim(z_v: float, z_t: float, y: float) -> None:
-    """The gradient at either feature is sigma(z_v + z_t) - y, the unimodal one sigma(z_m) - y."""
+def toy_model(z_v: float, z_t: float) -> OpenModel:
+    """Both modalities' features give these logits, in one linear head that every branch shares."""
     model = OpenModel(make_model(method_config("rscmd")))
     weights = [torch.tensor([0.6, -1.7]), torch.tensor([1.1]), torch.tensor([-0.4, 0.2, 0.9])]
     model.backbones = nn.ModuleDict({"visible": Given(z_v, weights), "thermal": Given(z_t, weights)})
     model.branches = nn.ModuleDict({name: Linear(weights) for name in ("fused", "visible", "thermal")})
+    return model
+
+
+@pytest.mark.parametrize(("z_v", "z_t"), [(0.5, 2.0), (0.5, -2.0), (-3.0, 1.0), (2.0, 6.0)])
+@pytest.mark.parametrize("y", [0.0, 1.0])
+def test_a_linear_head_on_a_sum_gives_the_equations_of_the_claim(z_v: float, z_t: float, y: float) -> None:
+    """The gradient at either feature is sigma(z_v + z_t) - y, the unimodal one sigma(z_m) - y."""
 
     def losses(answers: dict[str, Tensor], batch: Any) -> dict[str, dict[str, Tensor]]:
         bce = nn.functional.binary_cross_entropy_with_logits
         return {name: {"cls": bce(z, torch.tensor(y))} for name, z in answers.items()}
 
-    rows = measure(model, [{"img": torch.ones(1, 4, 32, 32)}], losses=losses)
+    rows = measure(toy_model(z_v, z_t), [{"img": torch.ones(1, 4, 32, 32)}], losses=losses)
     for reference in ("own", "alone"):
         for (modality, _), row in by_place(rows, reference).items():
             fused = torch.sigmoid(torch.tensor(z_v + z_t)) - y
@@ -74,6 +79,18 @@ def test_a_linear_head_on_a_sum_gives_the_equations_of_the_claim(z_v: float, z_t
             assert row.cosine == pytest.approx(float((fused * unimodal).sign()), abs=1e-4)
     at_8 = by_place(rows, "own")["visible", "8"]
     assert at_8.norm_fused == pytest.approx(abs(float(torch.sigmoid(torch.tensor(z_v + z_t))) - y) * 1.803, rel=1e-3)
+
+
+def test_a_gradient_of_zero_is_no_number_and_no_crash(tmp_path: Path) -> None:
+    def losses(answers: dict[str, Tensor], batch: Any) -> dict[str, dict[str, Tensor]]:
+        return {name: {"cls": z * (0 if name == "own visible" else 1)} for name, z in answers.items()}
+
+    rows = measure(toy_model(1.0, 2.0), [{"img": torch.ones(1, 4, 32, 32)}] * 2, losses=losses)
+    write_rows(tmp_path / "g.csv", rows)
+    back = by_place(read_rows(tmp_path / "g.csv"), "own")
+    assert math.isnan(back["visible", "8"].ratio)
+    assert math.isnan(back["visible", "8"].cosine_sd)
+    assert back["thermal", "8"].ratio == pytest.approx(1)
 
 
 def test_without_the_other_modality_nothing_is_suppressed() -> None:
