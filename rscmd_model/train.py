@@ -62,6 +62,9 @@ def train(
     options: dict[str, Any],
     weights: str | Path | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
+    *,
+    diagnose: int | None = None,
+    trainer_class: Any = None,
 ) -> Path:
     """Train one model.
 
@@ -71,6 +74,9 @@ def train(
         options: ultralytics' options.
         weights: a YOLOv8 checkpoint to start from.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
+        diagnose: measure the gradients at the features every so many epochs, see `gradients`. A run that was started
+            with it and is resumed goes on with it.
+        trainer_class: in place of `PairedTrainer`.
 
     Returns:
         path of the run's `model.safetensors`; of several processes (torchrun) only that of rank 0 is a file.
@@ -81,6 +87,7 @@ def train(
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import RANK
 
+    from rscmd_model.gradient_recorder import GradientRecorder
     from rscmd_model.resume import is_finished
     from rscmd_model.trainer import PairedTrainer
 
@@ -104,11 +111,12 @@ def train(
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
-    trainer = PairedTrainer(overrides=overrides)
+    trainer = (trainer_class or PairedTrainer)(overrides=overrides)
     if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
         raise UserError("amp=bf16 needs a CUDA GPU; on the CPU training is in 32 bits")
     if not resume:
         trainer.start_from(config, weights, augmentation)
+    GradientRecorder.attach(trainer, diagnose)
     try:
         trainer.train()
     except subprocess.CalledProcessError:  # device=0,1: the engine starts a process for each GPU
@@ -196,6 +204,12 @@ def main() -> None:
         metavar="PX",
         help="move thermal images by up to this many pixels of the network's input (default: %(default)s)",
     )
+    parser.add_argument(
+        "--diagnose", action="store_true", help="record how gradients are suppressed: gradients.csv and .png in the run"
+    )
+    parser.add_argument(
+        "--diagnose-every", type=int, metavar="K", help="every K epochs (implies --diagnose; default 1)"
+    )
     parser.add_argument("--score", metavar="SPLIT", help="afterwards score every answer of the model on this split")
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
@@ -219,7 +233,8 @@ def main() -> None:
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", args.method)
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
-    file = train(data, config, options, args.weights, augmentation)
+    diagnose = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
+    file = train(data, config, options, args.weights, augmentation, diagnose=diagnose)
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:

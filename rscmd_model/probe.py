@@ -1,0 +1,158 @@
+"""Linear probing: what a backbone knows, measured by a fresh neck and head trained on it while it is frozen.
+
+The idea is M2D-LIF's (Zhao et al., ICCV 2025, arXiv 2503.11780): a backbone that came out of joint training is put to
+the test alone, against the backbone of a detector of that one modality. Here a backbone is frozen with its BatchNorm
+statistics, and neck and head are as in every model of this package; they start from the same random weights for every
+probe of a modality and are trained by the same recipe. That is more than the one linear layer of the name, since a
+detector has no features that a linear layer could read boxes from.
+
+Like `trainer.py`, this file names internals of the ultralytics trainer.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.utils.torch_utils import unwrap_model
+
+from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, method_config
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.errors import UserError
+from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+from rscmd_model.files import whole_file
+from rscmd_model.inference import Predictor
+from rscmd_model.model_file import load_model, read_header
+from rscmd_model.train import train
+from rscmd_model.trainer import PairedTrainer
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """What the probe of one backbone scored.
+
+    Attributes:
+        model: name of the model the backbone is of.
+        kind: "solo" for a detector of that modality alone, "sum", "rsc=own md=stop" and so on else.
+        modality: of the backbone.
+        mAP50, mAP50_95: by COCO's rules, 0 to 1.
+        file: the probe, a single-camera model like any other.
+    """
+
+    model: str
+    kind: str
+    modality: str
+    mAP50: float
+    mAP50_95: float
+    file: str
+
+
+class FrozenBackboneTrainer(PairedTrainer):
+    """Trains neck and head of a single-camera model; its backbone does not move, running statistics included."""
+
+    def start_from(
+        self,
+        config: ModelConfig,
+        weights: str | Path | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        """Begin with a fresh neck and head, drawn from the run's seed, on the backbone of the model file `weights`."""
+        assert weights is not None
+        super().start_from(config, augmentation=augmentation)
+        (modality,) = config.modalities
+        self.model.backbones[modality].load_state_dict(load_model(weights)[0].backbones[modality].state_dict())
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the parent, which thaws what it does not know as frozen, after freezing the backbone."""
+        unwrap_model(model).backbones.requires_grad_(False)
+        return super().build_optimizer(model, *args, **kwargs)
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        unwrap_model(self.model).backbones.eval()
+
+    def optimizer_step(self) -> None:
+        """As the parent; its moving average would round the frozen weights."""
+        super().optimizer_step()
+        if self.ema:
+            self.ema.ema.backbones.load_state_dict(unwrap_model(self.model).backbones.state_dict())
+
+
+def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) -> Path:
+    """Train a fresh neck and head on the frozen backbone of one modality.
+
+    Args:
+        model: a model file that has the modality.
+        data: as `open_data` takes it; its train split is trained on.
+        options: ultralytics' options.
+
+    Returns:
+        path of the probe's `model.safetensors`.
+
+    Raises:
+        UserError: bad model, data, options or device.
+    """
+    header = read_header(model)
+    if list(header.names.values()) != list(open_data(data).names.values()):
+        raise UserError(f"{model} finds {', '.join(header.names.values())}, which is not what {data} has")
+    config = method_config(modality, scale=header.config.scale)
+    options = {"imgsz": header.image_size, **options}
+    return train(data, config, options, weights=model, trainer_class=FrozenBackboneTrainer)
+
+
+def probe(
+    name: str, model: Path, data: str, split: str, modalities: Sequence[str], options: dict[str, Any]
+) -> list[ProbeScore]:
+    """Probe every backbone of a model (those of `modalities` that it has) and score it on `split`.
+
+    The probe of the last epoch is scored, so that the scored split chooses nothing. Runs are kept in
+    runs/probe/NAME-MODALITY, or where the options project and name say.
+
+    Raises:
+        UserError: as `train_probe`, or bad data.
+    """
+    config = open_data(data)
+    pairs = find_pairs(config, split)
+    header = read_header(model).config
+    device = str(options.get("device", "auto"))
+    found = []
+    for modality in (m for m in header.modalities if m in modalities):
+        folder = {
+            "project": str(Path(options.get("project") or "runs/probe").resolve()),
+            "name": f"{options.get('name', name)}-{modality}",
+        }
+        file = train_probe(model, modality, data, {"val": False, **options, **folder})
+        predictor = Predictor(
+            file, device=f"cuda:{device}" if device.isdigit() else device, conf=LOWEST_SCORE, max_det=100
+        )
+        result = evaluate(predictor, config, pairs)
+        kind = "solo" if len(header.modalities) == 1 else "sum" if header.rsc == "off" else f"rsc={header.rsc}"
+        kind += f" md={header.md}" if header.md != "off" else ""
+        found.append(ProbeScore(name, kind, modality, result["mAP50"], result["mAP50_95"], str(file)))
+    return found
+
+
+def format_table(scores: Sequence[ProbeScore]) -> str:
+    """A line for each probe; where the modality's solo detector was probed, the difference to it."""
+    solo = {s.modality: s.mAP50_95 for s in scores if s.kind == "solo"}
+    width = max(len(s.model) for s in scores)
+    lines = [f"{'model':{width}}  {'modality':8}  {'backbone of':16}  mAP50  mAP50:95  against solo"]
+    for s in sorted(scores, key=lambda s: s.modality != "visible"):
+        against = "" if s.kind == "solo" or s.modality not in solo else f"{100 * (s.mAP50_95 - solo[s.modality]):+.1f}"
+        scores_here = f"{100 * s.mAP50:5.1f}  {100 * s.mAP50_95:8.1f}"
+        lines.append(f"{s.model:{width}}  {s.modality:8}  {s.kind:16}  {scores_here}  {against:>12}")
+    return "\n".join(lines)
+
+
+def write_table(path: Path, scores: Sequence[ProbeScore]) -> None:
+    """Write the scores as CSV. Raises `UserError` when the file cannot be written."""
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(scores[0])))
+        writer.writeheader()
+        writer.writerows(asdict(s) for s in scores)
