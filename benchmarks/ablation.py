@@ -1,0 +1,69 @@
+"""The ablation of docs/ablation.md: synthetic worlds, balanced and not, and real photographs.
+
+    python benchmarks/ablation.py                        # everything; some three hours on two cores
+    python benchmarks/ablation.py --only balanced --seeds 1 --methods sum,rscmd,rscmd+md=map
+    python benchmarks/ablation.py --world-seed 100 --out runs/variants ...    # worlds to choose a variant on
+
+Paints the worlds into OUT/worlds and calls `python -m rscmd_model.ablate` for each; its folder is OUT/NAME. Called
+again, it goes on where it stopped. Variants are chosen on worlds of other seeds than those that are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rscmd_model.errors import UserError, run_cli
+
+LLVIP_MINI = Path(__file__).resolve().parents[2] / "shared" / "llvip_mini" / "data.yaml"
+METHODS = "visible,thermal,sum,rsc,rscmd"
+# A frame of each scene, since variety teaches more than motion.
+WORLD = "--train 480 --val 200 --size 128 128 --train-sequence 1 --val-sequence 1"
+WORLD += " --hidden-in-visible 0.3 --hidden-in-thermal 0.3"
+WORLDS = {
+    "balanced": "",
+    "visible-weak": "--weaker visible --imbalance 0.8",
+    "thermal-weak": "--weaker thermal --imbalance 0.8",
+}
+RECIPE = "optimizer=AdamW cos_lr=True device=cpu amp=False"
+WORLD_RECIPE = f"{RECIPE} epochs=12 imgsz=128 batch=16 nbs=16 lr0=0.002 mosaic=0 close_mosaic=0 cache=ram workers=0"
+PHOTO_RECIPE = f"{RECIPE} epochs=60 imgsz=256 batch=8 nbs=8 lr0=0.001 close_mosaic=15 cache=ram workers=0"
+
+
+def run(*words: str | Path) -> None:
+    """Run one of the project's entry points; its output is shown as it comes."""
+    command = [sys.executable, "-m", *map(str, words)]
+    if subprocess.run(command).returncode:
+        raise UserError(f"failed: {' '.join(command[1:])}")
+
+
+def main() -> None:
+    """Parse the command line, paint worlds, run the ablations."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*WORLDS, "llvip_mini"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of them (default: all)")
+    parser.add_argument("--methods", default=METHODS, help="as rscmd_model.ablate takes them (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, help="seeds of the trainings (default: 3, and 5 for llvip_mini)")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the worlds (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
+    args = parser.parse_args()
+    for name in args.only:
+        print(f"\n=== {name}", flush=True)
+        common = ["rscmd_model.ablate", "--methods", args.methods, "--out", args.out / name]
+        if name == "llvip_mini":
+            if not LLVIP_MINI.is_file():
+                print(f"skipped: no {LLVIP_MINI}")
+                continue
+            run(*common, "--data", LLVIP_MINI, "--seeds", str(args.seeds or 5), *PHOTO_RECIPE.split())
+            continue
+        world = args.out / "worlds" / f"{name}-{args.world_seed}"
+        if not (world / "data.yaml").is_file():
+            dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", str(args.world_seed)]
+            run("rscmd_model.synthetic", "--out", world, *dials)
+        run(*common, "--data", world / "data.yaml", "--seeds", str(args.seeds or 3), *WORLD_RECIPE.split())
+
+
+if __name__ == "__main__":
+    run_cli(main)
