@@ -130,7 +130,7 @@ def _look(
         _add(report, split, seen)
         if hashing and seen.visible is not None and seen.thermal is not None:
             hashes[number] = perceptual_hash(seen.visible), perceptual_hash(seen.thermal)
-        if time.monotonic() - told > 5:
+        if time.monotonic() - told > 10:
             told = time.monotonic()
             progress(f"{split}: {number + 1} of {len(pairs)} pairs")
     return hashes
