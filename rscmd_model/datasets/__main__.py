@@ -66,7 +66,7 @@ def main() -> int:
     if args.sheet:
         picture = contact_sheet(data, report.pairs, args.sheet_pairs, args.seed)
         with whole_file(args.sheet) as aside:
-            cv2.imwrite(str(aside), picture)
+            aside.write_bytes(cv2.imencode(args.sheet.suffix, picture)[1].tobytes())
         print(f"contact sheet: {args.sheet}")
     return 1 if report.problems else 0
 

@@ -69,7 +69,7 @@ class Report:
             lines += [
                 f"{split}: {len(found)} pairs{said}, {self.without_boxes[split]} of them without a box",
                 f"  boxes: {counts}",
-                f"  sizes, visible and thermal: {', '.join(f'{s} px ({n})' for s, n in sizes[:3])}{more}",
+                f"  sizes, visible and thermal: {', '.join(f'{s} px ({n})' for s, n in sizes[:3]) or 'none'}{more}",
             ]
         lines += [f"problem: {line}" for line in summary(self.problems)] or ["no problems"]
         return lines

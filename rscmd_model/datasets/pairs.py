@@ -41,6 +41,7 @@ REPORTED = {
 # Always stops a training: there is nothing to train on.
 FATAL = {
     "no_split": "split whose folder or list is missing",
+    "missing": "pair that is listed, and neither of its images is there",
     "no_partner": "image without its partner",
     "same_stem": "two images of one stem, so the partner is ambiguous",
     "no_label": "no label file",

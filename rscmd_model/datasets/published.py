@@ -54,7 +54,7 @@ class VocPairs:
             wanted = set(listed)
             visible, thermal = ({s: p for s, p in found.items() if s in wanted} for found in (visible, thermal))
             problems += [
-                Problem("no_partner", visible_folder / stem, f"{stem} is listed, and neither of its images is there")
+                Problem("missing", visible_folder / stem, f"{stem} is listed, and neither of its images is there")
                 for stem in sorted(wanted - set(visible) - set(thermal))
             ]
         stems, missing = match(visible, thermal)
