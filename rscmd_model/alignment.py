@@ -99,7 +99,7 @@ def from_images(pairs: Sequence[GreyPair], progress: Callable[[str], None] = lam
     for longest, cells, reach in _STEPS:
         points, halves = search.match(longest, cells, reach)
         matrix, inliers = _fit(points, tolerance)
-        if matrix is None or inliers.sum() < 6:
+        if matrix is None or inliers.sum() < 6 or not _sane(matrix, search):
             raise UserError(
                 f"found nothing that the {len(pairs)} pairs show in both images: do the files belong together, and the "
                 "cameras look the same way? Or pick points by hand and give --points"
@@ -130,6 +130,15 @@ def _fit(points: np.ndarray, tolerance: float | None) -> tuple[Any, np.ndarray]:
     return matrix, mask
 
 
+def _sane(matrix: np.ndarray, search: _Search) -> bool:
+    """Whether a camera could have this homography, so that the search can go on from it."""
+    try:
+        Registration(tuple(map(tuple, matrix.tolist())), search.thermal_size, search.visible_size)
+    except UserError:
+        return False
+    return True
+
+
 def _judged(
     matrix: np.ndarray,
     thermal_size: Size,
@@ -141,7 +150,7 @@ def _judged(
 ) -> Estimate:
     """The estimate with its error, and with what speaks against it. least: points that must agree."""
     try:
-        registration = Registration(tuple(tuple(float(x) for x in row) for row in matrix), thermal_size, visible_size)
+        registration = Registration(tuple(map(tuple, matrix.tolist())), thermal_size, visible_size)
     except UserError as refused:
         raise UserError(f"the points agree on no homography that a camera could have ({refused})") from None
     away = np.hypot(*(map_points(registration.homography, points[:, :2]) - points[:, 2:]).T)

@@ -88,7 +88,6 @@ class Predictor:
         self.network = network.fuse().to(self.device, torch.float16 if self.half else torch.float32).eval()
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.registration = registration or self.header.registration
-        #: What the counts of a thermal image must mean.
         self.thermal = replace(self.header.thermal, palette_ok=True) if palette_ok else self.header.thermal
 
     @property

@@ -13,7 +13,6 @@ image, before and after. An estimate that cannot be trusted is told and not writ
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,10 +59,8 @@ def read_points(path: Path) -> np.ndarray:
             raise UserError(f"{path}: expected a list of rows [x_thermal, y_thermal, x_visible, y_visible]")
     else:
         lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-        rows = list(
-            csv.reader((" ".join(line.replace(";", " ").replace(",", " ").split()) for line in lines), delimiter=" ")
-        )
-        if rows and rows[0][0][:1].isalpha():
+        rows = [line.replace(";", " ").replace(",", " ").split() for line in lines]
+        if rows and rows[0] and rows[0][0][:1].isalpha():
             rows = rows[1:]
     points = []
     for number, row in enumerate(rows, 1):

@@ -250,7 +250,12 @@ def _write_report(
     from rscmd_ros.report import ReportData, Sample, write_report
 
     used = summary["config"]["registration"]
-    registration = load_registration(used) if used not in (None, OF_THE_MODEL) else header.registration
+    registration = header.registration
+    if used not in (None, OF_THE_MODEL):
+        if mode == "live" and not Path(used).is_file():
+            notes.append(f"The node's registration {used} is not to be found from here: pictures are drawn without it.")
+        else:
+            registration = load_registration(used)
     best: dict[int, BagPair] = {}
     for pair in pairing.pairs:
         if pair.visible in answers and (pair.visible not in best or abs(pair.dt) < abs(best[pair.visible].dt)):

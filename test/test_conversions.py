@@ -23,6 +23,7 @@ from rscmd_ros.conversions import (
     THERMAL_ENCODINGS,
     VISIBLE_ENCODINGS,
     ConversionError,
+    check_thermal,
     detections_to_msg,
     image_to_thermal,
     image_to_visible,
@@ -149,6 +150,24 @@ def test_wrong_encoding_and_step_are_named(read, msg, words):
     assert isinstance(raised.value, UserError)
     assert all(word in str(raised.value) for word in words), str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_palette_is_read_by_its_luma_when_that_is_wanted():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    luma = picture.astype(float) @ (0.114, 0.587, 0.299)
+    for encoding in ("bgr8", "rgb8", "bgra8", "rgba8", "8UC3"):
+        msg = message(in_encoding(picture, encoding), encoding, padding=3)
+        assert check_thermal(msg, palette_ok=True) == "mono8"
+        assert np.abs(image_to_thermal(msg, palette_ok=True) - luma).max() <= 0.51
+        with pytest.raises(ConversionError, match="no temperatures"):
+            check_thermal(msg)
+    short = message(picture, "bgr8")
+    short.data = short.data[:-1]
+    with pytest.raises(ConversionError, match="bytes of data"):
+        check_thermal(short, palette_ok=True)
+    with pytest.raises(ConversionError, match="'yuv422'"):
+        check_thermal(message(picture, "yuv422"), palette_ok=True)
+    np.testing.assert_array_equal(image_to_thermal(message(COUNTS, "mono16"), palette_ok=True), COUNTS)
 
 
 @pytest.mark.parametrize("read", [image_to_visible, image_to_thermal])

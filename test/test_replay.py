@@ -151,7 +151,7 @@ def test_what_is_lost_is_told() -> None:
 
     sent = {"visible": [1.0, 2.0, 3.0], "thermal": [1.5, 2.25, 3.0]}
     arrived = [(2.5, answer(2)), (9.0, answer(77))]
-    run = _account(pairing, PairingOptions(), NAMES, sent, arrived, before, after, 0.25)
+    run = _account(pairing, PairingOptions(), NAMES, sent, arrived, before, after, {"confidence_threshold": 0.25})
     assert run.extra["lost"] == {"visible": 1, "thermal": 1}
     assert (run.pairs, list(run.answers)) == (2, [2 * 10**9])
     assert run.answers[2 * 10**9].latency == 250_000_000  # from sending the thermal frame, the later one

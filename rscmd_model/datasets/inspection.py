@@ -57,10 +57,11 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
         thermal = read_thermal(pair.thermal, data.thermal_contract)
         thermal_size = (thermal.shape[1], thermal.shape[0])
         if data.thermal_contract.misses(thermal):
+            low, high = data.thermal_contract.scale
+            counts = f"{thermal.min()} to {thermal.max()}"
             text = (
-                f"{pair.thermal}: its counts, {thermal.min()} to {thermal.max()}, lie outside the thermal contract's "
+                f"{pair.thermal}: its counts, {counts}, lie outside the thermal contract's scale, {low:g} to {high:g}"
             )
-            text += "scale, {:g} to {:g}".format(*data.thermal_contract.scale)
             problems.append(Problem("out_of_scale", pair.thermal, text))
     except PaletteError as error:
         problems.append(Problem("palette", pair.thermal, str(error)))
@@ -110,7 +111,7 @@ def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict
         gathered.append({"size": seen.visible_size[::-1], "labels": seen.labels})
     missed = [problem for problem in noted if problem.kind == "out_of_scale"]
     if missed and len(missed) == len(pairs):
-        faults = [f"{missed[0].text}; does the contract fit these images?"] * len(pairs)
+        raise UserError(f"no thermal image fits the thermal contract: {missed[0].text}")
     if faults:
         raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {first(faults)}")
     return gathered, summary(noted)
