@@ -256,7 +256,7 @@ def test_time_offset_is_the_neighbour_s_thermal_image(predictor: Predictor, worl
 
 def run(monkeypatch: pytest.MonkeyPatch, predictor: Predictor, data: DataConfig, *words: str) -> None:
     monkeypatch.setattr(evaluation, "Predictor", lambda *args, **kwargs: predictor)
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--model", "m", "--data", str(data.file), "--split", "train", *words])
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--model", "m", "--data", data.spec, "--split", "train", *words])
     evaluation.main()
 
 
