@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; see underlay/environment.py.
 
-.PHONY: help setup demo test real clean
+.PHONY: help setup demo test real ablation clean
 .DEFAULT_GOAL := help
 
 # Everything here runs on the wheels in .venv alone. A sourced ROS distribution is left out: its Python packages are
@@ -12,11 +12,12 @@ python3 := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 p
 venv := .venv/bin/python
 
 help:
-	@echo "make demo    trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
-	@echo "make test    format, lint and type checks, then the tests"
-	@echo "make real    trains and compares the methods on photographs (some 20 minutes)"
-	@echo "make setup   only makes .venv, which the others do by themselves"
-	@echo "make clean   removes .venv, runs and everything built"
+	@echo "make demo       trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
+	@echo "make test       format, lint and type checks, then the tests"
+	@echo "make real       trains and compares the methods on photographs (some 20 minutes)"
+	@echo "make ablation   the tables of docs/ablation.md (some three hours)"
+	@echo "make setup      only makes .venv, which the others do by themselves"
+	@echo "make clean      removes .venv, runs and everything built"
 
 setup:
 	@$(if $(python3),"$(python3)" underlay/environment.py,echo "setup: error: no Python 3 on PATH" >&2; exit 1)
@@ -32,6 +33,9 @@ test: setup
 
 real: setup
 	@$(venv) benchmarks/real_pairs.py
+
+ablation: setup
+	@$(venv) benchmarks/ablation.py
 
 clean:
 	rm -rf .venv runs build install log .hypothesis .mypy_cache .pytest_cache .ruff_cache
