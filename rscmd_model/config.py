@@ -34,8 +34,8 @@ class ModelConfig:
             (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size) or
             "project" (the same at its own size).
         md_from, md_until: the share of the training, 0 to 1, between which md holds; outside it md is off.
-        branch: the unimodal branches: "full" (neck and head like the fused one's) or "lean" (a lighter head: depthwise
-            convolutions for the classes, one convolution for the boxes instead of two); needs rsc "own".
+        branch: the unimodal branches: "full" (neck and head like the fused one's) or "lean" (coarse features added to
+            fine ones and a lighter head, at a quarter of the arithmetic); needs rsc "own".
         fusion: how the two streams meet. "sum" (of the backbones' features) or "adapt" (the same, each feature through
             a 1x1 convolution of its own first).
         lambda_visible, lambda_thermal: weight of each unimodal loss, more than 0.

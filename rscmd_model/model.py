@@ -96,7 +96,7 @@ class LeanHead(Detect):
 class Branch(nn.Module):
     """Neck and head of one answer, after YOLOv8; `n12` is layer 12 of yolov8.yaml, `head` its layer 22."""
 
-    def __init__(self, channels: tuple[int, ...], scale: str, classes: int, lean: bool = False) -> None:
+    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
         super().__init__()
         c3, c4, c5 = channels
         d = _depth(3, scale)
@@ -108,7 +108,7 @@ class Branch(nn.Module):
         self.n18 = C2f(c3 + c4, c4, d)
         self.n19 = Conv(c4, c4, 3, 2)
         self.n21 = C2f(c4 + c5, c5, d)
-        self.head = (LeanHead if lean else Head)(nc=classes, ch=channels)
+        self.head = Head(nc=classes, ch=channels)
 
     def forward(self, features: list[Tensor]) -> Any:
         """Features at the three strides -> what `ultralytics.nn.modules.Detect` returns for them."""
@@ -117,6 +117,24 @@ class Branch(nn.Module):
         n3 = self.n15(self.cat([self.up(n4), p3]))
         n4 = self.n18(self.cat([self.n16(n3), n4]))
         return self.head([n3, n4, self.n21(self.cat([self.n19(n4), p5]))])
+
+
+class LeanBranch(nn.Module):
+    """A unimodal answer at a quarter of a branch's arithmetic: coarse features added to fine ones, and a lean head."""
+
+    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
+        super().__init__()
+        c3, c4, c5 = channels
+        self.up = nn.Upsample(None, 2, "nearest")
+        self.top5 = Conv(c5, c4, 1)
+        self.top4 = Conv(c4, c3, 1)
+        self.head = LeanHead(nc=classes, ch=channels)
+
+    def forward(self, features: list[Tensor]) -> Any:
+        """As `Branch.forward`."""
+        p3, p4, p5 = features
+        p4 = p4 + self.up(self.top5(p5))
+        return self.head([p3 + self.up(self.top4(p4)), p4, p5])
 
 
 class Adapter(nn.ModuleList):
@@ -156,8 +174,8 @@ class RscmdModel(BaseModel):
             if config.fusion == "adapt":
                 self.adapters[m] = _drawn(f"adapter {m}", Adapter, channels)
         for name in config.branches if config.rsc != "shared" else ("fused",):
-            lean = config.branch == "lean" and name != "fused"
-            self.branches[name] = _drawn(f"branch {name}", Branch, channels, config.scale, self.nc, lean)
+            kind = LeanBranch if config.branch == "lean" and name != "fused" else Branch
+            self.branches[name] = _drawn(f"branch {name}", kind, channels, config.scale, self.nc)
         self.progress = 0.0  # share of the training that is over; set by the trainer
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)
         for head in self.heads():
