@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rscmd_model import __version__
 from rscmd_model.config import ModelConfig
@@ -102,10 +102,8 @@ def save_model(path: str | Path, model: RscmdModel, header: ModelHeader) -> None
         for k, v in model.state_dict().items()
     }
     with whole_file(path) as aside:
-        try:
-            save_file(weights, str(aside), metadata={_HEADER: header.to_json()})
-        except SafetensorError as error:  # safetensors' way to report a full disk
-            raise OSError(str(error)) from None
+        # Written by Python, with the permissions of any new file; save_file would let nobody but its user read it.
+        aside.write_bytes(save(weights, metadata={_HEADER: header.to_json()}))
 
 
 def read_header(path: str | Path) -> ModelHeader:

@@ -108,3 +108,10 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
     with pytest.raises(UserError, match="cannot write"):
         saved(tmp_path / "folder.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.safetensors", "plain"]
+
+
+def test_a_model_file_may_be_read_by_others(tmp_path: Path) -> None:
+    """As any new file may: the node often runs as another user than the training."""
+    (tmp_path / "any").write_text("")
+    saved(tmp_path / "m.safetensors", "visible")
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
