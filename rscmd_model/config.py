@@ -15,7 +15,7 @@ CHOICES = {
     "scale": SCALES,
     "rsc": ("off", "own", "shared"),
     "md": ("off", "stop", "map", "project"),
-    "branch": ("full", "lean"),
+    "branch": ("lean", "full"),
     "fusion": ("sum", "adapt"),
 }
 
@@ -34,8 +34,8 @@ class ModelConfig:
             (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size) or
             "project" (the same at its own size).
         md_from, md_until: the share of the training, 0 to 1, between which md holds; outside it md is off.
-        branch: the unimodal branches: "full" (neck and head like the fused one's) or "lean" (coarse features added to
-            fine ones and a lighter head, at a quarter of the arithmetic); needs rsc "own".
+        branch: the unimodal branches of rsc "own": "lean" (coarse features added to fine ones and a light head, at a
+            quarter of the arithmetic) or "full" (neck and head like the fused one's).
         fusion: how the two streams meet. "sum" (of the backbones' features) or "adapt" (the same, each feature through
             a 1x1 convolution of its own first).
         lambda_visible, lambda_thermal: weight of each unimodal loss, more than 0.
@@ -50,7 +50,7 @@ class ModelConfig:
     md: str = "stop"
     md_from: float = 0.0
     md_until: float = 1.0
-    branch: str = "full"
+    branch: str = "lean"
     fusion: str = "sum"
     lambda_visible: float = 1.0
     lambda_thermal: float = 1.0
@@ -66,8 +66,6 @@ class ModelConfig:
             raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: rsc and md must be off")
         if self.md != "off" and self.rsc == "off":
             raise UserError(f"md={self.md} without rsc would leave the backbones untaught: set rsc to own or shared")
-        if self.branch == "lean" and self.rsc != "own":
-            raise UserError(f"branch=lean is about unimodal branches, and rsc={self.rsc} has none of their own")
         if not 0 <= self.md_from < self.md_until <= 1:
             raise UserError(
                 f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "

@@ -120,7 +120,7 @@ class Branch(nn.Module):
 
 
 class LeanBranch(nn.Module):
-    """A unimodal answer at a quarter of a branch's arithmetic: coarse features added to fine ones, and a lean head."""
+    """A unimodal answer at a quarter of a branch's arithmetic: coarse features added to fine ones, and a light head."""
 
     def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
         super().__init__()
@@ -174,7 +174,8 @@ class RscmdModel(BaseModel):
             if config.fusion == "adapt":
                 self.adapters[m] = _drawn(f"adapter {m}", Adapter, channels)
         for name in config.branches if config.rsc != "shared" else ("fused",):
-            kind = LeanBranch if config.branch == "lean" and name != "fused" else Branch
+            lean = config.rsc == "own" and config.branch == "lean" and name != "fused"
+            kind = LeanBranch if lean else Branch
             self.branches[name] = _drawn(f"branch {name}", kind, channels, config.scale, self.nc)
         self.progress = 0.0  # share of the training that is over; set by the trainer
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)

@@ -75,7 +75,8 @@ class ModelHeader:
         """
         plain = json.loads(text)
         return ModelHeader(
-            config=ModelConfig.from_dict(plain["config"]),
+            # Files from before there were lean branches do not name the kind they have.
+            config=ModelConfig.from_dict({"branch": "full", **plain["config"]}),
             names={int(k): str(v) for k, v in plain["names"].items()},
             image_size=int(plain["image_size"]),
             thermal=ThermalContract.from_dict(plain["thermal"]),

@@ -35,7 +35,7 @@ def test_methods_are_the_table_of_the_paper() -> None:
         ({"md": "half"}, "md 'half'"),
         ({"md_from": 0.5, "md_until": 0.5}, "md_from < md_until"),
         ({"md_until": 2.0}, "md_from < md_until"),
-        ({"branch": "lean", "rsc": "shared"}, "branch=lean"),
+        ({"branch": "thin"}, "branch 'thin'"),
         ({"fusion": "concat"}, "fusion 'concat'"),
     ],
 )

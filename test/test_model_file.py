@@ -110,6 +110,13 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.safetensors", "plain"]
 
 
+def test_a_file_from_before_lean_branches_has_full_ones() -> None:
+    config = method_config("rscmd", branch="full")
+    plain = json.loads(ModelHeader(config, NAMES, 64, ThermalContract()).to_json())
+    del plain["config"]["branch"]
+    assert ModelHeader.from_json(json.dumps(plain)).config == config
+
+
 def test_a_model_file_may_be_read_by_others(tmp_path: Path) -> None:
     """As any new file may: the node often runs as another user than the training."""
     (tmp_path / "any").write_text("")

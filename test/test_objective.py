@@ -172,16 +172,20 @@ def test_decoupling_holds_in_its_share_of_the_training() -> None:
 
 def test_methods_of_one_seed_share_one_initialisation() -> None:
     """What two methods have in common starts with the same weights; another seed starts elsewhere."""
-    whole = make_model(method_config("rscmd", fusion="adapt")).state_dict()
-    for method in ("visible", "thermal", "sum", "rsc"):
+    whole = make_model(method_config("rscmd", fusion="adapt", branch="full")).state_dict()
+    for method in ("visible", "thermal", "sum"):
         part = make_model(method_config(method)).state_dict()
         assert all(torch.equal(value, whole[name]) for name, value in part.items()), method
-    other = make_model(method_config("rscmd", fusion="adapt"), seed=1).state_dict()
+    lean = make_model(method_config("rsc")).state_dict()
+    both = [name for name in lean if name in whole and name.startswith(("backbones.", "branches.fused."))]
+    assert {name.split(".")[1] for name in both} == {"visible", "thermal", "fused"}
+    assert all(torch.equal(lean[name], whole[name]) for name in both)
+    other = make_model(method_config("rscmd", fusion="adapt", branch="full"), seed=1).state_dict()
     assert not torch.equal(whole["backbones.visible.b0.conv.weight"], other["backbones.visible.b0.conv.weight"])
     assert not torch.equal(whole["branches.visible.n15.cv1.conv.weight"], whole["branches.thermal.n15.cv1.conv.weight"])
 
 
-@pytest.mark.parametrize("changes", [{"fusion": "adapt"}, {"branch": "lean"}])
+@pytest.mark.parametrize("changes", [{"fusion": "adapt"}, {"branch": "full"}])
 def test_variants_train_every_part(changes: dict[str, str]) -> None:
     model = make_model(method_config("rscmd", **changes))
     model.loss(make_batch())[0].sum().backward()
@@ -205,7 +209,8 @@ def test_losses_in_16_bits_are_those_of_32(method: str, changes: dict[str, str])
         total, items = model.loss(batch)
     total.sum().backward()
     for name, value in exact.items():
-        torch.testing.assert_close(items[name].float(), value, rtol=0.05, atol=0.02, msg=name)
+        # Some per cent: bfloat16 has three digits, and an anchor that is assigned otherwise counts in so small a batch.
+        torch.testing.assert_close(items[name].float(), value, rtol=0.1, atol=0.02, msg=name)
     assert all(
         p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
     )

@@ -203,7 +203,7 @@ def test_yolov8_weights_start_both_streams(tmp_path: Path) -> None:
     x = torch.rand(1, 4, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(visible.eval()(x)[0], plain.eval()(x[:, :3])[0])
-    both = RscmdModel(method_config("rscmd"), {0: "person"})
+    both = RscmdModel(method_config("rscmd", branch="full"), {0: "person"})
     count = load_yolov8(both, state)
     assert count.loaded > 700
     assert all(".head." in name for name in count.kept)
