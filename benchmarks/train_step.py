@@ -1,7 +1,7 @@
 """Time and memory of a training step, each method against `sum` in the same run.
 
     python benchmarks/train_step.py                                       # every method, small, on the CPU
-    python benchmarks/train_step.py rsc rscmd rscmd:md=map --size 640 --batch 16 --model s --device cuda:0 --amp
+    python benchmarks/train_step.py rsc rscmd rscmd+md=map --size 640 --batch 16 --model s --device cuda:0 --amp
 
 A step is what the trainer does with a batch that is already on the device: forward, loss, backward, and clipping,
 AdamW and the moving average ("update"). The methods take turns, one step each, so that whatever else the machine is
@@ -32,23 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils import NUM_THREADS
 from ultralytics.utils.torch_utils import ModelEMA
 
-from rscmd_model.config import METHODS, ModelConfig, method_config
+from rscmd_model.config import METHODS, ModelConfig, parse_method
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.model import RscmdModel
 
 PARTS = ("forward", "loss", "backward", "update")
-
-
-def parse_variant(word: str, scale: str) -> ModelConfig:
-    """`METHOD` or `METHOD:key=value,key=value`, the keys being fields of `ModelConfig`."""
-    method, _, changes = word.partition(":")
-    pairs = [pair.partition("=") for pair in changes.split(",") if pair]
-    if any(not equals for _, equals, _ in pairs):
-        raise UserError(f"{word!r}: expected METHOD:key=value, as in rscmd:md=map")
-    plain: dict[str, Any] = {**method_config(method).to_dict(), "scale": scale}
-    plain.update({key: float(value) if key.startswith("lambda") else value for key, _, value in pairs})
-    return ModelConfig.from_dict(plain)
 
 
 def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
@@ -144,7 +133,7 @@ def print_peak(args: argparse.Namespace) -> None:
     batch = make_batch(args)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that importing left; see proc(5)
     before = resident("VmRSS")
-    stepper = Stepper(parse_variant(args.variants[0], args.model), args.channels_last == "on", args)
+    stepper = Stepper(parse_method(args.variants[0], scale=args.model), args.channels_last == "on", args)
     for _ in range(3):
         stepper.step(batch)
     print(json.dumps(torch.cuda.max_memory_allocated() / 1e6 if stepper.cuda else resident("VmHWM") - before))
@@ -163,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         f"{w}{', channels last' if last and len(formats) > 1 else ''}": (w, last) for last in formats for w in words
     }
     batch = make_batch(args)
-    steppers = {n: Stepper(parse_variant(w, args.model), last, args) for n, (w, last) in names.items()}
+    steppers = {n: Stepper(parse_method(w, scale=args.model), last, args) for n, (w, last) in names.items()}
     for stepper in steppers.values():
         for _ in range(args.warmup):
             stepper.step(batch)
@@ -183,7 +172,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "step": statistics.median(sum(t) for t in times[name]) * 1e3,
             "ratio": quartiles(ratios),
             "parameters": sum(p.numel() for p in steppers[name].model.parameters()) / 1e6,
-            "gflops": count_flops(parse_variant(word, args.model), args.size),
+            "gflops": count_flops(parse_method(word, scale=args.model), args.size),
         }
     del steppers
     for name, (word, last) in names.items():
