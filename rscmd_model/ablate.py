@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def main() -> None:
     pairs = {split: len(find_pairs(data, split)) for split in ("train", args.split)}
     claim(args.out, {"data": data.spec, "split": args.split, "model": args.model, "options": options})
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     # Seed by seed, so that an ablation that is interrupted has whole seeds to show.
     runs = [Run(method, seed) for seed in range(args.seeds) for method in methods]
     missing = [run for run in runs if not (args.out / run.name / "scores.json").is_file()]
@@ -128,11 +130,12 @@ def claim(out: Path, recipe: dict[str, Any]) -> None:
 def train_all(missing: Sequence[Run], data: str, args: argparse.Namespace, options: dict[str, Any]) -> list[Run]:
     """Train and score runs, `args.jobs` at a time; says every minute how far they are. Returns those that failed."""
 
+    running: dict[Run, subprocess.Popen[bytes]] = {}
+
     def one(run: Run) -> bool:
         with (args.out / f"{run.name}.log").open("a") as log:
-            return (
-                subprocess.run(command(run, data, args, options), stdout=log, stderr=subprocess.STDOUT).returncode == 0
-            )
+            running[run] = subprocess.Popen(command(run, data, args, options), stdout=log, stderr=subprocess.STDOUT)
+            return running[run].wait() == 0
 
     def epochs(run: Run) -> int:
         results = args.out / run.name / "results.csv"
@@ -146,8 +149,10 @@ def train_all(missing: Sequence[Run], data: str, args: argparse.Namespace, optio
                 done = sum(job.done() for job in jobs.values())
                 now = [f"{run.name} epoch {epochs(run)}" for run, job in jobs.items() if job.running()]
                 print(f"{done}/{len(jobs)} done; {', '.join(now)}", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # trainings must not go on alone: the next call resumes them
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running.values():
+                process.terminate()
             raise
         failed = [run for run, job in jobs.items() if not job.result()]
     return failed

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,26 @@ def test_an_ablation_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path
     assert "1 of 2 runs failed: thermal-seed0" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "rsc+lambda_thermal=2" in (out / "table.md").read_text()
+
+
+def test_stopping_an_ablation_stops_its_trainings(tmp_path: Path) -> None:
+    data, out = write_world(tmp_path / "data", ("a", "b", "c", "d")), tmp_path / "out"
+    command = [sys.executable, "-m", "rscmd_model.ablate", "--data", str(data), "--out", str(out)]
+    words = ["--methods", "visible", "--seeds", "1", "epochs=1000", *OPTIONS[1:]]
+    run = subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    results = out / "visible-seed0" / "results.csv"
+    try:
+        while run.poll() is None and not results.exists():
+            time.sleep(0.1)
+        run.terminate()
+        assert run.wait(timeout=60) == 130
+    finally:
+        run.kill()
+    assert run.stderr is not None
+    assert b"Traceback" not in run.stderr.read()
+    before = results.read_text()
+    time.sleep(1)  # some ten epochs of this tiny world
+    assert results.read_text() == before, "the training went on alone"
 
 
 @pytest.mark.parametrize(
