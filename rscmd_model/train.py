@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
+from rscmd_model.config import CHOICES, METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
@@ -184,10 +184,8 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
     )
-    parser.add_argument(
-        "--rsc", choices=("off", "own", "shared"), help="unimodal branches: own, or sharing the fused one"
-    )
-    parser.add_argument("--md", choices=("off", "stop", "map"), help="what of the fused loss reaches the backbones")
+    parser.add_argument("--rsc", choices=CHOICES["rsc"], help="unimodal branches: own, or sharing the fused one")
+    parser.add_argument("--md", choices=CHOICES["md"], help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
     parser.add_argument(
