@@ -47,7 +47,7 @@ class ModelConfig:
     scale: str = "n"
     modalities: tuple[str, ...] = MODALITIES
     rsc: str = "own"
-    md: str = "stop"
+    md: str = "project"
     md_from: float = 0.0
     md_until: float = 1.0
     branch: str = "lean"

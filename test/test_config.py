@@ -23,7 +23,7 @@ def test_methods_are_the_table_of_the_paper() -> None:
     assert method_config("rscmd").branches == ("fused", "visible", "thermal")
     assert method_config("sum").branches == ("fused",)
     assert method_config("thermal").branches == ("thermal",)
-    assert (method_config("rsc").md, method_config("rscmd").md) == ("off", "stop")
+    assert (method_config("rsc").md, method_config("rscmd").md) == ("off", "project")
 
 
 @pytest.mark.parametrize(
