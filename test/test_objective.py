@@ -49,7 +49,7 @@ def total_norm(grads: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("rsc", ["own", "shared"])
 def test_stop_keeps_the_fused_loss_out_of_both_backbones(rsc: str) -> None:
-    model = make_model(method_config("rscmd", rsc=rsc))
+    model = make_model(method_config("rscmd", rsc=rsc, md="stop"))
     losses = branch_losses(model, make_batch())
     for modality in MODALITIES:
         backbone = model.backbones[modality]
@@ -83,7 +83,7 @@ def test_total_is_the_weighted_sum_of_the_branches(rsc: str) -> None:
     assert set(items) == {"box_loss", "cls_loss", "dfl_loss", "visible_loss", "thermal_loss"}
 
 
-@pytest.mark.parametrize(("method", "independent"), [("rscmd", True), ("rsc", False), ("sum", False)])
+@pytest.mark.parametrize(("method", "independent"), [("rscmd+md=stop", True), ("rsc", False), ("sum", False)])
 def test_what_a_backbone_receives_under_stop_does_not_depend_on_the_other_modality(
     method: str, independent: bool
 ) -> None:
@@ -92,7 +92,7 @@ def test_what_a_backbone_receives_under_stop_does_not_depend_on_the_other_modali
     other["img"][:, 3:] = 1 - other["img"][:, 3:]
     grads = []
     for b in (batch, other):
-        model = make_model(method_config(method))
+        model = make_model(parse_method(method))
         grads.append(gradients(model.loss(b)[0].sum(), model.backbones["visible"]))
     difference = total_norm([a - b for a, b in zip(*grads)]) / total_norm(grads[0])
     assert difference == 0.0 if independent else difference > 1e-3
@@ -162,7 +162,7 @@ def test_projection_removes_the_conflict_and_leaves_agreement_alone() -> None:
 
 
 def test_decoupling_holds_in_its_share_of_the_training() -> None:
-    model, batch = make_model(method_config("rscmd", md_from=0.25, md_until=0.75)), make_batch()
+    model, batch = make_model(method_config("rscmd", md="stop", md_from=0.25, md_until=0.75)), make_batch()
     reached = []
     for progress in (0.0, 0.25, 0.7, 0.75):
         model.progress = progress
