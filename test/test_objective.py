@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rscmd_model.config import MODALITIES, ModelConfig, method_config
+from rscmd_model.config import MODALITIES, ModelConfig, method_config, parse_method
 from rscmd_model.model import RscmdModel
 from rscmd_model.objective import GradientMap
 
