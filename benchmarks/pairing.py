@@ -175,7 +175,7 @@ def percentile(values: list[float], percent: float) -> float | None:
 
 
 def figures(made: list[Made]) -> dict[str, Any]:
-    """Of one run: pairs, and mean and percentiles in ms. Pairs across passes of a loop count for nothing good: see dt."""
+    """Pairs, and their means and percentiles in ms. `across_passes`: pairs of frames of different passes of a loop."""
     dts = [pair.dt / MS for pair in made]
     waits = [(pair.at - max(pair.visible.arrival, pair.thermal.arrival)) / MS for pair in made]
     ages = [
@@ -288,7 +288,9 @@ def main() -> None:
                 f"(goal {result['period_of_slower_ms']:.0f}, p95 {ours['wait_p95']:.0f})"
             )
     cost = {name: max(result[name]["us_per_frame"] for result in results) for name in ("ours", "message_filters")}
-    print(f"most processor time per frame: ours {cost['ours']:.0f} us, message_filters {cost['message_filters']:.0f} us")
+    print(
+        f"most processor time per frame: ours {cost['ours']:.0f} us, message_filters {cost['message_filters']:.0f} us"
+    )
     if args.json:
         about = {"message_filters": source, "slop_ms": settings.slop_ms, "queue": settings.queue_size}
         about |= {"deadline_ms": settings.deadline_ms, "seconds": args.seconds, "seed": args.seed}
