@@ -13,11 +13,11 @@ and those of one camera in order. The cases:
   bursts         every two seconds or so a camera's images are held back for 150 ms and come all at once
   loops          stamps jump back to the first every five seconds, as with `ros2 bag play --loop`
 
-Both have the slop and the queue of the node's defaults; ours its deadline too, looked at every 10 ms as in the node. "Best"
-is the offline nearest neighbour: nearest pairs first over all frames of a pass, each frame once, within the slop. The
-mean |dt| of ours over its mean is the ratio. "Lost" are pairs of "best" minus pairs made. "Wait" is the time from the
-arrival of a pair's later image to its emission; message_filters has none. "Age" runs from the earlier stamp of the pair
-to its emission. "Back" counts pairs that are older, in either stream, than the pair before them in the same pass.
+Both have the slop and the queue of the node's defaults; ours its deadline too, looked at every 10 ms as in the node.
+"Best" is the offline nearest neighbour: nearest pairs first over all frames of a pass, each frame once, within the
+slop. The ratio is mean |dt| over that of "best". "Wait" is the time from the arrival of a pair's later image to its
+emission; message_filters has none. "Age" runs from the earlier stamp of the pair to its emission. "Back" counts pairs
+that are older, in either stream, than the pair before them in the same pass.
 """
 
 from __future__ import annotations
