@@ -14,8 +14,8 @@ Three subjects, each a process of its own, take turns with the same sender:
 
 The overhead is the difference of "node" and "baseline". Both with the shipped transport profile and with the default
 transports of Fast DDS; best effort, as camera drivers publish. Thermal images are stamped and sent 5 ms after visible
-ones, which no pairing policy has to wait for. Sender and receiver are one process, so one clock times both ends. Images lost
-on the way to the node, and pairs that gave way to newer ones before inference, are the node's own counts over the
+ones, which no pairing policy has to wait for. Sender and receiver are one process, so one clock times both ends. Images
+lost on the way to the node, and pairs that gave way to newer ones before inference, are the node's own counts over the
 whole run, warm-up included.
 """
 
@@ -215,9 +215,7 @@ def main() -> None:
                 runs[transport, subject].append(one_run(subject, TRANSPORTS[transport], model, args, folder))
     results: dict[str, dict[str, Any]] = {t: {s: gather(runs[t, s]) for s in SUBJECTS} for t in TRANSPORTS}
     print(f"640x512 pairs at {HZ} Hz, best effort; {args.rounds} rounds of {args.seconds:g} s; ms\n")
-    print(
-        "| transports | | p50 | p95 | answered | p50 more than baseline | own inference | images lost | pairs replaced |"
-    )
+    print("| transports | | p50 | p95 | answered | p50 over baseline | own inference | images lost | pairs replaced |")
     print("|---" * 9 + "|")
     for transport, subjects in results.items():
         base = subjects["baseline"]["p50_ms"]
