@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -205,6 +206,7 @@ def main() -> None:
         return write_json(args.json, send_and_receive(args.seconds, args.warmup, Path(os.devnull)))
     if not (1 <= args.seconds <= 3600 and 0 <= args.warmup <= 3600 and 1 <= args.rounds <= 1000):
         raise UserError("--seconds must be within 1..3600, --warmup 0..3600 and --rounds 1..1000")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {(t, s): [] for t in TRANSPORTS for s in SUBJECTS}
     with tempfile.TemporaryDirectory(prefix="overhead_") as scratch:
         folder = Path(scratch)

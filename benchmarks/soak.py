@@ -176,6 +176,13 @@ def fitted_growth(seconds: Sequence[float], values: Sequence[float]) -> float:
     return statistics.median(slopes) * (seconds[-1] - seconds[0]) if slopes else 0.0
 
 
+def still_there(node: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises UserError, with the last line of its log, when the node has ended."""
+    if node.poll() is not None:
+        lines = log.read_text(errors="replace").splitlines() or ["nothing was said"]
+        raise UserError(f"the node ended with exit code {node.returncode}: {lines[-1]}")
+
+
 # --- the two parts --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +208,7 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             stack.callback(camera.kill, signal.SIGKILL, 0.0)
             camera.start()
         wait_until(lambda: len(answers) > 10 or node.poll() is not None, "detections", log)
+        still_there(node, log)
         started = said = time.monotonic()
         next_kill = started + min(length / 6, rng.uniform(20, 40))
         reports, reported, kills = side.reports, started, 0
@@ -288,6 +296,9 @@ def flood(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         wait_until(heard, "a node that listens", log)
         send(12, 2.0)
+        still_there(node, log)
+        if len(latencies) < 4:
+            raise UserError(f"the node answered {len(latencies)} of 12 pairs sent at leisure; see its log (--logs)")
         alone = statistics.median(ms for _, ms in latencies[2:])
         before, began = side.fresh_counts(log), time.monotonic()
         hz = 10 * 1000 / alone
@@ -362,6 +373,7 @@ def main() -> None:
         return play_camera(args.camera, args.camera_seed)
     if not (0 <= args.minutes <= 10_000 and 0 <= args.flood_seconds <= 10_000):
         raise UserError("--minutes and --flood-seconds must be within 0..10000")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="soak_") as scratch:
         folder = args.logs or Path(scratch)
