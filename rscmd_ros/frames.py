@@ -171,5 +171,5 @@ class History:
         return at < len(self._times) and self._times[at] <= time + slop
 
     def soonest_gap(self) -> int:
-        """A gap to the next frame that is safe to count on: half the smallest recent one; 0 before enough is known."""
-        return min(self._gaps) // 2 if len(self._gaps) >= 4 else 0
+        """A gap to the next frame that is safe to count on: 3/4 of the smallest recent one; 0 before it is known."""
+        return min(self._gaps) * 3 // 4 if len(self._gaps) >= 4 else 0

@@ -42,14 +42,15 @@ class NearestPairer:
     """Policy `nearest`: see the module's docstring for the rule.
 
     slop            largest |dt| of a pair in ns; equal to it is still a pair
-    thermal_offset  ns by which thermal stamps are late; subtracted before comparison
+    thermal_offset  ns by which thermal stamps are late, negative where visible ones are; subtracted before comparison.
+                    One number serves both streams: nothing here depends on more than the difference
     deadline        a frame that has had a possible partner for so long is paired with the best partner known by then;
                     None waits until no frame still to come could be nearer
     reuse           every frame is paired with its nearest partner, so one slow frame serves several fast ones
     capacity        frames kept waiting per stream; the oldest gives way
-    anticipate      count on a stream's next frame not coming sooner than half the smallest of its last 16 gaps. Without
-                    it a pair whose earlier frame is of a slow stream waits for that stream's next frame (111 ms at
-                    9 Hz) for no other reason than that one might come. False trusts nothing but what has arrived.
+    anticipate      count on a stream's next frame not coming sooner than 3/4 of the smallest of its last 16 gaps.
+                    Without it a pair whose earlier frame is of a slow stream waits for that stream's next frame (111 ms
+                    at 9 Hz) for no other reason than that one might come. False trusts nothing but what has arrived.
     """
 
     def __init__(
