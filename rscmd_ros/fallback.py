@@ -53,6 +53,7 @@ class StreamWatch:
         self._print: int | None = None
         self._arrivals: deque[int] = deque(maxlen=256)
         self._gaps: deque[int] = deque(maxlen=16)
+        self._period: float = 0
         self._lags: deque[int] = deque(maxlen=32)
 
     def arrived(self, now: int, stamp: int, picture: int, timeout: int) -> bool:
@@ -67,12 +68,13 @@ class StreamWatch:
             self.live_since = now
         else:
             self._gaps.append(now - self.fresh)
+            self._period = median(self._gaps) if len(self._gaps) >= 4 else 0
         self.fresh, self._print = now, picture
         return lost
 
     def patience(self, timeout: int) -> int:
         """How long the stream may show nothing new: the timeout, or three of its usual periods."""
-        return max(timeout, round(3 * median(self._gaps))) if len(self._gaps) >= 4 else timeout
+        return max(timeout, round(3 * self._period))
 
     def is_live(self, now: int, timeout: int) -> bool:
         """Whether it has shown something new of late."""
@@ -85,10 +87,14 @@ class StreamWatch:
     def rate(self, now: int) -> float:
         """Usable frames per second, over the last five seconds."""
         recent = [at for at in self._arrivals if now - at <= 5 * _SECOND]
-        return (len(recent) - 1) * _SECOND / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+        return (
+            (len(recent) - 1) * _SECOND / (recent[-1] - recent[0])
+            if len(recent) > 1 and recent[-1] > recent[0]
+            else 0.0
+        )
 
     def lag(self) -> float | None:
-        """Median of arrival minus stamp, in ns; only differences of it mean something, for clocks have their own zero."""
+        """Median of arrival minus stamp, in ns. Only differences mean something: every clock has its own zero."""
         return median(self._lags) if self._lags else None
 
 

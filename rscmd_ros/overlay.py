@@ -43,10 +43,10 @@ def draw_overlay(
     labels = [f"{names.get(int(c), c)} {s:.2f} {branch}" for c, s in zip(found.classes, found.scores)]
     if identities:
         labels = [f"#{identity} {label}" if identity else label for identity, label in zip(identities, labels)]
-    halves = []
+    halves: list[np.ndarray] = []
     for stream, image in (("visible", visible), ("thermal", thermal)):
         if image is None:
-            half = np.full((height, width, 3), 16, np.uint8)
+            half: np.ndarray = np.full((height, width, 3), 16, np.uint8)
             _write(half, f"no {stream} image", (width // 20, height // 2), width)
         else:
             colours = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)

@@ -26,7 +26,8 @@ def run_unless(
 ) -> Result:
     """Do something long, such as importing torch, in a thread that is left behind once the event is set.
 
-    `meanwhile` is called in the caller's thread about twenty times a second until then. Returns or raises what `work` does; raises StoppedError when the event came first.
+    `meanwhile` is called in the caller's thread about twenty times a second until then. Returns or raises what `work`
+    does; raises StoppedError when the event came first.
     """
     future: Future[Result] = Future()
 

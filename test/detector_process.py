@@ -174,8 +174,9 @@ def check_ledger(counts: dict[str, int]) -> None:
     for stream in STREAMS:
         known = sum(counts[f"{stream}.{counter}"] for counter in COUNTERS) + counts[f"{stream}.pending"]
         assert counts[f"{stream}.received"] == known
-    ends = ("inferred", "replaced", "failed", "discarded", "in_hand")
-    assert counts["pairs"] == sum(counts[f"pairs_{end}"] for end in ends)
+    for kind in ("pairs", "lone"):
+        ends = ("inferred", "replaced", "failed", "discarded", "skipped", "in_hand")
+        assert counts[kind] == sum(counts[f"{kind}_{end}"] for end in ends)
 
 
 def check_silent_leave(detector: Detector, cameras: Cameras) -> None:

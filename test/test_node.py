@@ -203,11 +203,13 @@ def test_live_parameters(active, cameras):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"iou_threshold": 0.5, "slop_ms": 30.0}, "'slop_ms' can be set only while the node is unconfigured"),
+        ({"iou_threshold": 0.5, "queue_size": 31}, "'queue_size' can be set only while the node is unconfigured"),
         ({"iou_threshold": 0.5, "confidence_threshold": 1.5}, "confidence_threshold out of range"),
         ({"iou_threshold": 0.5, "max_detections": 0}, "max_detections out of range"),
         ({"iou_threshold": 0.5, "autostart": False}, "read-only parameter: autostart"),
         ({"iou_threshold": 0.5, "max_detections": "many"}, "Wrong parameter type"),
+        ({"iou_threshold": 0.5, "classes": ["car", "cat"]}, "'cat'; the model's classes are person, car"),
+        ({"iou_threshold": 0.5, "fallback": "perhaps"}, "choose one of both, visible, thermal, hold, off"),
     ],
 )
 def test_parameters_are_refused_as_a_set(active, cameras, values, reason):

@@ -103,7 +103,7 @@ def test_what_keeps_images_from_coming_is_named():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from rclpy.qos import QoSReliabilityPolicy
 
-    from rscmd_ros.diagnostics import IMAGE_TYPE, topic_problem
+    from rscmd_ros.causes import IMAGE_TYPE, topic_problem
 
     def publisher(kind: str, reliable: bool = True) -> SimpleNamespace:
         policy = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
