@@ -265,7 +265,8 @@ class PairDetector:
         plane = None if thermal is None else self.predictor.thermal_view(visible, thermal)
         if plane is not None and size is not None:
             plane = cv2.resize(plane, size)
-        title = f"mode {self.mode}, answered by {branch}, {len(found)} found"
+        by = "" if branch == self.mode else f", answered by {branch}"  # the mode may have changed since
+        title = f"mode {self.mode}{by}, {len(found)} found"
         picture = draw_overlay(visible, plane, found, self.predictor.names, branch, title, identities)
         self._overlay.publish(visible_to_image(picture, header))
 

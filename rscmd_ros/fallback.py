@@ -186,7 +186,8 @@ class Fallback:
             return "never"
         if watch.is_live(now, self.timeout):
             return "live"
-        if stream == "thermal" and now - watch.fresh <= self.shutter and watch.has_publisher:
+        visible_goes_on = self.watch["visible"].is_live(now, self.timeout)
+        if stream == "thermal" and visible_goes_on and now - watch.fresh <= self.shutter and watch.has_publisher:
             return "shutter"
         return "frozen" if watch.is_arriving(now, self.timeout) else "silent"
 

@@ -59,7 +59,7 @@ def draw_overlay(
 
 
 def _write(image: np.ndarray, text: str, at: tuple[int, int], width: int) -> None:
-    """Text as large as the width allows, at most 0.6 of OpenCV's size."""
+    """A line of text in proportion to the picture's width, smaller where it would not fit."""
     size = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)[0][0]
-    scale = min(0.6, 0.95 * (width - at[0]) / max(1, size))
-    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, _INK, 1, cv2.LINE_AA)
+    scale = min(max(0.4, width / 2300), 0.95 * (width - at[0]) / max(1, size))
+    cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, _INK, max(1, round(scale)), cv2.LINE_AA)
