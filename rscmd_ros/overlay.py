@@ -47,7 +47,7 @@ def draw_overlay(
     for stream, image in (("visible", visible), ("thermal", thermal)):
         if image is None:
             half: np.ndarray = np.full((height, width, 3), 16, np.uint8)
-            _write(half, f"no {stream} image", (width // 20, height // 2), width)
+            _write(half, f"no {stream} image", (width // 20, height // 2), 2 * width)
         else:
             colours = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
             half = cv2.resize(colours, (width, height)) if colours.shape[:2] != (height, width) else colours.copy()
