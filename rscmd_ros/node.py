@@ -33,7 +33,7 @@ from rscmd_ros.conversions import ConversionError, stamp_ns
 from rscmd_ros.detection import Arrival, PairDetector, check_arrival, load_predictor, one_line
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
 from rscmd_ros.fallback import Fallback, fingerprint
-from rscmd_ros.outputs import LATCHED, Outputs, image_qos
+from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
 from rscmd_ros.pairing import STREAMS, Frame, Pair, Pairer, Stream, make_pairer
 from rscmd_ros.parameters import Settings
 from rscmd_ros.worker import StoppedError, Worker, run_unless
@@ -287,7 +287,7 @@ class DetectorNode(LifecycleNode):
             f"{stream}/image",
             qos_profile=qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
         )
         subscriber.registerCallback(self._receive, stream)
         self._subscribers[stream] = subscriber

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSPolicyKind, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass, VisionInfo
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
 
 _LEAST_QUEUE_OF_MIDDLEWARE = 10
+
+OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+"""What parameters qos_overrides.TOPIC.subscription.POLICY can change of the image subscriptions."""
 
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """The last message is kept for whoever subscribes later (if transient_local as well)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -74,6 +75,15 @@ def running(node: SimpleNamespace, cameras: Cameras) -> Iterator[SimpleNamespace
     check_ledger(cameras.fresh_counts())
 
 
+def test_a_camera_starts_late(node, cameras):
+    cameras.publish_to("visible")
+    cameras.play(lambda: cameras.mode[-1] == "visible", "mode visible")
+    assert "the visible branch answers: /thermal/image has not sent an image in the" in node.detector.text
+    cameras.play(lambda: bool(cameras.detections), "answers of the visible branch")
+    cameras.publish_to("thermal")
+    cameras.play(lambda: cameras.mode[-1] == "fused", "fused")
+
+
 @pytest.mark.parametrize(("lost", "left"), [("thermal", "visible"), ("visible", "thermal")])
 @pytest.mark.parametrize("how", ["silent", "frozen"])
 def test_a_camera_fails_and_returns(running, cameras, lost, left, how):
@@ -117,7 +127,8 @@ def test_stamps_that_lie_apart_are_measured(running, cameras):
         return "no two stamps lie within slop_ms 50" in running.detector.text
 
     cameras.spin_until(skewed, "the cause")
-    assert "thermal stamps are 7" in running.detector.text  # some 7000 ms; the two do not arrive at the same moment
+    # Some 7000 ms: the two do not arrive at the same moment.
+    assert re.search(r"thermal stamps are (69|70)\d\d ms ahead of visible ones", running.detector.text)
     assert cameras.set(thermal_offset_ms=7000.0) == (True, "")  # pairing is live
     cameras.detections.clear()
     cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the offset")
@@ -184,29 +195,6 @@ def test_the_overlay_is_drawn_for_those_who_look(running, cameras):
     cameras.node.destroy_subscription(subscription)
 
 
-def test_tracks_have_identities(running, cameras):
-    assert cameras.set(confidence_threshold=0.0) == (True, "")
-
-    def shown() -> bool:
-        cameras.stamp += 50 * MS
-        for message, stream in zip(images(cameras.stamp), STREAMS):
-            # The same scene but for one line, which keeps the camera from looking frozen.
-            old = dict(zip(STREAMS, images(2000 * MS)))[stream]
-            old.header = message.header
-            old.data[: old.step] = message.data[: old.step]
-            cameras.publishers[stream].publish(old)
-        cameras.executor.spin_once(timeout_sec=0.05)
-        return any(d.id for answer in cameras.detections[-3:] for d in answer.detections) or not weak(cameras)
-
-    cameras.spin_until(shown, "identities")
-
-
-def weak(cameras: Cameras) -> bool:
-    """Whether the random model has answered often, with scores too low for ByteTrack."""
-    scores = [r.hypothesis.score for a in cameras.detections for d in a.detections for r in d.results]
-    return not (len(cameras.detections) > 5 and max(scores, default=0) < 0.1)
-
-
 def test_the_model_file_becomes_garbage_and_transitions_come_in_any_order(running, cameras):
     good = running.model.read_bytes()
     running.model.write_bytes(b"\x80\x04 garbage")
@@ -236,11 +224,18 @@ def test_the_model_file_becomes_garbage_and_transitions_come_in_any_order(runnin
     assert stamp_ns(cameras.detections[-1].header) <= cameras.stamp
 
 
-def test_two_nodes_of_one_name_say_so_and_end_in_order(node, cameras, tmp_path):
-    second = Detector(tmp_path, model=node.model, device="cpu")
+def test_a_second_node_of_that_name_and_qos_that_does_not_fit(node, cameras, tmp_path):
+    cameras.publish_to("visible", reliable=False)
+    qos = {
+        "qos_overrides./visible/image.subscription.reliability": "reliable",
+        "qos_overrides./thermal/image.subscription.durability": "transient_local",
+    }
+    second = Detector(tmp_path, model=node.model, device="cpu", **qos)
     try:
         second.wait_for("active: listening")
         second.wait_for("another node is called /rscmd_detector too")
+        second.wait_for("/visible/image is published best effort but asked for reliable")
+        second.wait_for("a publisher of /thermal/image offers less than this node asks in QoS policy durability")
         assert second.end(signal.SIGTERM) == 0
         assert node.detector.process.poll() is None
         cameras.detections.clear()
