@@ -27,6 +27,8 @@ Fate = Literal["pair", "alone", "frozen"]
 FALLBACKS = ("both", "visible", "thermal", "hold", "off")
 
 _SECOND = 1_000_000_000
+_LONGEST_STEP = 10 * _SECOND
+"""A clock that moves on by more between two looks has jumped: the clock of a bag begins so."""
 _SAMPLE_STEP = 61
 """Every so manyth byte of a picture is looked at: a prime, so that it is not always the same column or channel."""
 
@@ -157,7 +159,7 @@ class Fallback:
 
     def update(self, now: int) -> None:
         """Bring `mode` and `survivor` up to date."""
-        if now < self._now:
+        if not 0 <= now - self._now < _LONGEST_STEP:
             self.restart(now)
         self._now = now
         self.survivor = self._find_survivor(now)
