@@ -77,25 +77,25 @@ def running(node: SimpleNamespace, cameras: Cameras) -> Iterator[SimpleNamespace
 
 def test_a_camera_starts_late(node, cameras):
     cameras.publish_to("visible")
-    cameras.play(lambda: cameras.mode[-1] == "visible", "mode visible")
+    cameras.play(lambda: cameras.mode[-1:] == ["visible"], "mode visible")
     assert "the visible branch answers: /thermal/image has not sent an image in the" in node.detector.text
     cameras.play(lambda: bool(cameras.detections), "answers of the visible branch")
     cameras.publish_to("thermal")
-    cameras.play(lambda: cameras.mode[-1] == "fused", "fused")
+    cameras.play(lambda: cameras.mode[-1:] == ["fused"], "fused")
 
 
 @pytest.mark.parametrize(("lost", "left"), [("thermal", "visible"), ("visible", "thermal")])
 @pytest.mark.parametrize("how", ["silent", "frozen"])
 def test_a_camera_fails_and_returns(running, cameras, lost, left, how):
     before = cameras.fresh_counts()
-    cameras.play(lambda: cameras.mode[-1] == left, f"mode {left}", **{lost: how})
+    cameras.play(lambda: cameras.mode[-1:] == [left], f"mode {left}", **{lost: how})
     assert f"mode {left}: the {left} branch answers: /{lost}/image" in running.detector.text
     cameras.detections.clear()
     cameras.play(lambda: len(cameras.detections) > 3, "answers of one branch", **{lost: how})
     answer = cameras.detections[-1]
     assert answer.header.frame_id == "visible_optical"  # the boxes stay in its pixels
     assert max(d.bbox.center.position.x + d.bbox.size_x / 2 for d in answer.detections) > 96  # the thermal width is 80
-    cameras.play(lambda: cameras.mode[-1] == "fused", "fused again")
+    cameras.play(lambda: cameras.mode[-1:] == ["fused"], "fused again")
     after = cameras.fresh_counts()
     check_ledger(after)
     assert after[f"{left}.alone"] > before[f"{left}.alone"]
@@ -105,11 +105,11 @@ def test_a_camera_fails_and_returns(running, cameras, lost, left, how):
 
 def test_a_camera_restarts(running, cameras):
     cameras.unpublish("thermal")
-    cameras.play(lambda: cameras.mode[-1] == "visible", "mode visible")
+    cameras.play(lambda: cameras.mode[-1:] == ["visible"], "mode visible")
     running.detector.wait_for("mode visible: the visible branch answers: /thermal/image", times=2)
     cameras.play(lambda: "nothing publishes on /thermal/image" in running.detector.text, "the cause")
     cameras.publish_to("thermal")
-    cameras.play(lambda: cameras.mode[-1] == "fused", "fused again")
+    cameras.play(lambda: cameras.mode[-1:] == ["fused"], "fused again")
 
 
 def test_stamps_that_lie_apart_are_measured(running, cameras):
@@ -215,7 +215,7 @@ def test_the_model_file_becomes_garbage_and_transitions_come_in_any_order(runnin
         assert cameras.state() == state, transition
     assert "is not a model file" in running.detector.text
     cameras.spin_until(lambda: "no detections: the node is unconfigured" in running.detector.text, "the cause")
-    assert cameras.mode[-1] == "none"
+    assert cameras.mode[-1:] == ["none"]
     running.model.write_bytes(good)
     assert cameras.change("configure")
     assert cameras.change("activate")
