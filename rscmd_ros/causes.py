@@ -82,3 +82,8 @@ def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str,
             f"take their time from one clock, or set thermal_offset_ms to {offset_ms:.0f}"
         )
     return f"no two stamps lie within slop_ms {slop_ms:g} ({counts} frames lately){measured}"
+
+
+def branch_problem(stream: str) -> str:
+    """The camera that is left could answer alone, and the model cannot."""
+    return f"the model has no {stream} branch of its own; one trained with method rsc or rscmd has both"

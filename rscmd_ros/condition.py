@@ -14,6 +14,7 @@ from rclpy.qos import QoSReliabilityPolicy
 from rscmd_ros.causes import (
     IMAGE_TYPE,
     Cause,
+    branch_problem,
     mismatch_problem,
     slop_problem,
     state_cause,
@@ -81,9 +82,7 @@ class Condition:
         why = ", ".join(f"{topic(stream)} {fallback.describe(stream, now)}" for stream in lost)
         answers = {"none": "nothing answers", "fused": "pairs are answered"}.get(mode, f"the {mode} branch answers")
         if (branch := fallback.lacks_branch()) is not None:
-            answers = (
-                f"nothing answers, for the model has no {branch} branch of its own (method rsc or rscmd gives one)"
-            )
+            answers = f"nothing answers, for {branch_problem(branch)}"
         return f"mode {mode}: {answers}{': ' if why else ''}{why}"
 
     def report(self, facts: Facts) -> tuple[DiagnosticStatus, str | None]:
@@ -118,6 +117,8 @@ class Condition:
             causes.append(Cause("disabled", f"parameter 'enable' is false: ros2 param set {name} enable true"))
         for stream in STREAMS:
             causes += self._stream_causes(facts, stream)
+        if facts.fallback is not None and (branch := facts.fallback.lacks_branch()) is not None:
+            causes.append(Cause("branch", branch_problem(branch)))
         causes += self._slop_causes(facts)
         failure = facts.detector.failure if facts.detector is not None else None
         if failure is not None and time.monotonic() - failure[0] < _FAILURE_IS_NEWS:
