@@ -43,7 +43,7 @@ def topic_problem(topic: str, publishers: Iterable[Any], reliability: str, other
     infos = list(publishers)
     if not infos:
         there = ", ".join(others[:_MOST_NAMES]) + (", ..." if len(others) > _MOST_NAMES else "")
-        seen = f"there are {there}" if others else f"no topic of type {IMAGE_TYPE} is to be seen"
+        seen = f"there are {there}" if others else f"no other topic of type {IMAGE_TYPE} is to be seen"
         return (
             f"nothing publishes on {topic}: start the camera, or remap the topic to the one it publishes on ({seen}; "
             "nodes see each other within one ROS_DOMAIN_ID)"

@@ -200,8 +200,8 @@ class Fallback:
         if health == "never":
             return f"has not sent an image in the {seconds:.0f} s since the node became active"
         if health == "shutter":
-            kind = "repeats its picture" if watch.is_arriving(now, self.timeout) else "pauses"
-            return f"{kind}, as for its shutter (flat-field correction), since {seconds:.1f} s"
+            kind = "has repeated its picture" if watch.is_arriving(now, self.timeout) else "has paused"
+            return f"{kind}, as for its shutter (flat-field correction), for {seconds:.1f} s"
         if health == "frozen":
             return f"has repeated one and the same picture for {seconds:.1f} s"
         if health == "refused":
