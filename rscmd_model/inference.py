@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,8 @@ class Predictor:
         names: class names by index.
         thermal: the thermal contract; thermal images must be of its source type.
         registration: the one in use, or None when both images are taken to show the same field of view.
+        stages: ms that preprocess, inference and postprocess took in the last call. On a CUDA device the wait for
+            inference is in postprocess, which asks for its result.
         modalities: the cameras it can answer for alone when the other is lost.
 
     Raises:
@@ -87,6 +90,7 @@ class Predictor:
             raise UserError("half precision needs a CUDA device; leave half unset on the CPU")
         self.network = network.fuse().to(self.device, torch.float16 if self.half else torch.float32).eval()
         self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.stages: dict[str, float] = {}
         self.registration = registration or self.header.registration
         self.thermal = replace(self.header.thermal, palette_ok=True) if palette_ok else self.header.thermal
 
@@ -148,6 +152,7 @@ class Predictor:
         """As `predict` for many pairs; those answered by one branch at one network size run as one batch."""
         if len(visibles) != len(thermals):
             raise ValueError(f"expected as many thermal as visible images, got {len(thermals)} and {len(visibles)}")
+        started, self.stages = time.perf_counter(), {}
         groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         stacks: list[np.ndarray] = []
         frames: list[tuple[int, int]] = []
@@ -156,11 +161,13 @@ class Predictor:
             frames.append(stack.shape[:2])
             stacks.append(self._letterbox(stack))
             groups.setdefault((branch, stacks[-1].shape), []).append(i)
+        started = self._lap("preprocess", started)
         results: list[Detections | None] = [None] * len(stacks)
         for (branch, shape), members in groups.items():
             batch = torch.from_numpy(np.stack([stacks[i].transpose(2, 0, 1) for i in members])).to(self.device)
             with torch.inference_mode():
                 raw = self.network.answers(batch.to(torch.float16 if self.half else torch.float32) / 255, [branch])
+                started = self._lap("inference", started)
                 kept = non_max_suppression(
                     raw[branch][0].float(),
                     self.conf if conf is None else conf,
@@ -170,7 +177,14 @@ class Predictor:
                 )
             for i, found in zip(members, kept):
                 results[i] = _detections(found, shape, frames[i], size)
+            started = self._lap("postprocess", started)
         return [r for r in results if r is not None]
+
+    def _lap(self, stage: str, started: float) -> float:
+        """Add the time since `started` to a stage; the time now."""
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + 1000 * (now - started)
+        return now
 
     def thermal_view(self, visible: np.ndarray | None, thermal: np.ndarray) -> np.ndarray:
         """The thermal image as the network sees it, in the pixels that boxes are in; for drawing.

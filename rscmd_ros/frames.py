@@ -12,18 +12,30 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Stream = Literal["visible", "thermal"]
-Counter = Literal["paired", "too_far", "superseded", "late", "duplicate", "invalid", "reset"]
+Counter = Literal["paired", "alone", "too_far", "superseded", "late", "duplicate", "frozen", "invalid", "reset"]
 
 STREAMS: tuple[Stream, Stream] = ("visible", "thermal")
 
-COUNTERS: tuple[Counter, ...] = ("paired", "too_far", "superseded", "late", "duplicate", "invalid", "reset")
+COUNTERS: tuple[Counter, ...] = (
+    "paired",
+    "alone",
+    "too_far",
+    "superseded",
+    "late",
+    "duplicate",
+    "frozen",
+    "invalid",
+    "reset",
+)
 """What can become of a frame; every frame received ends in exactly one.
 
 paired      it is in a pair that was emitted (with `reuse`: in one or more)
+alone       the other camera was lost, and this one was handed out without a partner
 too_far     no frame of the other stream lay within the slop while this one was kept
 superseded  a frame of the other stream lay within the slop, but it went to a nearer frame, or output had moved past
 late        its stamp is older than the newest of its own stream
 duplicate   its stamp was seen before
+frozen      its camera repeated one and the same picture, so it was set aside
 invalid     it cannot be used: the stamp is zero or negative, or the image was refused
 reset       it was waiting when time jumped back or the pairer was reset
 """
@@ -107,8 +119,14 @@ class Pairer(Protocol):
     def reset(self) -> None:
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
 
-    def invalid(self, stream: Stream) -> None:
-        """Count a frame that was received but cannot be used."""
+    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
+        """Take in a frame for which no partner is to be waited for; None when it is late, a duplicate or invalid.
+
+        Frames still waiting stay so: whoever changes from pairs to lone frames calls `flush` first.
+        """
+
+    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
+        """Count a frame that was received but cannot be used; `counter` says why."""
 
 
 class TimeJumps:

@@ -17,26 +17,34 @@ import message_filters
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
-from vision_msgs.msg import Detection2DArray
+from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
 from rscmd_model.errors import UserError
 from rscmd_ros import parameters
-from rscmd_ros.conversions import ConversionError, check_thermal, check_visible, stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector, load_predictor, one_line
-from rscmd_ros.diagnostics import Throttle, diagnostic_array, pairing_status, topic_problem
-from rscmd_ros.pairing import STREAMS, Pair, Pairer, Stream, make_pairer
+from rscmd_ros.condition import Condition, Facts
+from rscmd_ros.conversions import ConversionError, stamp_ns
+from rscmd_ros.detection import Arrival, PairDetector, check_arrival, load_predictor, one_line
+from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
+from rscmd_ros.fallback import Fallback, fingerprint
+from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
+from rscmd_ros.pairing import STREAMS, Frame, Pair, Pairer, Stream, make_pairer
 from rscmd_ros.parameters import Settings
 from rscmd_ros.worker import StoppedError, Worker, run_unless
 
 _MS = 1_000_000
-_LEAST_QUEUE_OF_MIDDLEWARE = 10
-_GRACE_FOR_PUBLISHERS = 5.0
+_SECOND = 1_000_000_000
 _WAIT_FOR_INFERENCE = 2.0
 _WAIT_FOR_INFERENCE_AT_END = 1.0
+_OF_PAIRING = ("pairing_policy", "slop_ms", "deadline_ms", "thermal_offset_ms", "reuse", "queue_size")
+_OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
+_OF_LABELS = ("classes", "confidence_threshold")
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -57,19 +65,23 @@ class DetectorNode(LifecycleNode):
 
         self._detector: PairDetector | None = None
         self._pairer: Pairer | None = None
-        self._worker: Worker[Pair] | None = None
+        self._worker: Worker[Pair | Frame] | None = None
+        self._fallback: Fallback | None = None
+        self._outputs: Outputs | None = None
         self._subscribers: dict[Stream, message_filters.Subscriber] = {}
-        self._finished_work = dict.fromkeys(("submitted", "done", "failed", "replaced", "discarded", "in_hand"), 0)
-        self._active_since = 0.0
-        self._warnings = Throttle(10.0)
-        self._refused: dict[Stream, str] = {}
+        self._tally = Tally()
+        self._condition = Condition()
 
-        self._detections: Any = None
+        self._mode = ""
+        self._modes = self.create_publisher(String, "mode", LATCHED)
+        self._tell_mode("none")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(SetBool, "~/enable", self._enable)
         # These tick in real time, whatever a bag's clock does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline_timer = self.create_timer(0.01, self._poll, clock=steady)
         self._deadline_timer.cancel()
+        self._reported_at = 0.0
         self.create_timer(1.0, self._report, clock=steady)
 
     # Parameters
@@ -83,12 +95,32 @@ class DetectorNode(LifecycleNode):
         configured = self.state not in ("unconfigured", "finalized")
         values = {parameter.name: parameter.value for parameter in changes if parameter.name in parameters.TABLE}
         problem = parameters.problem_with_change(parameters.current(self), values, configured)
+        if problem is None and self._detector is not None and "classes" in values:
+            problem = parameters.unknown_classes(values["classes"], self._detector.predictor.names.values())
         return SetParametersResult(successful=problem is None, reason=problem or "")
 
     def _take_parameters(self, _: list[Parameter]) -> None:
-        self._settings = Settings(**parameters.current(self))
-        if self._detector is not None:
-            self._detector.settings = self._settings
+        before, self._settings = self._settings, Settings(**parameters.current(self))
+        if self._detector is None or before == self._settings:
+            return
+        self._detector.settings = self._settings
+
+        def changed(names: tuple[str, ...]) -> bool:
+            return any(getattr(before, name) != getattr(self._settings, name) for name in names)
+
+        if changed(_OF_PAIRING):
+            self._make_pairer()
+        if changed(_OF_FALLBACK) and self._fallback is not None:
+            self._fallback.configure(**self._fallback_rules())
+        if changed(_OF_LABELS):
+            self._describe()
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """Service ~/enable: the parameter of that name, so that the two never differ."""
+        result = self.set_parameters([Parameter("enable", value=bool(request.data))])[0]
+        response.success = result.successful
+        response.message = result.reason or f"detection is {'on' if request.data else 'off'}"
+        return response
 
     # Lifecycle
 
@@ -145,15 +177,71 @@ class DetectorNode(LifecycleNode):
             raise UserError(problem)
         if not settings.model:
             raise UserError("parameter 'model' is empty; it is the path of the model.safetensors that training wrote")
-        self._detector = None
+        self._clean_up()
+        self._pairer, self._tally = None, Tally()
         self.get_logger().info(f"loading {settings.model}")
         started = time.monotonic()
-        predictor = run_unless(self._stopping, partial(load_predictor, settings))
+        predictor = run_unless(self._stopping, partial(load_predictor, settings), self._report_when_due)
+        if problem := parameters.unknown_classes(settings.classes, predictor.names.values()):
+            raise UserError(problem)
         self.get_logger().info(
             f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}"
             f"{' or a palette' if predictor.thermal.palette_ok else ''}, "
-            f"{'registered' if predictor.registration else 'taken as aligned'}, in {time.monotonic() - started:.1f} s"
+            f"{'registered' if predictor.registration else 'taken as aligned'}, on {predictor.device}, "
+            f"in {time.monotonic() - started:.1f} s"
         )
+        self._make_pairer()
+        self._outputs = Outputs(self)
+        logger, outputs = self.get_logger(), self._outputs
+        self._detector = PairDetector(
+            predictor, outputs.detections, logger, self._settings, self._stopping, outputs.overlay
+        )
+        self._describe()
+
+    def _activate(self) -> None:
+        assert self._detector is not None
+        assert self._outputs is not None
+        self._detector.reset()
+        self._worker = Worker(self._detector.detect, self._detector.failed, JOB_KINDS)
+        branches = self._detector.predictor.modalities
+        self._fallback = Fallback(**self._fallback_rules(), branches=branches, now=self._now())
+        self._condition.restart()
+        for stream in STREAMS:
+            self._subscribe(stream)
+        self._deadline_timer.reset()
+        topics = " and ".join(self._topic(stream) for stream in STREAMS)
+        self.get_logger().info(f"active: listening to {topics}, publishing {self._outputs.detections.topic_name}")
+
+    def _deactivate(self) -> None:
+        self._deadline_timer.cancel()
+        for subscriber in self._subscribers.values():
+            self.destroy_subscription(subscriber.sub)
+        self._subscribers = {}
+        self._fallback = None
+        self._tell_mode("none")
+        if self._worker is not None:
+            ending = self._stopping.is_set()
+            done = self._worker.stop(_WAIT_FOR_INFERENCE_AT_END if ending else _WAIT_FOR_INFERENCE)
+            if not done and not ending:
+                self.get_logger().warning("the last inference is still running; its result will not be published")
+            self._tally.close_worker(self._worker)
+            self._worker = None
+        if self._pairer is not None:
+            self._pairer.reset()
+
+    def _clean_up(self) -> None:
+        self._detector = None
+        if self._outputs is not None:
+            self._outputs.close(self)
+            self._outputs = None
+
+    def _make_pairer(self) -> None:
+        """Make the pairer anew; what the old one has still waiting is decided, and its counts go on."""
+        if self._pairer is not None:
+            for pair in self._pairer.flush():
+                self._submit(pair)
+            self._tally.close_pairer(self._pairer)
+        settings = self._settings
         self._pairer = make_pairer(
             settings.pairing_policy,
             slop=round(settings.slop_ms * _MS),
@@ -162,51 +250,22 @@ class DetectorNode(LifecycleNode):
             reuse=settings.reuse,
             capacity=settings.queue_size,
         )
-        self._finished_work = dict.fromkeys(self._finished_work, 0)
-        if self._detections is None:
-            self._detections = self.create_lifecycle_publisher(Detection2DArray, "detections", 10)
-        logger = self.get_logger()
-        self._detector = PairDetector(predictor, self._detections, logger, self._settings, self._stopping)
 
-    def _activate(self) -> None:
+    def _fallback_rules(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "fallback": settings.fallback,
+            "timeout": round(settings.stream_timeout * _SECOND),
+            "shutter": round(settings.shutter_time * _SECOND),
+        }
+
+    def _describe(self) -> None:
+        """Publish what the model is, which classes come out and from which score on."""
+        assert self._outputs is not None
         assert self._detector is not None
-        self._worker = Worker(self._detector.detect, self._detector.failed)
-        self._refused = {}
-        for stream in STREAMS:
-            reliable = getattr(self._settings, f"{stream}_reliability") == "reliable"
-            qos = QoSProfile(
-                history=QoSHistoryPolicy.KEEP_LAST,
-                depth=max(_LEAST_QUEUE_OF_MIDDLEWARE, self._settings.queue_size),
-                reliability=QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT,
-            )
-            subscriber = message_filters.Subscriber(self, Image, f"{stream}/image", qos_profile=qos)
-            subscriber.registerCallback(self._receive, stream)
-            self._subscribers[stream] = subscriber
-        self._active_since = time.monotonic()
-        self._deadline_timer.reset()
-        topics = " and ".join(self._topic(stream) for stream in STREAMS)
-        self.get_logger().info(f"active: listening to {topics}, publishing {self._detections.topic_name}")
-
-    def _deactivate(self) -> None:
-        self._deadline_timer.cancel()
-        for subscriber in self._subscribers.values():
-            self.destroy_subscription(subscriber.sub)
-        self._subscribers = {}
-        if self._worker is not None:
-            ending = self._stopping.is_set()
-            done = self._worker.stop(_WAIT_FOR_INFERENCE_AT_END if ending else _WAIT_FOR_INFERENCE)
-            if not done and not ending:
-                self.get_logger().warning("the last inference is still running; its result will not be published")
-            self._finished_work = self._work_counts()
-            self._worker = None
-        if self._pairer is not None:
-            self._pairer.reset()
-
-    def _clean_up(self) -> None:
-        self._detector = None
-        if self._detections is not None:
-            self.destroy_lifecycle_publisher(self._detections)
-            self._detections = None
+        now = self.get_clock().now().to_msg()
+        wanted = parameters.wanted_classes(self._settings.classes)
+        self._outputs.describe(now, self._detector.predictor, wanted, self._settings.confidence_threshold)
 
     # Images in
 
@@ -216,32 +275,88 @@ class DetectorNode(LifecycleNode):
         in_bag_time = isinstance(clock, ROSClock) and clock.ros_time_is_active
         return int(clock.now().nanoseconds) if in_bag_time else time.monotonic_ns()
 
+    def _subscribe(self, stream: Stream) -> None:
+        qos = image_qos(getattr(self._settings, f"{stream}_reliability"), self._settings.queue_size)
+
+        def mismatch(event: Any) -> None:
+            self._condition.mismatched[stream] = qos_policy_name_from_kind(event.last_policy_kind)
+
+        subscriber = message_filters.Subscriber(
+            self,
+            Image,
+            f"{stream}/image",
+            qos_profile=qos,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
+            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+        )
+        subscriber.registerCallback(self._receive, stream)
+        self._subscribers[stream] = subscriber
+
     def _receive(self, msg: Image, stream: Stream) -> None:
-        pairer, detector, worker = self._pairer, self._detector, self._worker
-        if pairer is None or detector is None or worker is None:
+        pairer, fallback, detector = self._pairer, self._fallback, self._detector
+        if pairer is None or fallback is None or detector is None:
             return  # unsubscribed, and this one was already on its way
-        arrival, contract = Arrival(msg, time.monotonic_ns()), detector.predictor.thermal
+        arrival, now = Arrival(msg, time.monotonic_ns()), self._now()
         try:
-            if stream == "visible":
-                check_visible(msg)
-            elif (source := check_thermal(msg, contract.palette_ok)) != (wanted := contract.source):
-                raise ConversionError(
-                    f"thermal image has encoding '{msg.encoding}' ({source}), and the model was trained on {wanted}"
-                )
-            if stamp_ns(msg.header) <= 0:
-                raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
+            check_arrival(msg, stream, detector.predictor.thermal)
         except ConversionError as error:
             pairer.invalid(stream)
-            self._refused[stream] = f"{self._topic(stream)}: {error}"
-            self._warn(self._refused[stream])
+            fallback.refuse(stream, now)
+            self._condition.refuse(stream, f"{self._topic(stream)}: {error}")
             return
-        for pair in pairer.add(stream, stamp_ns(msg.header), arrival, self._now()):
-            worker.submit(pair)
+        stamp = stamp_ns(msg.header)
+        alone_before = fallback.survivor is not None
+        fate = fallback.frame(stream, stamp, fingerprint(msg.data), now)
+        self._follow(alone_before)
+        if fate == "frozen":
+            pairer.invalid(stream, "frozen")
+        elif fate == "alone":
+            if (frame := pairer.alone(stream, stamp, arrival, now)) is not None:
+                self._submit(frame)
+        else:
+            for pair in pairer.add(stream, stamp, arrival, now):
+                self._submit(pair)
+            if fallback.survivor == stream and fallback.fallback == "hold" and self._wanted():
+                detector.hold()
 
     def _poll(self) -> None:
-        if self._pairer is not None and self._worker is not None:
-            for pair in self._pairer.poll(self._now()):
-                self._worker.submit(pair)
+        if self._pairer is not None and self._fallback is not None:
+            now, alone_before = self._now(), self._fallback.survivor is not None
+            self._fallback.update(now)
+            self._follow(alone_before)
+            for pair in self._pairer.poll(now):
+                self._submit(pair)
+
+    def _follow(self, alone_before: bool) -> None:
+        """Do what a change of mode asks for: a lost camera's waiting frames find no partner any more."""
+        fallback = self._fallback
+        assert fallback is not None
+        assert self._pairer is not None
+        if fallback.survivor is not None and not alone_before:
+            for pair in self._pairer.flush():
+                self._submit(pair)
+        mode = self._full_mode() if fallback.mode == "fused" else fallback.mode
+        if mode != self._mode:
+            said = self._condition.mode_change(mode, fallback, self._now(), self._topic)
+            self.get_logger().info(said)
+            self._tell_mode(mode)
+
+    def _full_mode(self) -> str:
+        """What answers a pair: for a model of one camera its own branch."""
+        assert self._detector is not None
+        return str(self._detector.predictor.config.branches[0])
+
+    def _wanted(self) -> bool:
+        """Whether an answer is to be made at all."""
+        watched = self._outputs is not None and self._outputs.watched
+        return self._settings.enable and (watched or not self._settings.lazy)
+
+    def _submit(self, job: Pair | Frame) -> None:
+        if self._worker is None:
+            return
+        if isinstance(job, Pair):
+            self._tally.paired(job)
+        self._worker.submit(job, "pairs" if isinstance(job, Pair) else "lone", wanted=self._wanted())
 
     # Telling
 
@@ -249,46 +364,36 @@ class DetectorNode(LifecycleNode):
         subscriber = self._subscribers.get(stream)
         return str(subscriber.sub.topic_name) if subscriber else self.resolve_topic_name(f"{stream}/image")
 
-    def _warn(self, text: str) -> None:
-        if self._warnings.allows(text):
-            self.get_logger().warning(text)
+    def _tell_mode(self, mode: str) -> None:
+        if self._detector is not None:
+            self._detector.mode = mode
+        if mode != self._mode:
+            self._mode = mode
+            self._modes.publish(String(data=mode))
 
-    def _work_counts(self) -> dict[str, int]:
-        """Counts since configure: of the workers that have ended and the one that runs."""
-        running = self._worker.counts() if self._worker is not None else {}
-        return {name: n + running.get(name, 0) for name, n in self._finished_work.items()}
-
-    def _topic_problems(self) -> list[str]:
-        problems = []
-        for stream, subscriber in self._subscribers.items():
-            publishers = self.get_publishers_info_by_topic(subscriber.sub.topic_name)
-            if not publishers and time.monotonic() - self._active_since < _GRACE_FOR_PUBLISHERS:
-                continue  # discovery takes its time
-            reliability = getattr(self._settings, f"{stream}_reliability")
-            if problem := topic_problem(self._topic(stream), publishers, reliability):
-                self._warn(problem)
-                problems.append(problem)
-        return problems
+    def _report_when_due(self) -> None:
+        if time.monotonic() - self._reported_at > 1.0:
+            self._report()
 
     def _report(self) -> None:
-        """Publish /diagnostics, in every lifecycle state."""
-        work, detector = self._work_counts(), self._detector
-        numbers: dict[str, int | float | None] = {
-            "pairs": work["submitted"],
-            "pairs_inferred": work["done"],
-            "pairs_replaced": work["replaced"],
-            "pairs_failed": work["failed"],
-            "pairs_discarded": work["discarded"],
-            "pairs_in_hand": work["in_hand"],
-            "time_resets": self._pairer.resets if self._pairer is not None else 0,
-            "latency_p50_ms": detector.latency.percentile(50) if detector else None,
-            "latency_p95_ms": detector.latency.percentile(95) if detector else None,
-            "inference_p50_ms": detector.inference.percentile(50) if detector else None,
-            "inference_p95_ms": detector.inference.percentile(95) if detector else None,
-        }
-        problems = [*self._topic_problems(), *self._refused.values()]
-        self._refused = {}
-        ledger = self._pairer.ledger.as_dict() if self._pairer is not None else {}
-        name = self.get_fully_qualified_name().lstrip("/")
-        status = pairing_status(name, self.state, ledger, numbers, problems)
+        """Publish /diagnostics, in every lifecycle state, and warn of what is wrong."""
+        self._reported_at = time.monotonic()
+        facts = Facts(
+            node=self,
+            state=self.state,
+            mode=self._mode,
+            settings=self._settings,
+            now=self._now(),
+            topics={stream: self._topic(stream) for stream in STREAMS},
+            subscribed={stream: known.sub.qos_profile.reliability for stream, known in self._subscribers.items()},
+            tally=self._tally,
+            watched=self._outputs is not None and self._outputs.watched,
+            detector=self._detector,
+            pairer=self._pairer,
+            worker=self._worker,
+            fallback=self._fallback,
+        )
+        status, warning = self._condition.report(facts)
+        if warning:
+            self.get_logger().warning(warning)
         self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))

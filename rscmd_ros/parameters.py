@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from rscmd_ros.fallback import FALLBACKS
 from rscmd_ros.pairing import POLICIES
+from rscmd_ros.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -56,14 +58,64 @@ class Settings:
         0.7, "Of two boxes of a class that overlap more than this (IoU), the weaker goes.", low=0.0, high=1.0, live=True
     )
     max_detections: int = _parameter(300, "At most so many detections per image.", low=1, high=10000, live=True)
+    classes: tuple[str, ...] = _parameter(
+        ("",),
+        'Names of the classes to publish; [""] means all of the model\'s.',
+        live=True,
+    )
+    enable: bool = _parameter(
+        True,
+        "False: cameras are watched and frames counted, but nothing is decoded, found or published. Service ~/enable "
+        "(std_srvs/SetBool) sets the same.",
+        live=True,
+    )
+    lazy: bool = _parameter(
+        False,
+        "Decode and run the model only while somebody subscribes to detections or overlay/image. The overlay is drawn "
+        "only then in any case.",
+        live=True,
+    )
+    tracker: str = _parameter(
+        "none", "bytetrack gives each object an identity in Detection2D.id that it keeps over frames.", choices=TRACKERS
+    )
+    fallback: str = _parameter(
+        "both",
+        "What answers while one camera is lost. both: the branch of the camera that is left. visible, thermal: the "
+        "same, but only for that camera; without it nothing. hold: no branch; the last fused answer is published "
+        "again, under its old stamp, with each frame of the camera that is left. off: cameras are not judged; only "
+        "pairs are answered, those with a frozen picture too.",
+        choices=FALLBACKS,
+        live=True,
+    )
+    stream_timeout: float = _parameter(
+        1.0,
+        "A camera that has shown nothing new for so many s (silent, or repeating its picture), while the other went "
+        "on, is lost. At least three periods of that camera are waited for.",
+        low=0.05,
+        high=60.0,
+        live=True,
+    )
+    shutter_time: float = _parameter(
+        3.0,
+        "A loss of the thermal camera is taken for its shutter (flat-field correction) for so many s, and only then "
+        "warned of.",
+        low=0.0,
+        high=60.0,
+        live=True,
+    )
     pairing_policy: str = _parameter(
         "nearest",
         "How frames are paired: nearest gives each frame of the slower stream its nearest partner; approximate and "
         "exact are the standard message_filters synchronizers.",
         choices=POLICIES,
+        live=True,
     )
     slop_ms: float = _parameter(
-        50.0, "Largest time difference within a pair, in ms. Not used by policy exact.", low=0.0, high=10000.0
+        50.0,
+        "Largest time difference within a pair, in ms. Not used by policy exact.",
+        low=0.0,
+        high=10000.0,
+        live=True,
     )
     deadline_ms: float = _parameter(
         100.0,
@@ -71,13 +123,15 @@ class Settings:
         "Policy nearest only.",
         low=0.0,
         high=10000.0,
+        live=True,
     )
     thermal_offset_ms: float = _parameter(
-        0.0, "By how many ms thermal stamps are late; taken off before pairing.", low=-10000.0, high=10000.0
+        0.0, "By how many ms thermal stamps are late; taken off before pairing.", low=-10000.0, high=10000.0, live=True
     )
     reuse: bool = _parameter(
         False,
         "Pair every frame with its nearest partner, so that a slow frame serves several fast ones. Only nearest.",
+        live=True,
     )
     queue_size: int = _parameter(
         30,
@@ -108,6 +162,8 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
             return f"parameter '{name}' is '{value}'; choose one of {', '.join(about['choices'])}"
         if about["low"] is not None and not (math.isfinite(value) and about["low"] <= value <= about["high"]):
             return f"parameter '{name}' is {value}; it must lie between {about['low']} and {about['high']}"
+    if twice := sorted({name for name in values["classes"] if list(values["classes"]).count(name) > 1}):
+        return f"parameter 'classes' names {', '.join(twice)} more than once"
     if values["reuse"] and values["pairing_policy"] != "nearest":
         return f"parameter 'reuse' works with pairing_policy nearest only, and that is '{values['pairing_policy']}'"
     if values["pairing_policy"] == "approximate" and values["slop_ms"] == 0:
@@ -115,10 +171,21 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
     return None
 
 
+def unknown_classes(classes: Iterable[str], names: Iterable[str]) -> str | None:
+    """What is wrong with parameter `classes` for a model with these class names; None when nothing is."""
+    strange = ", ".join(f"'{name}'" for name in wanted_classes(classes) if name not in names)
+    return f"parameter 'classes' names {strange}; the model's classes are {', '.join(names)}" if strange else None
+
+
+def wanted_classes(classes: Iterable[str]) -> list[str]:
+    """The names in parameter `classes`; none means all."""
+    return [name for name in classes if name]
+
+
 def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], configured: bool) -> str | None:
     """Why a change, all of it together, has to be refused; None when it can be made."""
     if configured:
-        fixed = [name for name in changes if not TABLE[name].metadata["live"] and changes[name] != current[name]]
+        fixed = [n for n in changes if not TABLE[n].metadata["live"] and as_row(n, changes[n]) != as_row(n, current[n])]
         if fixed:
             names = ", ".join(f"'{name}'" for name in fixed)
             return f"{names} can be set only while the node is unconfigured: deactivate and clean it up first"
@@ -129,6 +196,11 @@ def as_double(name: str, value: Any) -> Any:
     """An integer given for a parameter that is a double becomes one; everything else stays as it is."""
     wants_double = name in TABLE and isinstance(TABLE[name].default, float)
     return float(value) if wants_double and isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def as_row(name: str, value: Any) -> Any:
+    """A parameter's value as the table holds it: a list becomes a tuple."""
+    return tuple(value) if isinstance(value, (list, tuple)) and isinstance(TABLE[name].default, tuple) else value
 
 
 def declare(node: Node) -> None:
@@ -144,7 +216,8 @@ def declare(node: Node) -> None:
 
     for name, row in TABLE.items():
         try:
-            node.declare_parameter(name, row.default, _descriptor(row))
+            default = list(row.default) if isinstance(row.default, tuple) else row.default
+            node.declare_parameter(name, default, _descriptor(row))
         except InvalidParameterTypeException:
             if not isinstance(row.default, float):
                 raise
@@ -175,7 +248,7 @@ def unknown(names: Iterable[str]) -> list[str]:
 
 def current(node: Node) -> dict[str, Any]:
     """The values of all parameters."""
-    return {name: node.get_parameter(name).value for name in TABLE}
+    return {name: as_row(name, node.get_parameter(name).value) for name in TABLE}
 
 
 def _descriptor(row: Field[Any]) -> Any:

@@ -22,10 +22,12 @@ from rscmd_ros.charts import curve, histogram, stacked_bars
 
 LEDGER_COLOURS = {
     "paired": "#2a9d8f",
+    "alone": "#4f8fcf",
     "too_far": "#e76f51",
     "superseded": "#8d99ae",
     "late": "#e9c46a",
     "duplicate": "#b08968",
+    "frozen": "#7f5539",
     "invalid": "#c1121f",
     "reset": "#7b5ea7",
     "pending": "#cbd5e1",
@@ -33,10 +35,12 @@ LEDGER_COLOURS = {
 }
 LEDGER_MEANING = {
     "paired": "is part of a pair",
+    "alone": "the other camera was lost; answered by its own branch",
     "too_far": "no frame of the other camera within the slop",
     "superseded": "the partner went to a nearer frame: the surplus of the faster camera",
     "late": "older than a frame already received",
     "duplicate": "its stamp was there before",
+    "frozen": "its camera repeated one and the same picture",
     "invalid": "could not be used: encoding, size or stamp",
     "reset": "was waiting when time jumped back",
     "pending": "was still waiting for a partner at the end",

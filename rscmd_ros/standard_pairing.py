@@ -14,7 +14,7 @@ from typing import Any
 import message_filters
 from builtin_interfaces.msg import Time
 
-from rscmd_ros.frames import STREAMS, Frame, History, Ledger, Pair, Stream, TimeJumps
+from rscmd_ros.frames import STREAMS, Counter, Frame, History, Ledger, Pair, Stream, TimeJumps
 
 _NS = 1_000_000_000
 
@@ -99,10 +99,27 @@ class StandardPairer:
             queue.clear()
         self._forget_time()
 
-    def invalid(self, stream: Stream) -> None:
-        """Count a frame that was received but cannot be used."""
+    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
+        """Take in a frame for which no partner is to be waited for. See `Pairer.alone`."""
         self.ledger.received(stream)
-        self.ledger.count(stream, "invalid")
+        if stamp <= 0:
+            self.ledger.count(stream, "invalid")
+            return None
+        time = stamp - self._offset if stream == "thermal" else stamp
+        verdict = self._jumps[stream].judge(time)
+        if verdict == "jump":
+            self.reset()
+            self._jumps[stream].judge(time)
+        elif verdict != "new":
+            self.ledger.count(stream, "duplicate" if verdict == "same" else "late")
+            return None
+        self.ledger.count(stream, "alone")
+        return Frame(stream, stamp, payload)
+
+    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
+        """Count a frame that was received but cannot be used; `counter` says why."""
+        self.ledger.received(stream)
+        self.ledger.count(stream, counter)
 
     def _forget_time(self) -> None:
         self._jumps = {stream: TimeJumps() for stream in STREAMS}

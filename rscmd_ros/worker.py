@@ -13,14 +13,21 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+ENDINGS = ("done", "failed", "replaced", "discarded", "skipped")
+"""What becomes of a job of the worker."""
+
+
 class StoppedError(Exception):
     """The process was asked to end while something long was under way."""
 
 
-def run_unless(stopping: threading.Event, work: Callable[[], Result]) -> Result:
+def run_unless(
+    stopping: threading.Event, work: Callable[[], Result], meanwhile: Callable[[], None] = lambda: None
+) -> Result:
     """Do something long, such as importing torch, in a thread that is left behind once the event is set.
 
-    Returns or raises what `work` does; raises StoppedError when the event came first.
+    `meanwhile` is called in the caller's thread about twenty times a second until then. Returns or raises what `work`
+    does; raises StoppedError when the event came first.
     """
     future: Future[Result] = Future()
 
@@ -34,55 +41,66 @@ def run_unless(stopping: threading.Event, work: Callable[[], Result]) -> Result:
     while not stopping.is_set():
         if wait([future], timeout=0.05).done:
             return future.result()
+        meanwhile()
     raise StoppedError
 
 
 class Worker(Generic[Job]):
     """Runs `work(job)` in a thread of its own, always on the newest job; an older one still waiting is replaced.
 
-    Every job submitted ends in exactly one counter, or is in hand:
-    submitted == done + failed + replaced + discarded + in hand.
+    Every job submitted ends in exactly one counter, or is in hand, for each kind of job by itself:
+    submitted == done + failed + replaced + discarded + skipped + in hand.
 
     work     called without any lock held; an exception counts the job as failed and the thread goes on
     failed   told of such an exception, in the worker's thread
+    kinds    what jobs are counted apart
     """
 
-    def __init__(self, work: Callable[[Job], None], failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, work: Callable[[Job], None], failed: Callable[[Exception], None], kinds: tuple[str, ...] = ("jobs",)
+    ) -> None:
         self._work = work
         self._failed = failed
+        self._kinds = kinds
         self._change = threading.Condition()
-        self._waiting: Job | None = None
-        self._busy = False
+        self._waiting: tuple[Job, str] | None = None
+        self._busy: str | None = None
         self._stopping = False
-        self._counts = dict.fromkeys(("submitted", "done", "failed", "replaced", "discarded"), 0)
+        self._counts = {kind: dict.fromkeys(("submitted", *ENDINGS), 0) for kind in kinds}
         # A daemon, because the process must be able to end while a computation that nothing can interrupt goes on.
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Make this the next job, in place of one that still waits."""
+    def submit(self, job: Job, kind: str | None = None, *, wanted: bool = True) -> None:
+        """Make this the next job, in place of one that still waits; one that nobody wants is only counted, `skipped`.
+
+        `kind` is one of the worker's, the first by default.
+        """
+        kind = kind or self._kinds[0]
         with self._change:
-            self._counts["submitted"] += 1
-            if self._stopping:
-                self._counts["discarded"] += 1
+            self._counts[kind]["submitted"] += 1
+            if self._stopping or not wanted:
+                self._counts[kind]["discarded" if self._stopping else "skipped"] += 1
                 return
             if self._waiting is not None:
-                self._counts["replaced"] += 1
-            self._waiting = job
+                self._counts[self._waiting[1]]["replaced"] += 1
+            self._waiting = job, kind
             self._change.notify()
 
-    def counts(self) -> dict[str, int]:
-        """The counters, and `in_hand`: jobs waiting or being worked on."""
+    def counts(self, kind: str | None = None) -> dict[str, int]:
+        """The counters of a kind, and `in_hand`: jobs waiting or being worked on."""
+        kind = kind or self._kinds[0]
         with self._change:
-            return {**self._counts, "in_hand": int(self._busy) + int(self._waiting is not None)}
+            waiting = self._waiting is not None and self._waiting[1] == kind
+            return {**self._counts[kind], "in_hand": int(self._busy == kind) + int(waiting)}
 
     def stop(self, timeout: float) -> bool:
         """Discard what waits and let the job in hand end; False when it has not ended within `timeout` seconds."""
         with self._change:
             self._stopping = True
             if self._waiting is not None:
+                self._counts[self._waiting[1]]["discarded"] += 1
                 self._waiting = None
-                self._counts["discarded"] += 1
             self._change.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -91,10 +109,10 @@ class Worker(Generic[Job]):
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._stopping or self._waiting is not None)
-                job, self._waiting = self._waiting, None
-                if job is None:
+                if self._waiting is None:
                     return
-                self._busy = True
+                (job, kind), self._waiting = self._waiting, None
+                self._busy = kind
             ending = "done"
             try:
                 self._work(job)
@@ -103,8 +121,8 @@ class Worker(Generic[Job]):
                 self._failed(error)
             del job  # two images that nobody needs any more
             with self._change:
-                self._counts[ending] += 1
-                self._busy = False
+                self._counts[kind][ending] += 1
+                self._busy = None
 
 
 class Latencies:
@@ -115,7 +133,16 @@ class Latencies:
 
     def add(self, since_ns: int) -> None:
         """Note the time from `since_ns` of `time.monotonic_ns` until now."""
-        self._ms.append((time.monotonic_ns() - since_ns) / 1e6)
+        self.note((time.monotonic_ns() - since_ns) / 1e6)
+
+    def note(self, ms: float) -> None:
+        """Note a duration."""
+        self._ms.append(ms)
+
+    def mean(self) -> float | None:
+        """In ms; None before anything was noted."""
+        values = self._ms.copy()
+        return sum(values) / len(values) if values else None
 
     def percentile(self, percent: float) -> float | None:
         """In ms, by the nearest rank; None before anything was noted."""

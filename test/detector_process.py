@@ -19,16 +19,17 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 from vision_msgs.msg import Detection2DArray
 
-from rscmd_ros.conversions import thermal_to_image, time_msg, visible_to_image
+from rscmd_ros.conversions import stamp_ns, thermal_to_image, time_msg, visible_to_image
 from rscmd_ros.pairing import COUNTERS, STREAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 MS = 1_000_000
+NAMES = {0: "person", 1: "car"}
 PATIENCE = 90.0
 """Seconds after which a condition is taken never to come; a busy machine takes its time to import torch."""
 
@@ -36,10 +37,12 @@ PATIENCE = 90.0
 class Detector:
     """A detector node's process and what it has written."""
 
-    def __init__(self, folder: Path, **parameters: Any) -> None:
+    def __init__(self, folder: Path, prelude: str = "", **parameters: Any) -> None:
+        """`prelude` is Python that runs in the process first."""
         self.log = folder / "detector.log"
         values = [argument for name, value in parameters.items() for argument in ("-p", f"{name}:={value}")]
-        command = [sys.executable, "-m", "rscmd_ros.detector_node", "--ros-args", *values]
+        start = ["-c", f"{prelude}\nfrom rscmd_ros.detector_node import main; main()"]
+        command = [sys.executable, *(start if prelude else ["-m", "rscmd_ros.detector_node"]), "--ros-args", *values]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
@@ -83,6 +86,10 @@ class Cameras:
         self.detections: list[Detection2DArray] = []
         self.status: dict[str, str] = {}
         self.reports = 0
+        self.reported_at = 0
+        self.mode: list[str] = []
+        latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        self.node.create_subscription(String, "mode", lambda msg: self.mode.append(msg.data), latched)
         self.node.create_subscription(Detection2DArray, "detections", self.detections.append, 50)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 50)
         self.publishers: dict[str, Any] = {}
@@ -97,6 +104,7 @@ class Cameras:
         for status in msg.status:
             if status.name == "rscmd_detector: pairing":
                 self.reports += 1
+                self.reported_at = stamp_ns(msg.header)
                 self.status = {pair.key: pair.value for pair in status.values}
 
     def spin_until(self, true: Callable[[], bool], what: str) -> None:
@@ -119,9 +127,11 @@ class Cameras:
             self.node.destroy_publisher(self.publishers.pop(stream))
 
     def fresh_counts(self) -> dict[str, int]:
-        """The node's counters as of now: from a report later than the next one."""
+        """The node's counters as of now: from the second report made from now on."""
+        asked = time.time_ns()
+        self.spin_until(lambda: self.reported_at > asked, "a report on /diagnostics")
         seen = self.reports
-        self.spin_until(lambda: self.reports > seen + 1, "two reports on /diagnostics")
+        self.spin_until(lambda: self.reports > seen, "a second report on /diagnostics")
         return {key: int(value) for key, value in self.status.items() if value.isdigit()}
 
     def send_pair(self, dt_ms: float = 2.0) -> tuple[Image, Image]:
@@ -131,6 +141,22 @@ class Cameras:
         self.publishers["visible"].publish(visible)
         self.publishers["thermal"].publish(thermal)
         return visible, thermal
+
+    def play(self, done: Callable[[], bool], what: str, visible: str = "sends", thermal: str = "sends") -> None:
+        """Both cameras at 20 Hz, with stamps that go on, until `done`; each `sends`, is `silent` or `frozen`."""
+        until = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < until, f"{what}: did not come about; last diagnostics: {self.status}, {self.mode}"
+            self.stamp += 50 * MS
+            fresh, old = images(self.stamp), images(1000 * MS)
+            for message, frozen, stream, doing in zip(fresh, old, STREAMS, (visible, thermal)):
+                if doing == "frozen":
+                    message.data = frozen.data
+                if doing != "silent" and stream in self.publishers:
+                    self.publishers[stream].publish(message)
+            tick = time.monotonic() + 0.05
+            while time.monotonic() < tick:
+                self.executor.spin_once(timeout_sec=0.01)
 
     def call(self, kind: type, name: str, request: Any) -> Any:
         client = self.node.create_client(kind, f"/rscmd_detector/{name}")
@@ -174,8 +200,9 @@ def check_ledger(counts: dict[str, int]) -> None:
     for stream in STREAMS:
         known = sum(counts[f"{stream}.{counter}"] for counter in COUNTERS) + counts[f"{stream}.pending"]
         assert counts[f"{stream}.received"] == known
-    ends = ("inferred", "replaced", "failed", "discarded", "in_hand")
-    assert counts["pairs"] == sum(counts[f"pairs_{end}"] for end in ends)
+    for kind in ("pairs", "lone"):
+        ends = ("inferred", "replaced", "failed", "discarded", "skipped", "in_hand")
+        assert counts[kind] == sum(counts[f"{kind}_{end}"] for end in ends)
 
 
 def check_silent_leave(detector: Detector, cameras: Cameras) -> None:
@@ -200,3 +227,19 @@ def wait_for_handlers(process: subprocess.Popen[bytes], number: int) -> None:
             return
         time.sleep(0.002)
     raise AssertionError("no signal handler")
+
+
+def random_model(path: Path, image_size: int) -> Path:
+    """Write a model of random weights."""
+    import torch
+
+    from rscmd_model.config import method_config
+    from rscmd_model.model import RscmdModel
+    from rscmd_model.model_file import ModelHeader, save_model
+    from rscmd_model.thermal import ThermalContract
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = method_config("rscmd")
+        save_model(path, RscmdModel(config, NAMES), ModelHeader(config, NAMES, image_size, ThermalContract()))
+    return path

@@ -17,6 +17,7 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from detector_process import (
     MS,
+    NAMES,
     PATIENCE,
     ROOT,
     Cameras,
@@ -24,6 +25,7 @@ from detector_process import (
     check_ledger,
     check_silent_leave,
     images,
+    random_model,
     wait_for_handlers,
 )
 from rcl_interfaces.srv import DescribeParameters
@@ -32,24 +34,7 @@ from sensor_msgs.msg import CompressedImage
 from rscmd_ros.conversions import msg_to_detections, thermal_to_image
 from rscmd_ros.pairing import STREAMS
 
-NAMES = {0: "person", 1: "car"}
 SHARED: list[Detector] = []
-
-
-def random_model(path: Path, image_size: int) -> Path:
-    """Write a model of random weights."""
-    import torch
-
-    from rscmd_model.config import method_config
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = method_config("rscmd")
-        save_model(path, RscmdModel(config, NAMES), ModelHeader(config, NAMES, image_size, ThermalContract()))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +188,13 @@ def test_live_parameters(active, cameras):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"iou_threshold": 0.5, "slop_ms": 30.0}, "'slop_ms' can be set only while the node is unconfigured"),
+        ({"iou_threshold": 0.5, "queue_size": 31}, "'queue_size' can be set only while the node is unconfigured"),
         ({"iou_threshold": 0.5, "confidence_threshold": 1.5}, "confidence_threshold out of range"),
         ({"iou_threshold": 0.5, "max_detections": 0}, "max_detections out of range"),
         ({"iou_threshold": 0.5, "autostart": False}, "read-only parameter: autostart"),
         ({"iou_threshold": 0.5, "max_detections": "many"}, "Wrong parameter type"),
+        ({"iou_threshold": 0.5, "classes": ["car", "cat"]}, "'cat'; the model's classes are person, car"),
+        ({"iou_threshold": 0.5, "fallback": "perhaps"}, "choose one of both, visible, thermal, hold, off"),
     ],
 )
 def test_parameters_are_refused_as_a_set(active, cameras, values, reason):

@@ -372,3 +372,29 @@ def test_wrong_arguments_are_named():
     for bad in ({"slop": -1}, {"slop": 1, "deadline": -1}, {"slop": 1, "capacity": 0}):
         with pytest.raises(ValueError, match="must be"):
             make_pairer("nearest", **bad)
+
+
+@pytest.mark.parametrize("policy", ["nearest", "approximate"])
+def test_lone_frames_are_counted_once_and_never_go_back(policy):
+    """Pairs, then a lost thermal camera, then pairs again; duplicates, late frames and a jump meanwhile."""
+    if policy != "nearest":
+        pytest.importorskip("message_filters", reason="message_filters is not installed")
+    pairer = make_pairer(policy, slop=10 * MS)
+    feed(pairer, camera("visible", 10), camera("thermal", 10, phase_ms=2), flush=False)
+    pairer.flush()
+    check_ledger(pairer)
+    start = 10 * SECOND
+    handed = [pairer.alone("visible", start + n * 100 * MS, n, start) for n in (0, 1, 1, 3, 2, 4)]
+    assert [frame.payload if frame else None for frame in handed] == [0, 1, None, 3, None, 4]
+    assert pairer.alone("visible", 0, None, start) is None
+    assert pairer.alone("visible", start - 3 * SECOND, "jump", start).payload == "jump"
+    pairer.invalid("thermal", "frozen")
+    check_ledger(pairer)
+    seen = counts(pairer, "visible")
+    assert (seen["alone"], seen["duplicate"], seen["late"], seen["invalid"]) == (5, 1, 1, 1)
+    assert counts(pairer, "thermal")["frozen"] == 1
+    later = start - 2 * SECOND
+    pairer.add("visible", later, "v", later)
+    pairs = [*pairer.add("thermal", later + MS, "t", later), *pairer.flush()]
+    assert [(pair.visible.payload, pair.thermal.payload) for pair in pairs] == [("v", "t")]
+    check_ledger(pairer)

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rscmd_ros.parameters import TABLE, Settings, as_double, problem_with, problem_with_change, to_yaml, unknown
+from rscmd_ros.parameters import (
+    TABLE,
+    Settings,
+    as_double,
+    as_row,
+    problem_with,
+    problem_with_change,
+    to_yaml,
+    unknown,
+    unknown_classes,
+)
 
 DEFAULTS = asdict(Settings())
 FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
@@ -17,7 +27,7 @@ FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
 
 def test_file_shows_the_table():
     assert FILE.read_text() == to_yaml(), "run: python -m rscmd_ros.parameters > config/detector.yaml"
-    shown = yaml.safe_load(to_yaml())["/**"]["ros__parameters"]
+    shown = {n: as_row(n, value) for n, value in yaml.safe_load(to_yaml())["/**"]["ros__parameters"].items()}
     assert shown == DEFAULTS
     # rclpy takes the types from the file: 50 would be an integer.
     assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in DEFAULTS.items()}
@@ -37,6 +47,9 @@ def test_defaults_are_allowed():
         ({"queue_size": 0}, "'queue_size' is 0"),
         ({"pairing_policy": "closest"}, "'pairing_policy' is 'closest'; choose one of nearest, approximate, exact"),
         ({"thermal_reliability": "maybe"}, "'thermal_reliability' is 'maybe'; choose one of best_effort, reliable"),
+        ({"classes": ("car", "person", "car")}, "'classes' names car more than once"),
+        ({"tracker": "sort"}, "'tracker' is 'sort'; choose one of none, bytetrack"),
+        ({"stream_timeout": 0.0}, "'stream_timeout' is 0.0; it must lie between 0.05 and 60.0"),
         ({"reuse": True, "pairing_policy": "approximate"}, "'reuse' works with pairing_policy nearest only"),
         ({"slop_ms": 0.0, "pairing_policy": "approximate"}, "with which pairing_policy approximate never pairs"),
     ],
@@ -54,7 +67,22 @@ def test_changes_are_judged_together():
 
 
 def test_a_configured_node_takes_live_parameters_only():
-    live = {"confidence_threshold": 0.5, "iou_threshold": 0.5, "max_detections": 10}
+    live = {
+        "confidence_threshold": 0.5,
+        "iou_threshold": 0.5,
+        "max_detections": 10,
+        "classes": ["car"],
+        "enable": False,
+        "lazy": True,
+        "fallback": "hold",
+        "stream_timeout": 2.0,
+        "shutter_time": 4.0,
+        "pairing_policy": "exact",
+        "slop_ms": 10.0,
+        "deadline_ms": 10.0,
+        "thermal_offset_ms": 10.0,
+        "reuse": False,
+    }
     assert {name for name, row in TABLE.items() if row.metadata["live"]} == set(live)
     assert problem_with_change(DEFAULTS, live, configured=True) is None
     for name in TABLE.keys() - live.keys():
@@ -63,6 +91,14 @@ def test_a_configured_node_takes_live_parameters_only():
             DEFAULTS, {**live, **changed}, configured=True
         )
         assert problem_with_change(DEFAULTS, {name: DEFAULTS[name]}, configured=True) is None  # no change at all
+
+
+def test_unknown_classes_are_named_with_those_there_are():
+    assert unknown_classes([""], ["person", "car"]) is None
+    assert unknown_classes(["car"], ["person", "car"]) is None
+    assert unknown_classes(["car", "cat"], ["person", "car"]) == (
+        "parameter 'classes' names 'cat'; the model's classes are person, car"
+    )
 
 
 def test_integers_serve_as_doubles_and_nothing_else_does():

@@ -14,7 +14,7 @@ PATIENCE = 30.0
 
 def check_counts(worker: Worker[int]) -> dict[str, int]:
     counts = worker.counts()
-    ends = ("done", "failed", "replaced", "discarded", "in_hand")
+    ends = ("done", "failed", "replaced", "discarded", "skipped", "in_hand")
     assert counts["submitted"] == sum(counts[end] for end in ends)
     return counts
 
@@ -47,7 +47,7 @@ def test_newest_job_is_taken_and_every_job_counted():
     for job in (2, 3, 4):  # while 1 is being worked on
         worker.submit(job)
     assert check_counts(worker) == {
-        "submitted": 4, "done": 0, "failed": 0, "replaced": 2, "discarded": 0, "in_hand": 2,
+        "submitted": 4, "done": 0, "failed": 0, "replaced": 2, "discarded": 0, "skipped": 0, "in_hand": 2,
     }  # fmt: skip
     bench.may_end.release()
     assert bench.started.acquire(timeout=PATIENCE)
@@ -58,7 +58,7 @@ def test_newest_job_is_taken_and_every_job_counted():
     assert worker.stop(timeout=PATIENCE)
     assert bench.taken == [1, 4]
     assert check_counts(worker) == {
-        "submitted": 6, "done": 2, "failed": 0, "replaced": 2, "discarded": 2, "in_hand": 0,
+        "submitted": 6, "done": 2, "failed": 0, "replaced": 2, "discarded": 2, "skipped": 0, "in_hand": 0,
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_what_keeps_images_from_coming_is_named():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from rclpy.qos import QoSReliabilityPolicy
 
-    from rscmd_ros.diagnostics import IMAGE_TYPE, topic_problem
+    from rscmd_ros.causes import IMAGE_TYPE, topic_problem
 
     def publisher(kind: str, reliable: bool = True) -> SimpleNamespace:
         policy = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT

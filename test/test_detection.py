@@ -1,0 +1,133 @@
+"""What the worker's thread makes of pairs and lone frames, with a predictor whose answers are known."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
+
+from detector_process import MS, images
+
+from rscmd_model.detections import Detections
+from rscmd_model.thermal import ThermalContract
+from rscmd_ros.conversions import stamp_ns
+from rscmd_ros.detection import Arrival, PairDetector, out_of_memory
+from rscmd_ros.pairing import Frame, Pair
+from rscmd_ros.parameters import Settings
+
+
+class Known:
+    """Three objects, the last of them weak; `asked` keeps what was asked for."""
+
+    names = {0: "person", 1: "car"}  # noqa: RUF012
+    thermal = ThermalContract()
+    registration = None
+    config = SimpleNamespace(branches=("fused", "visible", "thermal"))
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.stages = {"preprocess": 1.0, "inference": 5.0, "postprocess": 2.0}
+
+    def predict(self, visible: np.ndarray | None, thermal: np.ndarray | None, **options: Any) -> Detections:
+        self.asked.append({"visible": visible is not None, "thermal": thermal is not None, **options})
+        boxes = [[0, 0, 20, 30], [40, 10, 70, 60], [90, 20, 120, 50]]
+        found = Detections(np.array(boxes), np.array([0.9, 0.6, 0.15]), np.array([0, 1, 0]))
+        keep = found.scores >= options["conf"]
+        return Detections(found.boxes[keep], found.scores[keep], found.classes[keep])
+
+
+class Published(list):
+    publish = list.append
+
+
+def make(**settings: Any) -> tuple[PairDetector, Known, Published]:
+    known, published = Known(), Published()
+    return PairDetector(known, published, None, Settings(**settings), threading.Event()), known, published
+
+
+def frames(n: int) -> tuple[Frame, Frame]:
+    stamp = 1000 * 1000 * MS + n * 100 * MS
+    visible, thermal = images(stamp, 2 * MS)
+    return Frame("visible", stamp, Arrival(visible, 0)), Frame("thermal", stamp + 2 * MS, Arrival(thermal, 0))
+
+
+def labels(message: Any) -> list[str]:
+    return [detection.results[0].hypothesis.class_id for detection in message.detections]
+
+
+def test_classes_and_the_most_detections_are_kept_apart():
+    detector, known, published = make(classes=("car",), max_detections=1)
+    detector.detect(Pair(*frames(0), 0))
+    assert labels(published[-1]) == ["car"]  # the stronger person takes nobody's place
+    detector.settings = replace(detector.settings, classes=("",), max_detections=2)
+    detector.detect(Pair(*frames(1), 0))
+    assert labels(published[-1]) == ["person", "car"]
+    assert known.asked[-1]["max_det"] == 2
+
+
+def test_tracks_are_in_the_message_and_weak_boxes_are_not():
+    detector, known, published = make(tracker="bytetrack", confidence_threshold=0.25)
+    for n in range(3):
+        detector.detect(Pair(*frames(n), 0))
+        assert [d.id for d in published[-1].detections] == ["1", "2"]
+    assert known.asked[-1]["conf"] == 0.1  # ByteTrack wants to see the weak ones
+    detector.reset()
+    detector.detect(Pair(*frames(3), 0))
+    assert [d.id for d in published[-1].detections] == ["1", "2"]
+
+
+def test_a_lone_thermal_frame_is_answered_in_the_visible_frame_once_that_is_known():
+    detector, known, published = make()
+    visible, thermal = frames(0)
+    detector.detect(thermal)
+    assert published[-1].header.frame_id == "thermal_optical"
+    assert known.asked[-1]["size"] is None
+    detector.detect(Pair(visible, thermal, 0))
+    assert published[-1].header.frame_id == "visible_optical"
+    visible, thermal = frames(1)
+    detector.detect(thermal)
+    assert (known.asked[-1]["visible"], known.asked[-1]["size"]) == (False, (160, 96))
+    assert published[-1].header.frame_id == "visible_optical"
+    assert stamp_ns(published[-1].header) == thermal.stamp
+    detector.detect(visible)
+    assert (known.asked[-1]["thermal"], stamp_ns(published[-1].header)) == (False, visible.stamp)
+
+
+def test_hold_repeats_the_last_fused_answer_under_its_own_stamp():
+    detector, _, published = make()
+    detector.hold()
+    assert not published
+    visible, thermal = frames(0)
+    detector.detect(Pair(visible, thermal, 0))
+    detector.detect(frames(1)[0])
+    detector.hold()
+    assert stamp_ns(published[-1].header) == visible.stamp
+    detector.reset()
+    detector.hold()
+    assert len(published) == 3
+
+
+def test_every_stage_is_timed():
+    detector, _, _ = make()
+    detector.detect(Pair(*frames(0), 0))
+    assert all(latencies.percentile(50) is not None for latencies in detector.stages.values())
+    assert detector.stages["inference"].percentile(99) == 5.0
+
+
+def test_words_for_no_memory_are_known():
+    import torch
+
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    assert out_of_memory(refused.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
