@@ -48,7 +48,8 @@ class Camera:
 
     stream     "visible" or "thermal"
     transport  "raw" for sensor_msgs/Image, "compressed" for sensor_msgs/CompressedImage
-    rectify    take the lens distortion out, by the camera_info that `info` was given; images wait for it
+    rectify    take the lens distortion out, by the camera_info that `info` was given
+    calibrated refuse images until a camera_info has come; rectifying does so too
     limits     the largest image that is taken
     contract   of the model: what thermal images have to be; None takes every thermal one
     """
@@ -59,12 +60,14 @@ class Camera:
         *,
         transport: str = "raw",
         rectify: bool = False,
+        calibrated: bool = False,
         limits: Limits = NO_LIMITS,
         contract: ThermalContract | None = None,
     ) -> None:
         self.stream = stream
         self.transport = transport
         self.rectify = rectify
+        self.calibrated = calibrated or rectify
         self.lens: Lens | None = None
         """What the last camera_info told; replaced whole, so the worker may read it while the callback writes."""
         self._limits = limits
@@ -76,11 +79,11 @@ class Camera:
         """The size (width, height) of an image that can be used, without decoding it.
 
         Raises:
-            ConversionError: encoding, format, amount of data, size, or a depth that is not the contract's; or it is to
-                be rectified and no camera_info has come, or one that cannot be used.
+            ConversionError: encoding, format, amount of data, size, or a depth that is not the contract's; or a
+                camera_info is needed and none has come, or one that cannot be used.
         """
         size = self._check_visible(msg) if self.stream == "visible" else self._check_thermal(msg)
-        if self.rectify:
+        if self.calibrated:
             self._fitting_lens(size)
         return size
 
@@ -134,7 +137,7 @@ class Camera:
         try:
             lens.matrix(size)
         except UserError as error:
-            raise ConversionError(f"{self.stream} image cannot be rectified: {error}") from None
+            raise ConversionError(f"{self.stream} image does not fit its camera_info: {error}") from None
         return lens
 
     def _check_visible(self, msg: Any) -> tuple[int, int]:

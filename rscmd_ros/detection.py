@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from rscmd_model.errors import UserError
 from rscmd_model.registration import load_registration
-from rscmd_ros.conversions import detections_to_msg, image_to_thermal, image_to_visible
+from rscmd_ros.conversions import detections_to_msg
 from rscmd_ros.diagnostics import Throttle
 from rscmd_ros.pairing import Pair
 from rscmd_ros.parameters import Settings
+from rscmd_ros.rig import make_rig
 from rscmd_ros.worker import Latencies
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class Arrival:
     """What travels through pairing: the message, and when it came, in ns of the steady clock."""
 
-    msg: Image
+    msg: Image | CompressedImage
     at: int
 
 
@@ -53,7 +54,7 @@ def load_predictor(settings: Settings) -> Predictor:
 
 
 class PairDetector:
-    """Finds what is in a pair and publishes it under the header of the visible image.
+    """Finds what is in a pair and publishes it under the header of the image in whose pixels the boxes are.
 
     predictor  answers the pairs
     publisher  of vision_msgs/Detection2DArray
@@ -71,6 +72,9 @@ class PairDetector:
         """From the arrival of a pair's later image to the publishing of the answer."""
         self.inference = Latencies()
         """Of conversion and Predictor alone."""
+        self.rig = make_rig(settings, predictor.thermal)
+        """The cameras, by the settings of the configure."""
+        self._registration = predictor.registration
         self._publisher = publisher
         self._logger = logger
         self._stopping = stopping
@@ -82,15 +86,20 @@ class PairDetector:
         assert isinstance(visible, Arrival)
         assert isinstance(thermal, Arrival)
         started = time.monotonic_ns()
+        rig = self.rig
+        seen, warm = rig.cameras["visible"].decode(visible.msg), rig.cameras["thermal"].decode(thermal.msg)
+        self.predictor.registration = registration = rig.registration(self._registration)
         found = self.predictor.predict(
-            image_to_visible(visible.msg),
-            image_to_thermal(thermal.msg, self.predictor.thermal.palette_ok),
+            seen,
+            warm,
             conf=settings.confidence_threshold,
             iou=settings.iou_threshold,
             max_det=settings.max_detections,
         )
+        found = rig.in_frame(found, seen.shape[1::-1], warm.shape[1::-1], registration)
         self.inference.add(started)
-        self._publisher.publish(detections_to_msg(found, self.predictor.names, visible.msg.header))
+        header = (visible if rig.frame == "visible" else thermal).msg.header
+        self._publisher.publish(detections_to_msg(found, self.predictor.names, header))
         self.latency.add(max(visible.at, thermal.at))
 
     def failed(self, error: Exception) -> None:

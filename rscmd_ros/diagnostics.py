@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import QoSReliabilityPolicy
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
+IMAGE_TYPES = {"raw": IMAGE_TYPE, "compressed": "sensor_msgs/msg/CompressedImage"}
 
 
 class Throttle:
@@ -29,16 +30,19 @@ class Throttle:
         return True
 
 
-def topic_problem(topic: str, publishers: Iterable[Any], reliability: str) -> str | None:
+def topic_problem(topic: str, publishers: Iterable[Any], reliability: str, transport: str = "raw") -> str | None:
     """Why no image can come from a topic, given rclpy's endpoint infos of its publishers; None when one can."""
+    wanted = IMAGE_TYPES[transport]
     infos = list(publishers)
     if not infos:
         return f"nothing publishes on {topic}: start the camera, or remap the topic to the one it publishes on"
-    fitting = [info for info in infos if info.topic_type == IMAGE_TYPE]
+    fitting = [info for info in infos if info.topic_type == wanted]
     if not fitting:
         types = ", ".join(sorted({info.topic_type for info in infos}))
-        hint = " (decompress it with image_transport's republish)" if "CompressedImage" in types else ""
-        return f"{topic} has type {types}; this node needs {IMAGE_TYPE}{hint}"
+        hint = ""
+        if transport == "raw" and "CompressedImage" in types:
+            hint = " (for compressed topics set visible_transport or thermal_transport, and remap without /compressed)"
+        return f"{topic} has type {types}; this node needs {wanted}{hint}"
     best_effort = all(info.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT for info in fitting)
     if reliability == "reliable" and best_effort:
         return f"{topic} is published best effort but asked for reliable, so nothing arrives: ask for best_effort"

@@ -20,12 +20,13 @@ from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.errors import UserError
 from rscmd_ros import parameters
-from rscmd_ros.conversions import ConversionError, check_thermal, check_visible, stamp_ns
+from rscmd_ros.camera import image_topic, info_topic
+from rscmd_ros.conversions import ConversionError, stamp_ns
 from rscmd_ros.detection import Arrival, PairDetector, load_predictor, one_line
 from rscmd_ros.diagnostics import Throttle, diagnostic_array, pairing_status, topic_problem
 from rscmd_ros.pairing import STREAMS, Pair, Pairer, Stream, make_pairer
@@ -59,6 +60,7 @@ class DetectorNode(LifecycleNode):
         self._pairer: Pairer | None = None
         self._worker: Worker[Pair] | None = None
         self._subscribers: dict[Stream, message_filters.Subscriber] = {}
+        self._info_subscriptions: list[Any] = []
         self._finished_work = dict.fromkeys(("submitted", "done", "failed", "replaced", "discarded", "in_hand"), 0)
         self._active_since = 0.0
         self._warnings = Throttle(10.0)
@@ -179,9 +181,15 @@ class DetectorNode(LifecycleNode):
                 depth=max(_LEAST_QUEUE_OF_MIDDLEWARE, self._settings.queue_size),
                 reliability=QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT,
             )
-            subscriber = message_filters.Subscriber(self, Image, f"{stream}/image", qos_profile=qos)
+            camera, base = self._detector.rig.cameras[stream], self.resolve_topic_name(f"{stream}/image")
+            kind = Image if camera.transport == "raw" else CompressedImage
+            subscriber = message_filters.Subscriber(self, kind, image_topic(base, camera.transport), qos_profile=qos)
             subscriber.registerCallback(self._receive, stream)
             self._subscribers[stream] = subscriber
+            if camera.calibrated:
+                latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+                take = partial(self._take_info, stream)
+                self._info_subscriptions.append(self.create_subscription(CameraInfo, info_topic(base), take, latest))
         self._active_since = time.monotonic()
         self._deadline_timer.reset()
         topics = " and ".join(self._topic(stream) for stream in STREAMS)
@@ -192,6 +200,9 @@ class DetectorNode(LifecycleNode):
         for subscriber in self._subscribers.values():
             self.destroy_subscription(subscriber.sub)
         self._subscribers = {}
+        for subscription in self._info_subscriptions:
+            self.destroy_subscription(subscription)
+        self._info_subscriptions = []
         if self._worker is not None:
             ending = self._stopping.is_set()
             done = self._worker.stop(_WAIT_FOR_INFERENCE_AT_END if ending else _WAIT_FOR_INFERENCE)
@@ -216,18 +227,21 @@ class DetectorNode(LifecycleNode):
         in_bag_time = isinstance(clock, ROSClock) and clock.ros_time_is_active
         return int(clock.now().nanoseconds) if in_bag_time else time.monotonic_ns()
 
-    def _receive(self, msg: Image, stream: Stream) -> None:
+    def _take_info(self, stream: Stream, msg: CameraInfo) -> None:
+        if self._detector is None:
+            return
+        try:
+            self._detector.rig.cameras[stream].info(msg)
+        except ConversionError as error:
+            self._warn(str(error))
+
+    def _receive(self, msg: Image | CompressedImage, stream: Stream) -> None:
         pairer, detector, worker = self._pairer, self._detector, self._worker
         if pairer is None or detector is None or worker is None:
             return  # unsubscribed, and this one was already on its way
-        arrival, contract = Arrival(msg, time.monotonic_ns()), detector.predictor.thermal
+        arrival = Arrival(msg, time.monotonic_ns())
         try:
-            if stream == "visible":
-                check_visible(msg)
-            elif (source := check_thermal(msg, contract.palette_ok)) != (wanted := contract.source):
-                raise ConversionError(
-                    f"thermal image has encoding '{msg.encoding}' ({source}), and the model was trained on {wanted}"
-                )
+            detector.rig.cameras[stream].check(msg)
             if stamp_ns(msg.header) <= 0:
                 raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
         except ConversionError as error:
@@ -265,7 +279,8 @@ class DetectorNode(LifecycleNode):
             if not publishers and time.monotonic() - self._active_since < _GRACE_FOR_PUBLISHERS:
                 continue  # discovery takes its time
             reliability = getattr(self._settings, f"{stream}_reliability")
-            if problem := topic_problem(self._topic(stream), publishers, reliability):
+            transport = getattr(self._settings, f"{stream}_transport")
+            if problem := topic_problem(self._topic(stream), publishers, reliability, transport):
                 self._warn(problem)
                 problems.append(problem)
         return problems

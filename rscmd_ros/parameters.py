@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
+import array
 import difflib
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from rscmd_ros.pairing import POLICIES
+from rscmd_ros.pairing import POLICIES, STREAMS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
     from rclpy.parameter import Parameter
 
 _RELIABILITIES = ("best_effort", "reliable")
+_TRANSPORTS = ("raw", "compressed")
 
 
 def _parameter(
@@ -95,6 +97,47 @@ class Settings:
         choices=_RELIABILITIES,
     )
     thermal_reliability: str = _parameter("best_effort", "The same for the thermal topic.", choices=_RELIABILITIES)
+    visible_transport: str = _parameter(
+        "raw",
+        "Topic of the visible images: raw for visible/image (sensor_msgs/Image), compressed for "
+        "visible/image/compressed (sensor_msgs/CompressedImage, JPEG or PNG).",
+        choices=_TRANSPORTS,
+    )
+    thermal_transport: str = _parameter(
+        "raw", "The same for thermal images. A model of 16-bit counts (mono16) needs PNG.", choices=_TRANSPORTS
+    )
+    visible_rectify: bool = _parameter(
+        False,
+        "Take the lens distortion out of visible images, by visible/camera_info. Off, because a model wants what it "
+        "was trained on. Boxes stay in pixels of the image as published.",
+    )
+    thermal_rectify: bool = _parameter(False, "The same for thermal images, by thermal/camera_info.")
+    registration_depth_m: float = _parameter(
+        0.0,
+        "Lay thermal over visible for what is at this distance, in m, by parameter 'extrinsics' and both camera_infos; "
+        "0 leaves it to parameter 'registration' or the model. Images must be rectified, here or by their topic.",
+        low=0.0,
+        high=10000.0,
+    )
+    extrinsics: tuple[float, ...] = _parameter(
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        "Where the thermal camera stands: x, y, z (m), qx, qy, qz, qw of its optical frame in the visible one's. Used "
+        "with registration_depth_m only.",
+    )
+    output_frame: str = _parameter(
+        "visible",
+        "The camera in whose pixels boxes are given, and whose stamp and frame_id they carry.",
+        choices=STREAMS,
+    )
+    max_image_megapixels: float = _parameter(
+        25.0, "Images of more million pixels than this are refused.", low=0.01, high=1000.0
+    )
+    max_decoded_megabytes: float = _parameter(
+        100.0,
+        "Compressed images that would decode to more MB than this are refused; their header tells, before decoding.",
+        low=0.01,
+        high=10000.0,
+    )
 
 
 TABLE: Mapping[str, Field[Any]] = {row.name: row for row in fields(Settings)}
@@ -108,6 +151,11 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
             return f"parameter '{name}' is '{value}'; choose one of {', '.join(about['choices'])}"
         if about["low"] is not None and not (math.isfinite(value) and about["low"] <= value <= about["high"]):
             return f"parameter '{name}' is {value}; it must lie between {about['low']} and {about['high']}"
+    pose = tuple(values["extrinsics"])
+    if len(pose) != 7 or not all(map(math.isfinite, pose)) or abs(math.hypot(*pose[3:]) - 1) > 0.01:
+        return f"parameter 'extrinsics' is {list(pose)}; it must be x, y, z, qx, qy, qz, qw, the quaternion of length 1"
+    if values["registration"] and values["registration_depth_m"] > 0:
+        return "parameters 'registration' and 'registration_depth_m' both say how thermal lies over visible; give one"
     if values["reuse"] and values["pairing_policy"] != "nearest":
         return f"parameter 'reuse' works with pairing_policy nearest only, and that is '{values['pairing_policy']}'"
     if values["pairing_policy"] == "approximate" and values["slop_ms"] == 0:
@@ -118,7 +166,11 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
 def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], configured: bool) -> str | None:
     """Why a change, all of it together, has to be refused; None when it can be made."""
     if configured:
-        fixed = [name for name in changes if not TABLE[name].metadata["live"] and changes[name] != current[name]]
+        fixed = [
+            name
+            for name in changes
+            if not TABLE[name].metadata["live"] and _plain(changes[name]) != _plain(current[name])
+        ]
         if fixed:
             names = ", ".join(f"'{name}'" for name in fixed)
             return f"{names} can be set only while the node is unconfigured: deactivate and clean it up first"
@@ -126,7 +178,9 @@ def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], 
 
 
 def as_double(name: str, value: Any) -> Any:
-    """An integer given for a parameter that is a double becomes one; everything else stays as it is."""
+    """An integer given for a parameter that is a double becomes one, and so in a list; all else stays as it is."""
+    if name in TABLE and isinstance(TABLE[name].default, tuple) and isinstance(value, Sequence):
+        return [float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in value]
     wants_double = name in TABLE and isinstance(TABLE[name].default, float)
     return float(value) if wants_double and isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -146,13 +200,13 @@ def declare(node: Node) -> None:
         try:
             node.declare_parameter(name, row.default, _descriptor(row))
         except InvalidParameterTypeException:
-            if not isinstance(row.default, float):
+            if not isinstance(row.default, float | tuple):
                 raise
             # rclpy insists on `50.0`; so ask for the value as the integer that it may be, and set it as a double.
             value = node.declare_parameter(name, descriptor=ParameterDescriptor(dynamic_typing=True)).value
             node.undeclare_parameter(name)
             number = as_double(name, value)
-            if not isinstance(number, float):
+            if not all(isinstance(x, float) for x in (number if isinstance(number, list) else [number])):
                 raise
             node.declare_parameter(name, number, _descriptor(row), ignore_override=True)
 
@@ -175,7 +229,12 @@ def unknown(names: Iterable[str]) -> list[str]:
 
 def current(node: Node) -> dict[str, Any]:
     """The values of all parameters."""
-    return {name: node.get_parameter(name).value for name in TABLE}
+    return {name: _plain(node.get_parameter(name).value) for name in TABLE}
+
+
+def _plain(value: Any) -> Any:
+    """A list or array of a parameter as a tuple, which compares as one."""
+    return value if isinstance(value, str) or not isinstance(value, Sequence | array.array) else tuple(value)
 
 
 def _descriptor(row: Field[Any]) -> Any:

@@ -14,9 +14,11 @@ from rscmd_model.errors import UserError
 from rscmd_model.extrinsics import registration_at_depth
 from rscmd_model.lens import Lens
 from rscmd_model.registration import Registration, corners, map_points, scaling
+from rscmd_model.thermal import ThermalContract
 from rscmd_ros.camera import Camera
-from rscmd_ros.conversions import ConversionError
-from rscmd_ros.pairing import Stream
+from rscmd_ros.conversions import ConversionError, Limits
+from rscmd_ros.pairing import STREAMS, Stream
+from rscmd_ros.parameters import Settings
 
 _STEPS = 8
 """Points on each side of a box that a lens bends."""
@@ -29,7 +31,7 @@ class Rig:
     pose     (x, y, z, qx, qy, qz, qw) of the thermal camera in the visible optical frame, m
     depth    what is at this distance from the visible camera (m) is brought into register, by both camera_infos; 0
              leaves the registration that the predictor has
-    frame    the camera in whose pixels, as published, boxes are given
+    frame    "visible" or "thermal"
     """
 
     def __init__(
@@ -38,12 +40,8 @@ class Rig:
         self.cameras = cameras
         self.frame = frame
         self._pose, self._depth = tuple(pose), depth
+        """The camera in whose pixels, as published, boxes are given."""
         self._made: tuple[tuple[Lens, Lens], Registration] | None = None
-
-    @property
-    def needs_info(self) -> tuple[Stream, ...]:
-        """The cameras whose camera_info is needed."""
-        return tuple(stream for stream, camera in self.cameras.items() if camera.rectify or self._depth > 0)
 
     def registration(self, otherwise: Registration | None) -> Registration | None:
         """The registration by the extrinsics where a depth was given, `otherwise` where not.
@@ -107,6 +105,25 @@ class Rig:
             scores=found.scores[kept],
             classes=found.classes[kept],
         )
+
+
+def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:
+    """The rig that the node's parameters describe; `contract` is that of the model."""
+    limits = Limits(settings.max_image_megapixels * 1e6, settings.max_decoded_megabytes * 1e6)
+    depth = settings.registration_depth_m
+    cameras: dict[Stream, Camera] = {
+        stream: Camera(
+            stream,
+            transport=getattr(settings, f"{stream}_transport"),
+            rectify=getattr(settings, f"{stream}_rectify"),
+            calibrated=depth > 0,
+            limits=limits,
+            contract=contract if stream == "thermal" else None,
+        )
+        for stream in STREAMS
+    }
+    frame: Stream = "thermal" if settings.output_frame == "thermal" else "visible"
+    return Rig(cameras, pose=settings.extrinsics, depth=depth, frame=frame)
 
 
 def _seen_by_thermal(
