@@ -18,9 +18,10 @@ FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
 def test_file_shows_the_table():
     assert FILE.read_text() == to_yaml(), "run: python -m rscmd_ros.parameters > config/detector.yaml"
     shown = yaml.safe_load(to_yaml())["/**"]["ros__parameters"]
-    assert shown == DEFAULTS
+    assert shown == {**DEFAULTS, "extrinsics": list(DEFAULTS["extrinsics"])}
     # rclpy takes the types from the file: 50 would be an integer.
-    assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in DEFAULTS.items()}
+    types = {n: list if isinstance(v, tuple) else type(v) for n, v in DEFAULTS.items()}
+    assert {name: type(value) for name, value in shown.items()} == types
 
 
 def test_defaults_are_allowed():
