@@ -96,7 +96,7 @@ class PairDetector:
             iou=settings.iou_threshold,
             max_det=settings.max_detections,
         )
-        found = rig.in_frame(found, seen.shape[1::-1], warm.shape[1::-1], registration)
+        found, _ = rig.in_frame(found, seen.shape[1::-1], warm.shape[1::-1], registration)
         self.inference.add(started)
         header = (visible if rig.frame == "visible" else thermal).msg.header
         self._publisher.publish(detections_to_msg(found, self.predictor.names, header))

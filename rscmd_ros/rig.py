@@ -1,4 +1,9 @@
-"""Two cameras and how they stand: the registration in use, and boxes in the pixels that were asked for."""
+"""Two cameras and how they stand: the registration in use, and boxes in the pixels that were asked for.
+
+The way of a box: found in the visible image that the predictor saw (rectified, if that was on), from there through the
+inverse registration into the thermal one, if boxes are wanted there, and at last back through the lens, because boxes
+are in pixels of the image as published.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +70,7 @@ class Rig:
         visible_size: tuple[int, int],
         thermal_size: tuple[int, int],
         registration: Registration | None,
-    ) -> Detections:
+    ) -> tuple[Detections, list[int]]:
         """Detections in the pixels of the raw image of `frame`, from those of the (rectified) visible image.
 
         Each box becomes the upright one around where its outline lies. Boxes that the thermal camera does not see are
@@ -76,6 +81,9 @@ class Rig:
             visible_size, thermal_size: (width, height) of the two images.
             registration: the one that the predictor used.
 
+        Returns:
+            the detections in those pixels, and which of `found` they are, by index.
+
         Raises:
             UserError: an image is no scaled copy of those that the registration or the camera_info was made for.
         """
@@ -84,7 +92,7 @@ class Rig:
         lens = camera.known_lens() if camera.rectify else None
         if self.frame == "visible":
             if lens is None or lens.plain:
-                return found
+                return found, list(range(len(found)))
             outlines = [_corners(box) for box in found.boxes]
         else:
             to_visible = registration.matrix(thermal_size, visible_size) if registration else None
@@ -99,12 +107,13 @@ class Rig:
             if box[2] > box[0] and box[3] > box[1]:
                 kept.append(index)
                 boxes.append(box)
-        return replace(
+        shown = replace(
             found,
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             scores=found.scores[kept],
             classes=found.classes[kept],
         )
+        return shown, kept
 
 
 def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:

@@ -177,7 +177,7 @@ def test_rectified_registered_and_in_thermal_pixels(model: Path, tmp_path: Path,
                 msg = cameras.detections.pop(0)
             seen = rig.cameras["visible"].decode(pair[0])
             assert not np.array_equal(seen, picture)
-            expected = rig.in_frame(
+            expected, _ = rig.in_frame(
                 predictor.predict(seen, counts), picture.shape[1::-1], counts.shape[::-1], registration
             )
             got = msg_to_detections(msg, NAMES)

@@ -150,23 +150,23 @@ def test_a_box_ends_where_that_camera_sees_the_object(frame: str, rectify: bool)
     seen = box_around(project(LENSES["visible"], thing, rectified=True))
     elsewhere = np.array([2, 200, 20, 260])  # the thermal camera does not look there
     found = Detections(np.stack([elsewhere, seen]), np.array([0.5, 0.9]), np.array([0, 1]))
-    got = made.in_frame(found, SIZES["visible"], SIZES["thermal"], made.registration(None))
+    got, kept = made.in_frame(found, SIZES["visible"], SIZES["thermal"], made.registration(None))
     points = thing if frame == "visible" else to_thermal(thing)
     expected = box_around(project(LENSES[frame], points, rectified=not rectify))
     np.testing.assert_allclose(got.boxes[-1], expected, atol=0.6)
     assert (got.scores[-1], got.classes[-1]) == (np.float32(0.9), 1)
-    assert len(got) == (1 if frame == "thermal" else 2)
+    assert kept == ([1] if frame == "thermal" else [0, 1])
 
 
 def test_boxes_in_thermal_pixels_without_calibration() -> None:
     made = make_rig(replace(Settings(), output_frame="thermal"), ThermalContract())
     found = Detections(np.array([[100, 60, 300, 200]]), np.array([0.5]), np.array([0]))
-    same_view = made.in_frame(found, (640, 480), (320, 240), made.registration(None))
+    same_view, _ = made.in_frame(found, (640, 480), (320, 240), made.registration(None))
     np.testing.assert_allclose(same_view.boxes, found.boxes / 2, atol=1e-3)
     wider = Registration(((1, 0, -20), (0, 1, -14), (0, 0, 1)), (700, 520), (640, 480))
-    shifted = made.in_frame(found, (640, 480), (700, 520), made.registration(wider))
+    shifted, _ = made.in_frame(found, (640, 480), (700, 520), made.registration(wider))
     np.testing.assert_allclose(shifted.boxes, found.boxes + np.array([20, 14, 20, 14]), atol=1e-3)
-    assert len(made.in_frame(Detections.empty(), (640, 480), (320, 240), None)) == 0
+    assert made.in_frame(Detections.empty(), (640, 480), (320, 240), None)[1] == []
     with pytest.raises(UserError, match="no scaled copy"):
         made.in_frame(found, (640, 480), (300, 300), wider)
 
