@@ -172,17 +172,28 @@ def scaling(before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
-def _to_own(size: tuple[int, int], own: tuple[int, int], which: str) -> np.ndarray:
-    """From pixels of an image of `size` to those of size `own`, of which it must be a scaled copy."""
+def rescaling(size: tuple[int, int], own: tuple[int, int], what: str, advice: str = "") -> np.ndarray:
+    """From pixels of an image of `size` (width, height) to those of size `own`, of which it must be a scaled copy.
+
+    Returns:
+        (3, 3) float64.
+
+    Raises:
+        UserError: it has another shape. The message begins with `what` is made for `own`, and ends with `advice`.
+    """
     x, y = own[0] / size[0], own[1] / size[1]
     # Sides are whole numbers, so a small copy of a picture may be off by one pixel.
     if abs(x / y - 1) > _SHAPE_SLACK + 1 / min(size):
         raise UserError(
-            f"the registration is for {which} images of {own[0]}x{own[1]}, and this one is {size[0]}x{size[1]}, "
-            "which is no scaled copy of it: give the registration of this camera pair, or estimate one with "
-            "rscmd_model.register"
+            f"{what} images of {own[0]}x{own[1]}, and this one is {size[0]}x{size[1]}, which is no scaled copy of it"
+            f"{advice}"
         )
     return scaling(size, own)
+
+
+def _to_own(size: tuple[int, int], own: tuple[int, int], which: str) -> np.ndarray:
+    advice = ": give the registration of this camera pair, or estimate one with rscmd_model.register"
+    return rescaling(size, own, f"the registration is for {which}", advice)
 
 
 def _problem(matrix: np.ndarray, thermal_size: tuple[int, int], visible_size: tuple[int, int]) -> str | None:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from rscmd_model.errors import UserError
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bags import Bag
-from rscmd_ros.conversions import image_to_thermal, image_to_visible, stamp_ns
+from rscmd_ros.camera import Camera
+from rscmd_ros.conversions import Limits, stamp_ns
 from rscmd_ros.pairing import COUNTERS, STREAMS, Stream, make_pairer
 from rscmd_ros.parameters import Settings, problem_with
 
@@ -68,15 +69,23 @@ class Pairing:
     places: dict[str, dict[int, int]]  # stream -> header stamp -> place of the message on its topic
 
 
-def _converters(contract: ThermalContract | None) -> dict[str, Callable[[Any], npt.NDArray[Any]]]:
-    """How each stream's messages are read; thermal ones that the contract does not take are refused, as by the node."""
+def _converters(
+    bag: Bag, topics: dict[str, str], contract: ThermalContract | None
+) -> dict[str, Callable[[Any], npt.NDArray[Any]]]:
+    """How each stream's messages are read; what the node refuses with its default limits is refused here too."""
+    limits = Limits(Settings.max_image_megapixels * 1e6, Settings.max_decoded_megabytes * 1e6)
 
-    def thermal(message: Any) -> npt.NDArray[Any]:
-        if contract is None:
-            return image_to_thermal(message)
-        return contract.counts(image_to_thermal(message, contract.palette_ok))
+    def reader(stream: Stream) -> Callable[[Any], npt.NDArray[Any]]:
+        transport = bag.transport(topics[stream])
+        camera = Camera(stream, transport=transport, limits=limits, contract=contract if stream == "thermal" else None)
 
-    return {"visible": image_to_visible, "thermal": thermal}
+        def read(message: Any) -> npt.NDArray[Any]:
+            camera.check(message)
+            return camera.decode(message)
+
+        return read
+
+    return {stream: reader(stream) for stream in STREAMS}
 
 
 def pair_up(
@@ -101,7 +110,7 @@ def pair_up(
     except ImportError as error:
         raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
     stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
-    convert = _converters(contract)
+    convert = _converters(bag, topics, contract)
     counts = {"visible": 0, "thermal": 0}
     recorded: dict[tuple[str, int], int] = {}
     faults: dict[str, str] = {}
@@ -163,7 +172,7 @@ def load_pictures(
         waiting.setdefault(("visible", pair.visible_index), []).append(pair)
         waiting.setdefault(("thermal", pair.thermal_index), []).append(pair)
     stream_of = {topic: stream for stream, topic in topics.items()}
-    convert = _converters(contract)
+    convert = _converters(bag, topics, contract)
     counts = {"visible": 0, "thermal": 0}
     held: dict[tuple[str, int], npt.NDArray[Any]] = {}
     for topic, _, data in bag.raw(stream_of):

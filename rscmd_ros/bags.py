@@ -23,6 +23,7 @@ from rosbags.typesys.store import Typestore
 from rscmd_model.errors import UserError
 
 IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 DETECTIONS = "vision_msgs/msg/Detection2DArray"
 VISIBLE_TOPIC, THERMAL_TOPIC, TRUTH_TOPIC = "/visible/image", "/thermal/image", "/ground_truth"
 
@@ -86,18 +87,23 @@ class Bag:
         """Messages recorded on the topic, by the bag's own index."""
         return self._counts.get(topic, 0)
 
+    def transport(self, topic: str) -> str:
+        """Of an image topic: "raw", or "compressed" for one of CompressedImage."""
+        return "compressed" if self._types.get(topic) == {COMPRESSED_IMAGE} else "raw"
+
     def require(self, topic: str, msgtype: str, option: str) -> None:
-        """Raise a UserError unless `topic` is there with `msgtype`; it names the topics that would do."""
+        """Raise a UserError unless `topic` is there with `msgtype`; it names the topics that would do.
+
+        A topic of compressed images does for one of images.
+        """
+        wanted = {IMAGE, COMPRESSED_IMAGE} if msgtype == IMAGE else {msgtype}
         if topic not in self._types:
-            fitting = sorted(name for name, types in self._types.items() if types == {msgtype})
+            fitting = sorted(name for name, types in self._types.items() if types <= wanted)
             offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
             raise UserError(f"{self.path} has no topic {topic} of type {msgtype}; {offer} (choose with {option})")
         types = self._types[topic]
-        if types != {msgtype}:
-            hint = ""
-            if "sensor_msgs/msg/CompressedImage" in types:
-                hint = "; decompress it first (ros2 run image_transport republish compressed raw)"
-            raise UserError(f"{topic} in {self.path} is {', '.join(sorted(types))}, not {msgtype}{hint}")
+        if len(types) > 1 or not types <= wanted:
+            raise UserError(f"{topic} in {self.path} is {', '.join(sorted(types))}, not {msgtype}")
         if self._counts[topic] == 0:
             raise UserError(f"{topic} in {self.path} has no messages")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from rclpy.qos import QoSReliabilityPolicy
 
-IMAGE_TYPE = "sensor_msgs/msg/Image"
+IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+"""By transport."""
 
 _MOST_NAMES = 8
 
@@ -32,27 +33,32 @@ def state_cause(state: str, node: str) -> Cause | None:
     return Cause("not active", f"the node is {state}, not active{hint}")
 
 
-def topic_problem(topic: str, publishers: Iterable[Any], reliability: str, others: Sequence[str] = ()) -> str | None:
+def topic_problem(
+    topic: str, publishers: Iterable[Any], reliability: str, others: Sequence[str] = (), transport: str = "raw"
+) -> str | None:
     """Why no image can come from a topic; None when one can.
 
     topic        its full name
     publishers   rclpy's endpoint infos of them
     reliability  asked of it: best_effort or reliable
     others       the topics of the right type that there are
+    transport    of the topic, a key of `IMAGE_TYPES`
     """
-    infos = list(publishers)
+    infos, wanted = list(publishers), IMAGE_TYPES[transport]
     if not infos:
         there = ", ".join(others[:_MOST_NAMES]) + (", ..." if len(others) > _MOST_NAMES else "")
-        seen = f"there are {there}" if others else f"no other topic of type {IMAGE_TYPE} is to be seen"
+        seen = f"there are {there}" if others else f"no other topic of type {wanted} is to be seen"
         return (
             f"nothing publishes on {topic}: start the camera, or remap the topic to the one it publishes on ({seen}; "
             "nodes see each other within one ROS_DOMAIN_ID)"
         )
-    fitting = [info for info in infos if info.topic_type == IMAGE_TYPE]
+    fitting = [info for info in infos if info.topic_type == wanted]
     if not fitting:
         types = ", ".join(sorted({info.topic_type for info in infos}))
-        hint = " (decompress it with image_transport's republish)" if "CompressedImage" in types else ""
-        return f"{topic} has type {types}; this node needs {IMAGE_TYPE}{hint}"
+        hint = ""
+        if transport == "raw" and "CompressedImage" in types:
+            hint = " (for compressed topics set visible_transport or thermal_transport, and remap without /compressed)"
+        return f"{topic} has type {types}; this node needs {wanted}{hint}"
     best_effort = all(info.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT for info in fitting)
     if reliability == "reliable" and best_effort:
         return (

@@ -12,7 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSReliabilityPolicy
 
 from rscmd_ros.causes import (
-    IMAGE_TYPE,
+    IMAGE_TYPES,
     Cause,
     branch_problem,
     mismatch_problem,
@@ -137,9 +137,11 @@ class Condition:
         if early and not publishers:
             return []
         asked = "reliable" if facts.subscribed[stream] == QoSReliabilityPolicy.RELIABLE else "best_effort"
-        others = [name for name, types in facts.node.get_topic_names_and_types() if IMAGE_TYPE in types]
+        transport = getattr(facts.settings, f"{stream}_transport")
+        there = facts.node.get_topic_names_and_types()
+        others = [name for name, types in there if IMAGE_TYPES[transport] in types]
         others = [name for name in others if name not in facts.topics.values() and not name.endswith("overlay/image")]
-        if problem := topic_problem(topic, publishers, asked, others):
+        if problem := topic_problem(topic, publishers, asked, others, transport):
             return [Cause(f"topic {problem}", problem)]
         health = fallback.health(stream, facts.now)
         if health == "live":

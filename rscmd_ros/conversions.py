@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,84 +28,147 @@ from rscmd_model.thermal import thermal_plane
 
 _NS = 1_000_000_000
 
-VISIBLE_ENCODINGS: dict[str, tuple[int, int | None]] = {
-    # encoding: bytes per pixel, OpenCV's conversion to BGR
-    "bgr8": (3, None),
-    "rgb8": (3, cv2.COLOR_RGB2BGR),
-    "bgra8": (4, cv2.COLOR_BGRA2BGR),
-    "rgba8": (4, cv2.COLOR_RGBA2BGR),
-    "mono8": (1, cv2.COLOR_GRAY2BGR),
-    "8UC1": (1, cv2.COLOR_GRAY2BGR),
-    "8UC3": (3, None),  # names no colours; BGR is what OpenCV's users put in
+
+class Encoding(NamedTuple):
+    """An encoding of sensor_msgs: bytes of a channel, channels, OpenCV's conversion to BGR, whether it is colour."""
+
+    depth: int
+    channels: int
+    conversion: int | None
+    colour: bool = True
+
+
+VISIBLE_ENCODINGS: dict[str, Encoding] = {
+    "bgr8": Encoding(1, 3, None),
+    "rgb8": Encoding(1, 3, cv2.COLOR_RGB2BGR),
+    "bgra8": Encoding(1, 4, cv2.COLOR_BGRA2BGR),
+    "rgba8": Encoding(1, 4, cv2.COLOR_RGBA2BGR),
+    "mono8": Encoding(1, 1, cv2.COLOR_GRAY2BGR, colour=False),
+    "8UC1": Encoding(1, 1, cv2.COLOR_GRAY2BGR, colour=False),
+    "8UC3": Encoding(1, 3, None),  # names no colours; BGR is what OpenCV's users put in
+    "bgr16": Encoding(2, 3, None),
+    "rgb16": Encoding(2, 3, cv2.COLOR_RGB2BGR),
+    "bgra16": Encoding(2, 4, cv2.COLOR_BGRA2BGR),
+    "rgba16": Encoding(2, 4, cv2.COLOR_RGBA2BGR),
+    "mono16": Encoding(2, 1, cv2.COLOR_GRAY2BGR, colour=False),
+    **{
+        # OpenCV names a mosaic by the second row's second and third pixel, ROS by the first four.
+        f"bayer_{pattern}{8 * depth}": Encoding(depth, 1, conversion, colour=False)
+        for pattern, conversion in (
+            ("rggb", cv2.COLOR_BayerBG2BGR),
+            ("bggr", cv2.COLOR_BayerRG2BGR),
+            ("gbrg", cv2.COLOR_BayerGR2BGR),
+            ("grbg", cv2.COLOR_BayerGB2BGR),
+        )
+        for depth in (1, 2)
+    },
+    "yuv422": Encoding(1, 2, cv2.COLOR_YUV2BGR_UYVY),
+    "uyvy": Encoding(1, 2, cv2.COLOR_YUV2BGR_UYVY),
+    "yuv422_yuy2": Encoding(1, 2, cv2.COLOR_YUV2BGR_YUY2),
+    "yuyv": Encoding(1, 2, cv2.COLOR_YUV2BGR_YUY2),
 }
 
 THERMAL_ENCODINGS = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}
 """Encoding: bytes per pixel."""
 
 
+class Limits(NamedTuple):
+    """The largest image that is taken: pixels of any, and bytes that a compressed one may decode to."""
+
+    pixels: float = math.inf
+    decoded_bytes: float = math.inf
+
+
+NO_LIMITS = Limits()
+
+
 class ConversionError(UserError, ValueError):
     """A message does not hold what is needed; one sentence says what was got and what is accepted."""
 
 
-def check_visible(msg: Any) -> None:
+def check_visible(msg: Any, limits: Limits = NO_LIMITS) -> None:
     """Make sure that `image_to_visible` can read this sensor_msgs/Image, without reading it.
 
-    Raises ConversionError when the encoding is not one of `VISIBLE_ENCODINGS`, the image is empty, or its data is
-    shorter than height and row step say.
+    Raises ConversionError when the encoding is not one of `VISIBLE_ENCODINGS`, the image is empty or larger than the
+    limits, or its data is shorter than height and row step say.
     """
-    if msg.encoding not in VISIBLE_ENCODINGS:
+    encoding = VISIBLE_ENCODINGS.get(msg.encoding)
+    if encoding is None:
         raise ConversionError(
             f"visible image has encoding '{msg.encoding}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
         )
-    _check_size(msg, "visible", VISIBLE_ENCODINGS[msg.encoding][0])
+    _check_size(msg, "visible", encoding.depth * encoding.channels, limits)
+    if encoding.channels == 2 and msg.width % 2:
+        raise ConversionError(
+            f"visible image of {msg.width} pixels a row has encoding '{msg.encoding}', where two share their colour: "
+            "expected an even number"
+        )
 
 
-def check_thermal(msg: Any, palette_ok: bool = False) -> str:
+def check_thermal(msg: Any, palette_ok: bool = False, limits: Limits = NO_LIMITS) -> str:
     """Make sure that `image_to_thermal` can read this sensor_msgs/Image, without reading it.
 
-    Returns the depth in the words of a thermal contract: "mono8" or "mono16". With `palette_ok` the colour encodings
-    of `VISIBLE_ENCODINGS` pass for "mono8".
+    Returns the depth in the words of a thermal contract: "mono8" or "mono16". With `palette_ok` the 8-bit colour
+    encodings of `VISIBLE_ENCODINGS` pass for "mono8".
 
-    Raises ConversionError when the encoding is not one of `THERMAL_ENCODINGS`, the image is empty, or its data is
-    shorter than height and row step say.
+    Raises ConversionError when the encoding is not one of `THERMAL_ENCODINGS`, the image is empty or larger than the
+    limits, or its data is shorter than height and row step say.
     """
     if msg.encoding not in THERMAL_ENCODINGS:
-        palette = VISIBLE_ENCODINGS.get(msg.encoding, (0, None))[0] > 1
-        if palette and palette_ok:
-            _check_size(msg, "thermal", VISIBLE_ENCODINGS[msg.encoding][0])
-            return "mono8"
-        hint = (
-            "; colours of a palette are no temperatures, so set the driver to grey or raw counts (a model trained with "
-            "--palette-ok takes them by their luma)"
-            if palette
-            else ""
-        )
-        raise ConversionError(
-            f"thermal image has encoding '{msg.encoding}'; accepted are {', '.join(THERMAL_ENCODINGS)}{hint}"
-        )
+        palette = VISIBLE_ENCODINGS.get(msg.encoding)
+        if not (palette_ok and palette is not None and palette.colour and palette.depth == 1):
+            raise refuse_palette(msg.encoding)
+        check_visible(msg, limits)
+        return "mono8"
     pixel = THERMAL_ENCODINGS[msg.encoding]
-    _check_size(msg, "thermal", pixel)
+    _check_size(msg, "thermal", pixel, limits)
     return "mono8" if pixel == 1 else "mono16"
+
+
+def refuse_palette(encoding: str, what: str = "") -> ConversionError:
+    """The error for a thermal image of an encoding that is none of counts; `what` describes one without encoding."""
+    palette = VISIBLE_ENCODINGS.get(encoding)
+    hint = (
+        "; colours of a palette are no temperatures, so set the driver to grey or raw counts (a model trained with "
+        "--palette-ok takes them by their luma)"
+        if what or (palette is not None and palette.colour)
+        else ""
+    )
+    has = f"is a {what}" if what else f"has encoding '{encoding}'"
+    return ConversionError(f"thermal image {has}; accepted are {', '.join(THERMAL_ENCODINGS)}{hint}")
 
 
 def image_to_visible(msg: Any) -> np.ndarray:
     """The picture of a visible camera.
 
     Args:
-        msg: sensor_msgs/Image in one of `VISIBLE_ENCODINGS`, any row step.
+        msg: sensor_msgs/Image in one of `VISIBLE_ENCODINGS`, any row step, either byte order.
 
     Returns:
-        (H, W, 3) uint8 BGR. For bgr8 and 8UC3 a view of the message's data, so do not write to it; otherwise a copy.
+        (H, W, 3) uint8 BGR, 16 bits scaled to 8 by their full range as cv_bridge does. For bgr8 and 8UC3 a view of
+        the message's data, so do not write to it; otherwise a copy.
 
     Raises:
         ConversionError: see `check_visible`.
     """
     check_visible(msg)
-    pixel, conversion = VISIBLE_ENCODINGS[msg.encoding]
-    shape = (msg.height, msg.width) if pixel == 1 else (msg.height, msg.width, pixel)
-    strides = (msg.step, 1) if pixel == 1 else (msg.step, pixel, 1)
-    image: np.ndarray = np.ndarray(shape, np.uint8, _buffer(msg.data), strides=strides)
-    return image if conversion is None else cv2.cvtColor(image, conversion)
+    encoding = VISIBLE_ENCODINGS[msg.encoding]
+    return pixels_to_visible(_pixels(msg, encoding.depth, encoding.channels), msg.encoding)
+
+
+def pixels_to_visible(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    """BGR of the pixels of an encoding.
+
+    Args:
+        pixels: (H, W) or (H, W, C), uint8 or uint16 in the machine's byte order.
+        encoding: which of `VISIBLE_ENCODINGS` they are in.
+
+    Returns:
+        (H, W, 3) uint8; the array itself where nothing is to be done.
+    """
+    conversion = VISIBLE_ENCODINGS[encoding].conversion
+    image = pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=1 / 257)
 
 
 def image_to_thermal(msg: Any, palette_ok: bool = False) -> np.ndarray:
@@ -122,16 +185,10 @@ def image_to_thermal(msg: Any, palette_ok: bool = False) -> np.ndarray:
     Raises:
         ConversionError: see `check_thermal`.
     """
-    depth = check_thermal(msg, palette_ok)
+    check_thermal(msg, palette_ok)
     if msg.encoding not in THERMAL_ENCODINGS:
         return thermal_plane(image_to_visible(msg), palette_ok=True)
-    if depth == "mono8":
-        return np.ndarray((msg.height, msg.width), np.uint8, _buffer(msg.data), strides=(msg.step, 1))
-    counts: np.ndarray = np.ndarray(
-        (msg.height, msg.width), ">u2" if msg.is_bigendian else "<u2", _buffer(msg.data), strides=(msg.step, 2)
-    )
-    native = bool(msg.is_bigendian) == (sys.byteorder == "big")
-    return counts if native and counts.flags.aligned else counts.astype(np.uint16)
+    return _pixels(msg, THERMAL_ENCODINGS[msg.encoding], 1)
 
 
 def visible_to_image(image: np.ndarray, header: Header) -> Image:
@@ -229,14 +286,33 @@ def _to_image(image: np.ndarray, header: Header, encoding: str) -> Image:
     return msg
 
 
-def _buffer(data: Any) -> np.ndarray:
-    """The bytes of a message's data, not copied when it is an array, bytes, or numpy."""
+def _pixels(msg: Any, depth: int, channels: int) -> np.ndarray:
+    """(H, W) or (H, W, C) in the machine's byte order, a view where possible. The message has been checked."""
+    dtype = np.dtype(np.uint8) if depth == 1 else np.dtype(">u2" if msg.is_bigendian else "<u2")
+    shape, strides = (msg.height, msg.width, channels), (msg.step, depth * channels, depth)
+    axes = 2 if channels == 1 else 3
+    pixels: np.ndarray = np.ndarray(shape[:axes], dtype, as_bytes(msg.data), strides=strides[:axes])
+    return pixels if dtype.isnative and pixels.flags.aligned else pixels.astype(dtype.newbyteorder("="))
+
+
+def as_bytes(data: Any) -> np.ndarray:
+    """The bytes of a message's data, (N,) uint8, not copied when it is an array, bytes, or numpy."""
     return np.asarray(data, np.uint8) if isinstance(data, list) else np.frombuffer(data, np.uint8)
 
 
-def _check_size(msg: Any, stream: str, pixel: int) -> None:
-    if msg.width < 1 or msg.height < 1:
-        raise ConversionError(f"{stream} image is {msg.width} x {msg.height} pixels; expected at least 1 x 1")
+def check_limits(stream: str, width: int, height: int, limits: Limits) -> None:
+    """Raise ConversionError for an image that has no pixels, or more than are taken."""
+    if width < 1 or height < 1:
+        raise ConversionError(f"{stream} image is {width} x {height} pixels; expected at least 1 x 1")
+    if width * height > limits.pixels:
+        raise ConversionError(
+            f"{stream} image is {width} x {height} pixels, and parameter 'max_image_megapixels' allows "
+            f"{limits.pixels / 1e6:g} million"
+        )
+
+
+def _check_size(msg: Any, stream: str, pixel: int, limits: Limits) -> None:
+    check_limits(stream, msg.width, msg.height, limits)
     row = msg.width * pixel
     if msg.step < row:
         raise ConversionError(

@@ -16,28 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.registration import load_registration
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros.conversions import (
-    ConversionError,
-    check_thermal,
-    check_visible,
-    detections_to_msg,
-    image_to_thermal,
-    image_to_visible,
-    stamp_ns,
-    visible_to_image,
-)
+from rscmd_model.registration import Registration, load_registration
+from rscmd_ros.conversions import ConversionError, detections_to_msg, stamp_ns, visible_to_image
 from rscmd_ros.diagnostics import Throttle
 from rscmd_ros.overlay import draw_overlay
 from rscmd_ros.pairing import Frame, Pair, Stream
 from rscmd_ros.parameters import Settings, wanted_classes
+from rscmd_ros.rig import make_rig
 from rscmd_ros.tracking import LOW_SCORE, Tracker
 from rscmd_ros.worker import Latencies
 
@@ -49,23 +40,8 @@ if TYPE_CHECKING:
 class Arrival:
     """What travels through pairing: the message, and when it came, in ns of the steady clock."""
 
-    msg: Image
+    msg: Image | CompressedImage
     at: int
-
-
-def check_arrival(msg: Image, stream: Stream, contract: ThermalContract) -> None:
-    """Make sure that a message can be paired, decoded and answered, without reading its picture.
-
-    Raises ConversionError.
-    """
-    if stream == "visible":
-        check_visible(msg)
-    elif (source := check_thermal(msg, contract.palette_ok)) != contract.source:
-        raise ConversionError(
-            f"thermal image has encoding '{msg.encoding}' ({source}), and the model was trained on {contract.source}"
-        )
-    if stamp_ns(msg.header) <= 0:
-        raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
 
 
 def load_predictor(settings: Settings) -> Predictor:
@@ -122,6 +98,9 @@ class PairDetector:
         """When the last answer was published, in s of the steady clock."""
         self.failure: tuple[float, str] | None = None
         """When something last failed, in s of the steady clock, and what."""
+        self.rig = make_rig(settings, predictor.thermal)
+        """The cameras, by the settings of the configure."""
+        self._registration = predictor.registration
         self._publisher = publisher
         self._overlay = overlay
         self._logger = logger
@@ -129,7 +108,8 @@ class PairDetector:
         self._errors = Throttle(10.0)
         self._tracker = Tracker() if settings.tracker == "bytetrack" else None
         self._held: Detection2DArray | None = None
-        self._visible_frame: tuple[str, tuple[int, int]] | None = None
+        self._seen: dict[Stream, tuple[str, tuple[int, int]]] = {}
+        """frame_id and (width, height) of each camera's last image."""
 
     def reset(self) -> None:
         """Forget tracks and the answer to hold, as when the cameras have been off. Not while a pair is worked on."""
@@ -137,12 +117,21 @@ class PairDetector:
         if self._tracker is not None:
             self._tracker.reset()
 
+    def check(self, msg: Image | CompressedImage, stream: Stream) -> None:
+        """Make sure that a message can be paired, decoded and answered, without reading its picture.
+
+        Raises ConversionError.
+        """
+        self.rig.cameras[stream].check(msg)
+        if stamp_ns(msg.header) <= 0:
+            raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
+
     def detect(self, job: Pair | Frame) -> None:
         """Answer a pair, or a lone frame by its own branch. Payloads are `Arrival`s.
 
-        A pair is answered under the header of the visible image. So is a lone visible frame. A lone thermal frame is
-        answered in the pixels and under the frame_id of the last visible image, as before the loss, with the thermal
-        stamp; where there was none yet, in its own pixels and under its own header.
+        A pair is answered in the pixels and under the header of the image of parameter `output_frame`. So is that
+        camera's lone frame. The other one's lone frame is answered in the same pixels and under the same frame_id as
+        before the loss, with its own stamp; where there was nothing before, in its own pixels under its own header.
         """
         frames = (job.visible, job.thermal) if isinstance(job, Pair) else (job,)
         arrivals: dict[Stream, Arrival] = {}
@@ -152,15 +141,20 @@ class PairDetector:
         came = max(arrival.at for arrival in arrivals.values())
         self.stages["wait"].add(came)
         started = time.monotonic_ns()
-        pictures = {stream: self._decode(arrival, stream) for stream, arrival in arrivals.items()}
+        pictures = {stream: self.rig.cameras[stream].decode(arrival.msg) for stream, arrival in arrivals.items()}
         self.stages["decode"].add(started)
+        for stream, picture in pictures.items():
+            self._seen[stream] = arrivals[stream].msg.header.frame_id, (picture.shape[1], picture.shape[0])
         visible, thermal = pictures.get("visible"), pictures.get("thermal")
-        header, size = self._frame_of(arrivals, visible)
-        found, identities = self._find(visible, thermal, size, stamp_ns(header) / 1e9)
+        size = self._seen["visible"][1] if visible is None and "visible" in self._seen else None
+        registration = self._register(thermal is not None)
+        stamps = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
+        found, identities = self._find(visible, thermal, size, stamp_ns(next(iter(stamps.values()))) / 1e9)
         started = time.monotonic_ns()
-        answer = detections_to_msg(found, self.predictor.names, header)
-        for detection, identity in zip(answer.detections, identities):
-            detection.id = identity
+        header, shown, which = self._place(found, stamps, registration)
+        answer = detections_to_msg(shown, self.predictor.names, header)
+        for detection, index in zip(answer.detections, which):
+            detection.id = identities[index]
         self._publisher.publish(answer)
         self.stages["publish"].add(started)
         self.latency.add(came)
@@ -205,25 +199,37 @@ class PairDetector:
             "gpu_memory_reserved_mb": f"{torch.cuda.memory_reserved(device) / 1e6:.0f}",
         }
 
-    def _decode(self, arrival: Arrival, stream: Stream) -> np.ndarray:
-        """The picture in a message that has been checked."""
-        if stream == "visible":
-            return image_to_visible(arrival.msg)
-        return image_to_thermal(arrival.msg, self.predictor.thermal.palette_ok)
+    def _register(self, for_thermal: bool) -> Registration | None:
+        """The registration of the cameras as they stand, told to the Predictor; None where nothing asks for one."""
+        if not for_thermal and self.rig.frame == "visible":
+            return None
+        registration = self.rig.registration(self._registration)
+        if for_thermal:
+            self.predictor.registration = registration
+        return registration
 
-    def _frame_of(
-        self, arrivals: Mapping[Stream, Arrival], visible: np.ndarray | None
-    ) -> tuple[Header, tuple[int, int] | None]:
-        """The header of the answer, and the (width, height) in whose pixels it is; None for the Predictor's own."""
-        if visible is not None:
-            header = arrivals["visible"].msg.header
-            self._visible_frame = header.frame_id, (visible.shape[1], visible.shape[0])
-            return header, None
-        own = arrivals["thermal"].msg.header
-        if self._visible_frame is not None:
-            return Header(stamp=own.stamp, frame_id=self._visible_frame[0]), self._visible_frame[1]
-        # With a registration the boxes are in the visible image even so, and the name of its frame is not known yet.
-        return (own if self.predictor.registration is None else Header(stamp=own.stamp)), None
+    def _place(
+        self, found: Detections, headers: Mapping[Stream, Header], registration: Registration | None
+    ) -> tuple[Header, Detections, list[int]]:
+        """The header of the answer, the detections in the pixels that it names, and which of `found` they are.
+
+        `found` is in pixels of the visible image; of the thermal one when no visible image has been seen and there is
+        no registration.
+        """
+        own: Stream = "visible" if "visible" in headers else "thermal"
+        frame = self.rig.frame
+        sizes = {stream: size for stream, (_, size) in self._seen.items()}
+        if frame in headers:
+            header = headers[frame]
+        elif frame in self._seen:
+            header = Header(stamp=headers[own].stamp, frame_id=self._seen[frame][0])
+        elif own == "thermal" and registration is not None:  # in visible pixels; the name of that frame is not known
+            return Header(stamp=headers[own].stamp), found, list(range(len(found)))
+        else:
+            frame, header = own, headers[own]
+        if "visible" not in sizes:
+            sizes["visible"] = registration.visible_size if registration is not None else sizes["thermal"]
+        return header, *self.rig.in_frame(found, sizes["visible"], sizes.get("thermal"), registration, frame)
 
     def _find(
         self, visible: np.ndarray | None, thermal: np.ndarray | None, size: tuple[int, int] | None, stamp: float

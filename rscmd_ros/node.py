@@ -20,17 +20,18 @@ from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from rscmd_model.errors import UserError
 from rscmd_ros import parameters
+from rscmd_ros.camera import image_topic, info_topic
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError, stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector, check_arrival, load_predictor, one_line
+from rscmd_ros.detection import Arrival, PairDetector, load_predictor, one_line
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
 from rscmd_ros.fallback import Fallback, fingerprint
 from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
@@ -69,6 +70,7 @@ class DetectorNode(LifecycleNode):
         self._fallback: Fallback | None = None
         self._outputs: Outputs | None = None
         self._subscribers: dict[Stream, message_filters.Subscriber] = {}
+        self._info_subscriptions: list[Any] = []
         self._tally = Tally()
         self._condition = Condition()
 
@@ -217,6 +219,9 @@ class DetectorNode(LifecycleNode):
         for subscriber in self._subscribers.values():
             self.destroy_subscription(subscriber.sub)
         self._subscribers = {}
+        for subscription in self._info_subscriptions:
+            self.destroy_subscription(subscription)
+        self._info_subscriptions = []
         self._fallback = None
         self._tell_mode("none")
         if self._worker is not None:
@@ -276,6 +281,8 @@ class DetectorNode(LifecycleNode):
         return int(clock.now().nanoseconds) if in_bag_time else time.monotonic_ns()
 
     def _subscribe(self, stream: Stream) -> None:
+        assert self._detector is not None
+        camera, base = self._detector.rig.cameras[stream], self.resolve_topic_name(f"{stream}/image")
         qos = image_qos(getattr(self._settings, f"{stream}_reliability"), self._settings.queue_size)
 
         def mismatch(event: Any) -> None:
@@ -283,22 +290,34 @@ class DetectorNode(LifecycleNode):
 
         subscriber = message_filters.Subscriber(
             self,
-            Image,
-            f"{stream}/image",
+            Image if camera.transport == "raw" else CompressedImage,
+            image_topic(base, camera.transport),
             qos_profile=qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
             qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
         )
         subscriber.registerCallback(self._receive, stream)
         self._subscribers[stream] = subscriber
+        if camera.calibrated:
+            latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+            take = partial(self._take_info, stream)
+            self._info_subscriptions.append(self.create_subscription(CameraInfo, info_topic(base), take, latest))
 
-    def _receive(self, msg: Image, stream: Stream) -> None:
+    def _take_info(self, stream: Stream, msg: CameraInfo) -> None:
+        if self._detector is None:
+            return
+        try:
+            self._detector.rig.cameras[stream].info(msg)
+        except ConversionError as error:
+            self._condition.refuse(stream, str(error))
+
+    def _receive(self, msg: Image | CompressedImage, stream: Stream) -> None:
         pairer, fallback, detector = self._pairer, self._fallback, self._detector
         if pairer is None or fallback is None or detector is None:
             return  # unsubscribed, and this one was already on its way
         arrival, now = Arrival(msg, time.monotonic_ns()), self._now()
         try:
-            check_arrival(msg, stream, detector.predictor.thermal)
+            detector.check(msg, stream)
         except ConversionError as error:
             pairer.invalid(stream)
             fallback.refuse(stream, now)

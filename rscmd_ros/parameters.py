@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import array
 import difflib
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from rscmd_ros.fallback import FALLBACKS
-from rscmd_ros.pairing import POLICIES
+from rscmd_ros.pairing import POLICIES, STREAMS
 from rscmd_ros.tracking import TRACKERS
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rclpy.parameter import Parameter
 
 _RELIABILITIES = ("best_effort", "reliable")
+_TRANSPORTS = ("raw", "compressed")
 
 
 def _parameter(
@@ -149,6 +151,47 @@ class Settings:
         choices=_RELIABILITIES,
     )
     thermal_reliability: str = _parameter("best_effort", "The same for the thermal topic.", choices=_RELIABILITIES)
+    visible_transport: str = _parameter(
+        "raw",
+        "Topic of the visible images: raw for visible/image (sensor_msgs/Image), compressed for "
+        "visible/image/compressed (sensor_msgs/CompressedImage, JPEG or PNG).",
+        choices=_TRANSPORTS,
+    )
+    thermal_transport: str = _parameter(
+        "raw", "The same for thermal images. A model of 16-bit counts (mono16) needs PNG.", choices=_TRANSPORTS
+    )
+    visible_rectify: bool = _parameter(
+        False,
+        "Take the lens distortion out of visible images, by visible/camera_info. Off, because a model wants what it "
+        "was trained on. Boxes stay in pixels of the image as published.",
+    )
+    thermal_rectify: bool = _parameter(False, "The same for thermal images, by thermal/camera_info.")
+    registration_depth_m: float = _parameter(
+        0.0,
+        "Lay thermal over visible for what is at this distance, in m, by parameter 'extrinsics' and both camera_infos; "
+        "0 leaves it to parameter 'registration' or the model. Images must be rectified, here or by their topic.",
+        low=0.0,
+        high=10000.0,
+    )
+    extrinsics: tuple[float, ...] = _parameter(
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        "Where the thermal camera stands: x, y, z (m), qx, qy, qz, qw of its optical frame in the visible one's. Used "
+        "with registration_depth_m only.",
+    )
+    output_frame: str = _parameter(
+        "visible",
+        "The camera in whose pixels boxes are given, and whose stamp and frame_id they carry.",
+        choices=STREAMS,
+    )
+    max_image_megapixels: float = _parameter(
+        25.0, "Images of more million pixels than this are refused.", low=0.01, high=1000.0
+    )
+    max_decoded_megabytes: float = _parameter(
+        100.0,
+        "Compressed images that would decode to more MB than this are refused; their header tells, before decoding.",
+        low=0.01,
+        high=10000.0,
+    )
 
 
 TABLE: Mapping[str, Field[Any]] = {row.name: row for row in fields(Settings)}
@@ -162,6 +205,11 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
             return f"parameter '{name}' is '{value}'; choose one of {', '.join(about['choices'])}"
         if about["low"] is not None and not (math.isfinite(value) and about["low"] <= value <= about["high"]):
             return f"parameter '{name}' is {value}; it must lie between {about['low']} and {about['high']}"
+    pose = tuple(values["extrinsics"])
+    if len(pose) != 7 or not all(map(math.isfinite, pose)) or abs(math.hypot(*pose[3:]) - 1) > 0.01:
+        return f"parameter 'extrinsics' is {list(pose)}; it must be x, y, z, qx, qy, qz, qw, the quaternion of length 1"
+    if values["registration"] and values["registration_depth_m"] > 0:
+        return "parameters 'registration' and 'registration_depth_m' both say how thermal lies over visible; give one"
     if twice := sorted({name for name in values["classes"] if list(values["classes"]).count(name) > 1}):
         return f"parameter 'classes' names {', '.join(twice)} more than once"
     if values["reuse"] and values["pairing_policy"] != "nearest":
@@ -193,14 +241,17 @@ def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], 
 
 
 def as_double(name: str, value: Any) -> Any:
-    """An integer given for a parameter that is a double becomes one; everything else stays as it is."""
+    """An integer given for a parameter that is a double becomes one, and so in a list; all else stays as it is."""
+    if name in TABLE and isinstance(TABLE[name].default, tuple) and isinstance(value, Sequence):
+        return [float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in value]
     wants_double = name in TABLE and isinstance(TABLE[name].default, float)
     return float(value) if wants_double and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def as_row(name: str, value: Any) -> Any:
-    """A parameter's value as the table holds it: a list becomes a tuple."""
-    return tuple(value) if isinstance(value, (list, tuple)) and isinstance(TABLE[name].default, tuple) else value
+    """A parameter's value as the table holds it: a list or an array becomes a tuple."""
+    several = isinstance(value, (list, tuple, array.array)) and isinstance(TABLE[name].default, tuple)
+    return tuple(value) if several else value
 
 
 def declare(node: Node) -> None:
@@ -219,13 +270,13 @@ def declare(node: Node) -> None:
             default = list(row.default) if isinstance(row.default, tuple) else row.default
             node.declare_parameter(name, default, _descriptor(row))
         except InvalidParameterTypeException:
-            if not isinstance(row.default, float):
+            if not isinstance(row.default, float | tuple):
                 raise
             # rclpy insists on `50.0`; so ask for the value as the integer that it may be, and set it as a double.
             value = node.declare_parameter(name, descriptor=ParameterDescriptor(dynamic_typing=True)).value
             node.undeclare_parameter(name)
             number = as_double(name, value)
-            if not isinstance(number, float):
+            if not all(isinstance(x, float) for x in (number if isinstance(number, list) else [number])):
                 raise
             node.declare_parameter(name, number, _descriptor(row), ignore_override=True)
 

@@ -19,6 +19,7 @@ from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_pairs import MS, BagPair, Pairing, PairingOptions, pair_up
 from rscmd_ros.bag_score import Answer
 from rscmd_ros.bags import Bag
+from rscmd_ros.camera import image_topic
 from rscmd_ros.conversions import msg_to_detections, stamp_ns
 from rscmd_ros.pairing import COUNTERS
 from rscmd_ros.transport import use_large_messages
@@ -73,7 +74,7 @@ def replay(
     """
     use_large_messages()
     with _ros(ros_args) as (node, stopped):
-        link = _Link(node, wait, stopped)
+        link = _Link(node, wait, stopped, {stream: bag.transport(topic) for stream, topic in topics.items()})
         options = link.pairing_options(options)
         told = {name: link.parameter(name) for name in ("confidence_threshold", "registration")}
         pairing = pair_up(bag, dict(topics), options, contract)
@@ -118,10 +119,10 @@ def _ros(ros_args: Sequence[str]) -> Iterator[tuple[Any, Callable[[], bool]]]:
 class _Link:
     """The connection to one detector node."""
 
-    def __init__(self, node: Any, wait: float, stopped: Callable[[], bool]):
+    def __init__(self, node: Any, wait: float, stopped: Callable[[], bool], transports: Mapping[str, str]):
         from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from sensor_msgs.msg import Image
+        from sensor_msgs.msg import CompressedImage, Image
         from vision_msgs.msg import Detection2DArray
 
         self.heard = _Heard()
@@ -132,10 +133,11 @@ class _Link:
         time.sleep(0.5)  # discovery of publishers that were there before
         self.publishers = {}
         for stream in STREAMS:
-            topic = node.resolve_topic_name(f"{stream}/image")
+            topic = image_topic(node.resolve_topic_name(f"{stream}/image"), transports[stream])
+            kind = Image if transports[stream] == "raw" else CompressedImage
             if node.count_publishers(topic):
                 raise UserError(f"something else publishes on {topic}; stop it, or the score would mix two sources")
-            self.publishers[stream] = node.create_publisher(Image, topic, reliable)
+            self.publishers[stream] = node.create_publisher(kind, topic, reliable)
         self._subscription = node.create_subscription(Detection2DArray, "detections", self._on_detections, reliable)
         self._diagnostics = node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.full_name = self._find_node()
@@ -176,7 +178,8 @@ class _Link:
             what = f"nobody listens to {' and '.join(deaf)}" if deaf else "nobody publishes detections"
             return (
                 f"no detector node after {self._wait:g} s: {what}. Is it running and active, with the same "
-                "ROS_DOMAIN_ID, and on these topics? (remap with --ros-args -r visible/image:=...)"
+                "ROS_DOMAIN_ID, and on these topics? (remap with --ros-args -r visible/image:=...; topics that end in "
+                "/compressed are those of a node with visible_transport or thermal_transport compressed)"
             )
 
         self._until(matched, trouble)

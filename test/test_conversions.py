@@ -23,7 +23,9 @@ from rscmd_ros.conversions import (
     THERMAL_ENCODINGS,
     VISIBLE_ENCODINGS,
     ConversionError,
+    Limits,
     check_thermal,
+    check_visible,
     detections_to_msg,
     image_to_thermal,
     image_to_visible,
@@ -59,6 +61,9 @@ def message(
     return Image(**fields, data=array.array("B", rows.tobytes()))
 
 
+HAND_WRITTEN = [name for name in VISIBLE_ENCODINGS if not name.startswith(("bayer", "yuv", "uyvy", "yuyv"))]
+
+
 def in_encoding(image: np.ndarray, encoding: str) -> np.ndarray:
     """The pixels of a BGR picture in this encoding; channels written out by hand."""
     blue, green, red = image[..., 0], image[..., 1], image[..., 2]
@@ -70,13 +75,58 @@ def in_encoding(image: np.ndarray, encoding: str) -> np.ndarray:
     return np.stack(channels[encoding], axis=-1) if encoding in channels else blue
 
 
-@given(bgr, st.sampled_from(sorted(VISIBLE_ENCODINGS)), st.integers(0, 7), st.booleans(), kinds)
+@given(bgr, st.sampled_from(HAND_WRITTEN), st.integers(0, 7), st.booleans(), kinds)
 @settings(deadline=None)
 def test_visible_is_read_in_every_encoding_and_row_step(image, encoding, padding, big_endian, kind):
-    got = image_to_visible(message(in_encoding(image, encoding), encoding, padding, big_endian, kind))
-    expected = image if VISIBLE_ENCODINGS[encoding][0] > 1 else np.repeat(image[..., :1], 3, axis=2)
+    pixels = in_encoding(image, encoding.replace("16", "8"))
+    if encoding.endswith("16"):
+        pixels = pixels.astype(np.uint16) * 257
+    got = image_to_visible(message(pixels, encoding, padding, big_endian, kind))
+    expected = image if VISIBLE_ENCODINGS[encoding].channels > 1 else np.repeat(image[..., :1], 3, axis=2)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_a_mosaic_gives_the_colours_it_was_made_of(pattern, depth):
+    """Each pixel keeps one channel, as the name of the pattern says; a picture without detail comes back whole."""
+    colours = {"b": 30, "g": 120, "r": 220}
+    mosaic = np.zeros((8, 10), f"uint{depth}")
+    for place, letter in enumerate(pattern):
+        mosaic[place // 2 :: 2, place % 2 :: 2] = colours[letter] * (1 if depth == 8 else 257)
+    got = image_to_visible(message(mosaic, f"bayer_{pattern}{depth}", padding=2, big_endian=depth == 16))
+    np.testing.assert_array_equal(got, np.full((8, 10, 3), list(colours.values()), np.uint8))
+
+
+@given(hnp.arrays(np.uint16, (6, 8)), st.sampled_from(["rggb", "bggr", "gbrg", "grbg"]), st.integers(0, 5))
+@settings(deadline=None, max_examples=20)
+def test_mosaics_of_16_bits_are_read_as_cv_bridge_reads_them(mosaic, pattern, padding):
+    bridge = pytest.importorskip("cv_bridge").CvBridge()
+    msg = message(mosaic, f"bayer_{pattern}16", padding)
+    np.testing.assert_array_equal(image_to_visible(msg), bridge.imgmsg_to_cv2(msg, "bgr8"))
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_yuv422_is_read_in_both_orders(encoding):
+    """Written out by ITU-R BT.601, two pixels to a pair of colour differences."""
+    red, luma, u, v = (0, 0, 255), 81, 90, 240
+    pair = (u, luma, v, luma) if encoding in ("yuv422", "uyvy") else (luma, u, luma, v)
+    pixels = np.tile(np.array(pair, np.uint8).reshape(1, 2, 2), (4, 3, 1))
+    got = image_to_visible(message(pixels, encoding, padding=3))
+    assert got.shape == (4, 6, 3)
+    assert np.abs(got.astype(int) - red).max() <= 2
+    with pytest.raises(ConversionError, match=r"of 5 pixels a row .* expected an even number"):
+        image_to_visible(message(pixels[:, :5], encoding))
+
+
+def test_images_beyond_the_limit_are_refused():
+    for check in (check_visible, lambda msg, limits: check_thermal(msg, limits=limits)):
+        check(message(PICTURE[..., 0], "mono8"), Limits(pixels=24))
+        with pytest.raises(
+            ConversionError, match=r"6 x 4 pixels, and parameter 'max_image_megapixels' allows 2\.3e-05"
+        ):
+            check(message(PICTURE[..., 0], "mono8"), Limits(pixels=23))
 
 
 @given(counts, st.booleans(), st.integers(0, 7), st.booleans(), kinds)
@@ -135,8 +185,9 @@ COUNTS = np.zeros((4, 6), np.uint16)
 @pytest.mark.parametrize(
     ("read", "msg", "words"),
     [
-        (image_to_visible, message(PICTURE, "yuv422"), ["visible", "'yuv422'", "bgr8", "8UC3"]),
-        (image_to_visible, message(COUNTS, "mono16"), ["visible", "'mono16'", "bgr8"]),
+        (image_to_visible, message(PICTURE, "nv21"), ["visible", "'nv21'", "bgr8", "8UC3"]),
+        (image_to_visible, message(COUNTS, "16UC1"), ["visible", "'16UC1'", "bgr8"]),
+        (image_to_thermal, message(COUNTS, "bayer_rggb16"), ["thermal", "'bayer_rggb16'", "16UC1"]),
         (image_to_visible, message(PICTURE, ""), ["visible", "''"]),
         (image_to_thermal, message(PICTURE, "bgr8"), ["thermal", "'bgr8'", "mono16", "palette"]),
         (image_to_thermal, message(COUNTS, "32FC1"), ["thermal", "'32FC1'", "16UC1"]),
@@ -165,8 +216,9 @@ def test_a_palette_is_read_by_its_luma_when_that_is_wanted():
     short.data = short.data[:-1]
     with pytest.raises(ConversionError, match="bytes of data"):
         check_thermal(short, palette_ok=True)
-    with pytest.raises(ConversionError, match="'yuv422'"):
-        check_thermal(message(picture, "yuv422"), palette_ok=True)
+    for encoding in ("bgr16", "bayer_rggb8"):
+        with pytest.raises(ConversionError, match=f"'{encoding}'"):
+            check_thermal(message(picture, encoding), palette_ok=True)
     np.testing.assert_array_equal(image_to_thermal(message(COUNTS, "mono16"), palette_ok=True), COUNTS)
 
 
@@ -258,5 +310,7 @@ def test_stamps_round_trip(ns):
 
 
 def test_accepted_encodings():
-    assert set(VISIBLE_ENCODINGS) == {"bgr8", "rgb8", "bgra8", "rgba8", "mono8", "8UC1", "8UC3"}
+    named = {"bgr8", "rgb8", "bgra8", "rgba8", "mono8", "8UC1", "8UC3", "bgr16", "rgb16", "bgra16", "rgba16", "mono16"}
+    mosaics = {f"bayer_{pattern}{bits}" for pattern in ("rggb", "bggr", "gbrg", "grbg") for bits in (8, 16)}
+    assert set(VISIBLE_ENCODINGS) == named | mosaics | {"yuv422", "uyvy", "yuv422_yuy2", "yuyv"}
     assert set(THERMAL_ENCODINGS) == {"mono8", "8UC1", "mono16", "16UC1"}

@@ -101,6 +101,22 @@ def test_a_lone_thermal_frame_is_answered_in_the_visible_frame_once_that_is_know
     assert (known.asked[-1]["thermal"], stamp_ns(published[-1].header)) == (False, visible.stamp)
 
 
+def test_boxes_in_thermal_pixels_keep_their_frame_when_the_thermal_camera_is_lost():
+    detector, known, published = make(output_frame="thermal")
+    visible, thermal = frames(0)
+    detector.detect(visible)  # nothing is known of the thermal camera yet
+    assert published[-1].header.frame_id == "visible_optical"
+    detector.detect(Pair(visible, thermal, 0))
+    assert published[-1].header == thermal.payload.msg.header
+    both = [detection.bbox for detection in published[-1].detections]
+    visible, thermal = frames(1)
+    detector.detect(visible)
+    assert not known.asked[-1]["thermal"]
+    assert published[-1].header.frame_id == "thermal_optical"
+    assert stamp_ns(published[-1].header) == visible.stamp
+    assert [detection.bbox for detection in published[-1].detections] == both
+
+
 def test_hold_repeats_the_last_fused_answer_under_its_own_stamp():
     detector, _, published = make()
     detector.hold()

@@ -103,7 +103,9 @@ def test_what_keeps_images_from_coming_is_named():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from rclpy.qos import QoSReliabilityPolicy
 
-    from rscmd_ros.causes import IMAGE_TYPE, topic_problem
+    from rscmd_ros.causes import IMAGE_TYPES, topic_problem
+
+    image = IMAGE_TYPES["raw"]
 
     def publisher(kind: str, reliable: bool = True) -> SimpleNamespace:
         policy = QoSReliabilityPolicy.RELIABLE if reliable else QoSReliabilityPolicy.BEST_EFFORT
@@ -111,15 +113,13 @@ def test_what_keeps_images_from_coming_is_named():
 
     compressed = "sensor_msgs/msg/CompressedImage"
     assert "nothing publishes on /a/image" in topic_problem("/a/image", [], "best_effort")
-    assert f"has type {compressed}; this node needs {IMAGE_TYPE}" in topic_problem(
+    assert f"has type {compressed}; this node needs {image}" in topic_problem(
         "/a", [publisher(compressed)], "best_effort"
     )
-    assert topic_problem("/a", [publisher(compressed), publisher(IMAGE_TYPE)], "best_effort") is None
-    assert topic_problem("/a", [publisher(IMAGE_TYPE, reliable=False)], "best_effort") is None
-    assert topic_problem("/a", [publisher(IMAGE_TYPE)], "reliable") is None
-    assert "best effort but asked for reliable" in topic_problem(
-        "/a", [publisher(IMAGE_TYPE, reliable=False)], "reliable"
-    )
+    assert topic_problem("/a", [publisher(compressed), publisher(image)], "best_effort") is None
+    assert topic_problem("/a", [publisher(image, reliable=False)], "best_effort") is None
+    assert topic_problem("/a", [publisher(image)], "reliable") is None
+    assert "best effort but asked for reliable" in topic_problem("/a", [publisher(image, reliable=False)], "reliable")
 
 
 def test_throttle_keeps_subjects_apart():

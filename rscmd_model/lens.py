@@ -1,0 +1,141 @@
+"""The lens of a calibrated camera: from its raw pixels to those of a distortion-free (rectified) image, and back.
+
+Models and names are those of sensor_msgs/CameraInfo and OpenCV. Pixel (0, 0) is the centre of the upper left one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from rscmd_model.errors import UserError
+from rscmd_model.registration import FILL, rescaling
+
+_COEFFICIENTS = {
+    "plumb_bob": (0, 4, 5),
+    "rational_polynomial": (0, 4, 5, 8, 12, 14),
+    "equidistant": (0, 4),
+    "fisheye": (0, 4),
+    "": (0,),
+    "none": (0,),
+}
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A calibration, as a CameraInfo tells it.
+
+    Attributes:
+        size: (width, height) in px of the image it was made for; images of the same shape are taken for scaled copies.
+        model: plumb_bob, rational_polynomial, equidistant (also called fisheye), or "" for no distortion.
+        distortion: the coefficients D of that model; all zeros are no distortion.
+        camera: K, 9 numbers by rows: focal lengths and principal point of the raw image, px.
+        rotation: R, 9 numbers by rows: from the camera's frame to that of the rectified image.
+        rectified: the left three columns of P, 9 numbers by rows: K of the rectified image; all zeros mean K itself.
+
+    Raises:
+        UserError: an unknown model, a number of coefficients that it does not have, or K that is not calibrated.
+    """
+
+    size: tuple[int, int]
+    model: str
+    distortion: tuple[float, ...]
+    camera: tuple[float, ...]
+    rotation: tuple[float, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    rectified: tuple[float, ...] = (0,) * 9
+
+    def __post_init__(self) -> None:
+        every = (*self.distortion, *self.camera, *self.rotation, *self.rectified)
+        if not np.isfinite(every).all() or min(self.size) < 1 or not self.camera[0] > 0 or not self.camera[4] > 0:
+            raise UserError("it is not calibrated: width, height and the focal lengths in k must be larger than 0")
+        if not any(self.distortion):
+            object.__setattr__(self, "distortion", ())
+        if self.model not in _COEFFICIENTS:
+            raise UserError(
+                f"its distortion_model is '{self.model}'; known are {', '.join(filter(None, _COEFFICIENTS))}"
+            )
+        if len(self.distortion) not in _COEFFICIENTS[self.model]:
+            wanted = " or ".join(map(str, _COEFFICIENTS[self.model]))
+            raise UserError(
+                f"its distortion_model '{self.model}' takes {wanted} coefficients d, and it has {len(self.distortion)}"
+            )
+        if not any(self.rectified):
+            object.__setattr__(self, "rectified", self.camera)
+        if not any(self.rotation):  # left empty by drivers of single cameras
+            object.__setattr__(self, "rotation", tuple(np.eye(3).ravel()))
+
+    @property
+    def plain(self) -> bool:
+        """Whether rectifying would change nothing: no distortion, no rotation, the same matrix."""
+        return not self.distortion and np.allclose(self.turn(), np.eye(3)) and self.camera == self.rectified
+
+    def turn(self) -> np.ndarray:
+        """R as (3, 3) float64: from the camera's frame to that of the rectified image."""
+        return _matrix(self.rotation)
+
+    def matrix(self, size: tuple[int, int], rectified: bool = True) -> np.ndarray:
+        """The camera matrix of the rectified (or the raw) image at this size (width, height), (3, 3) float64.
+
+        Raises:
+            UserError: `size` has another shape than the calibration's.
+        """
+        to_size = np.linalg.inv(rescaling(size, self.size, "the camera_info is for"))
+        return np.asarray(to_size @ _matrix(self.rectified if rectified else self.camera))
+
+    def rectify(self, image: np.ndarray) -> np.ndarray:
+        """Take the distortion out of an image.
+
+        Args:
+            image: (H, W) or (H, W, 3), uint8 or uint16, raw.
+
+        Returns:
+            the same shape and type, bilinear. Where the camera does not look: `FILL` in a colour image, the mean of a
+            grey one, since counts have no grey of their own.
+
+        Raises:
+            UserError: as `matrix`.
+        """
+        if self.plain:
+            return image
+        fill = (FILL,) * 3 if image.ndim == 3 else cv2.mean(image)
+        across, down = _maps(self, image.shape[1::-1])
+        return cv2.remap(image, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+
+    def raw_points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Where points (N, 2) of the rectified image lie in the raw one, both of `size`; (N, 2) float64, px.
+
+        Raises:
+            UserError: as `matrix`.
+        """
+        rays = np.hstack((points, np.ones((len(points), 1)))) @ np.linalg.inv(self.matrix(size)).T @ self.turn()
+        rays, camera = rays[:, None, :], self.matrix(size, rectified=False)
+        zero = np.zeros(3)
+        if self._fisheye:
+            found, _ = cv2.fisheye.projectPoints(rays, zero, zero, camera, np.array(self.distortion))
+        else:
+            found, _ = cv2.projectPoints(rays, zero, zero, camera, np.array(self.distortion))
+        return np.asarray(found).reshape(-1, 2)
+
+    @property
+    def _fisheye(self) -> bool:
+        return self.model in ("equidistant", "fisheye") and bool(self.distortion)
+
+    def _make_maps(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        raw, rectified = self.matrix(size, rectified=False), self.matrix(size)
+        make = cv2.fisheye.initUndistortRectifyMap if self._fisheye else cv2.initUndistortRectifyMap
+        across, down = make(raw, np.array(self.distortion), self.turn(), rectified, size, cv2.CV_16SC2)
+        return across, down
+
+
+@lru_cache(maxsize=4)
+def _maps(lens: Lens, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The maps of a lens for images of this size; made once, since that takes longer than using them."""
+    return lens._make_maps(size)
+
+
+def _matrix(numbers: Sequence[float]) -> np.ndarray:
+    return np.array(numbers, np.float64).reshape(3, 3)
