@@ -140,7 +140,7 @@ class Condition:
         others = [name for name, types in facts.node.get_topic_names_and_types() if IMAGE_TYPE in types]
         others = [name for name in others if name not in facts.topics.values() and not name.endswith("overlay/image")]
         if problem := topic_problem(topic, publishers, asked, others):
-            return [Cause(f"topic {problem}", problem)]
+            return [Cause(f"{stream} topic", problem)]  # the list of other topics may change
         health = fallback.health(stream, facts.now)
         if health == "live":
             return []
