@@ -142,7 +142,7 @@ class Condition:
         others = [name for name, types in there if IMAGE_TYPES[transport] in types]
         others = [name for name in others if name not in facts.topics.values() and not name.endswith("overlay/image")]
         if problem := topic_problem(topic, publishers, asked, others, transport):
-            return [Cause(f"topic {problem}", problem)]
+            return [Cause(f"{stream} topic", problem)]  # the list of other topics may change
         health = fallback.health(stream, facts.now)
         if health == "live":
             return []

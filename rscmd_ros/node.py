@@ -193,10 +193,9 @@ class DetectorNode(LifecycleNode):
             f"in {time.monotonic() - started:.1f} s"
         )
         self._make_pairer()
-        self._outputs = Outputs(self)
-        logger, outputs = self.get_logger(), self._outputs
+        self._outputs = outputs = Outputs(self)
         self._detector = PairDetector(
-            predictor, outputs.detections, logger, self._settings, self._stopping, outputs.overlay
+            predictor, outputs.detections, self.get_logger(), self._settings, self._stopping, outputs.overlay
         )
         self._describe()
 
@@ -208,8 +207,12 @@ class DetectorNode(LifecycleNode):
         branches = self._detector.predictor.modalities
         self._fallback = Fallback(**self._fallback_rules(), branches=branches, now=self._now())
         self._condition.restart()
-        for stream in STREAMS:
-            self._subscribe(stream)
+        try:
+            for stream in STREAMS:
+                self._subscribe(stream)
+        except Exception:  # a QoS override that means nothing
+            self._deactivate()
+            raise
         self._deadline_timer.reset()
         topics = " and ".join(self._topic(stream) for stream in STREAMS)
         self.get_logger().info(f"active: listening to {topics}, publishing {self._outputs.detections.topic_name}")
@@ -351,19 +354,16 @@ class DetectorNode(LifecycleNode):
         fallback = self._fallback
         assert fallback is not None
         assert self._pairer is not None
+        assert self._detector is not None
         if fallback.survivor is not None and not alone_before:
             for pair in self._pairer.flush():
                 self._submit(pair)
-        mode = self._full_mode() if fallback.mode == "fused" else fallback.mode
+        full = self._detector.predictor.config.branches[0]  # for a model of one camera its own
+        mode = full if fallback.mode == "fused" else fallback.mode
         if mode != self._mode:
             said = self._condition.mode_change(mode, fallback, self._now(), self._topic)
             self.get_logger().info(said)
             self._tell_mode(mode)
-
-    def _full_mode(self) -> str:
-        """What answers a pair: for a model of one camera its own branch."""
-        assert self._detector is not None
-        return str(self._detector.predictor.config.branches[0])
 
     def _wanted(self) -> bool:
         """Whether an answer is to be made at all."""
