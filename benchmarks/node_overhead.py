@@ -16,7 +16,8 @@ The overhead is the difference of "node" and "baseline". Both with the shipped t
 transports of Fast DDS; best effort, as camera drivers publish. Thermal images are stamped and sent 5 ms after visible
 ones, which no pairing policy has to wait for. Sender and receiver are one process, so one clock times both ends. Images
 lost on the way to the node, and pairs that gave way to newer ones before inference, are the node's own counts over the
-whole run, warm-up included.
+whole run, warm-up included. Where images are lost, a visible one may be paired with the thermal one before; its answer
+then comes before the later image is sent, and its time is below zero: read only "answered" there.
 """
 
 from __future__ import annotations
