@@ -4,8 +4,8 @@
     python benchmarks/bags.py --model model.safetensors --workers 1 2   # and many bags through Ray (pip install ray)
 
 The bags hold --pairs synthetic pairs each, as mcap. The ways take turns, and a ratio is taken within a round; medians
-over the rounds are reported. torch has --threads threads throughout. The files are in the page cache: reading from a disk
-or over a network comes on top. With --workers each way is a process of its own, start-up included, with an empty
+over the rounds are reported. torch has --threads threads throughout. The files are in the page cache: reading them from
+a disk or over a network comes on top. With --workers each way is a process of its own, start-up included, with an empty
 results folder, and the JSON files of all ways are compared.
 """
 

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", type=int, default=BATCH, metavar="N", help="pairs through the network together (default %(default)s)"
     )
     speed.add_argument(
-        "--ray", metavar="ADDRESS", help="bags side by side through Ray: 'local', or HOST:PORT of a running cluster"
+        "--ray", metavar="ADDRESS", help="bags side by side through Ray: local, or HOST:PORT of a cluster"
     )
     speed.add_argument("--workers", type=int, metavar="N", help="with --ray: bags at once (default: one per processor)")
     speed.add_argument(

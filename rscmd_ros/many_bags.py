@@ -6,6 +6,7 @@ Ray (PyPI: ray) is only needed for --ray. It is started without its dashboard, a
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -132,6 +133,17 @@ def _here(jobs: Sequence[Job], threads: int | None, said: Callable[[str], None])
         yield (place, *_attempt(job, threads, said))
 
 
+def _knock(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--ray takes 'local' or HOST:PORT of a running cluster, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`") from None
+
+
 def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: int | None) -> Iterator[Done]:
     """Done jobs in the order in which they end. At most `workers` are under way; a job whose process dies is tried
     twice, as the reason may have been a neighbour's hunger for memory.
@@ -141,6 +153,8 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
         import ray
     except ImportError:
         raise UserError(f"--ray needs Ray, which is not installed: python -m pip install ray=={RAY}") from None
+    if address != "local":
+        _knock(address)
     cores = os.cpu_count() or 1
     # Locally Ray gets the processors that the workers use, so that it starts no more processes than that.
     start: dict[str, Any] = {"address": address}

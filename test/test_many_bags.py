@@ -266,6 +266,7 @@ def test_what_does_not_go_together(bags: list[Path], model: Path, tmp_path: Path
         (["--live"], "--live plays one bag"),
         (["--workers", "2"], "--ray"),
         (["--batch", "0"], "--batch must be within"),
+        (["--threads", "0"], "--threads must be within"),
     ):
         with pytest.raises(UserError, match=message):
             many(bags, model, tmp_path, *words)
@@ -273,6 +274,14 @@ def test_what_does_not_go_together(bags: list[Path], model: Path, tmp_path: Path
         many([bags[0], bags[1], bags[0]], model, tmp_path)
     with pytest.raises(UserError, match="no model file"):
         many(bags, tmp_path / "nothing", tmp_path)
+
+
+def test_no_cluster_is_told_at_once(bags: list[Path], model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        many(bags, model, tmp_path, "--ray", "127.0.0.1:9")
+    with pytest.raises(UserError, match="HOST:PORT"):
+        many(bags, model, tmp_path, "--ray", "somewhere")
 
 
 def test_without_ray_the_message_says_what_to_install(
