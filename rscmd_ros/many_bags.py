@@ -182,8 +182,10 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
                 place = under_way.pop(ended)
                 try:
                     result, seconds = ray.get(ended)
+                except ray.exceptions.WorkerCrashedError:
+                    result, seconds = "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
                 except ray.exceptions.RayError as error:
-                    result, seconds = f"its worker process died: {(str(error).splitlines() or [''])[0]}", 0.0
+                    result, seconds = f"Ray: {(str(error).splitlines() or [type(error).__name__])[0]}", 0.0
                 yield place, result, seconds
     finally:
         ray.shutdown()
