@@ -95,7 +95,7 @@ def _apart(one: Outcome, other: Outcome) -> float:
 
 def many_bags(bags: Sequence[Path], args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Seconds of the whole command in this process and with Ray; prints the table."""
-    ways = {"one after another": []} | {
+    ways: dict[str, list[str]] = {"one after another": []} | {
         f"Ray, {n} at once": ["--ray", "local", "--workers", str(n)] for n in args.workers
     }
     seconds: dict[str, float] = {}
