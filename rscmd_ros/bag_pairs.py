@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,13 @@ class BagPair:
 class Pairing:
     """Every pair of a bag, in the order in which they were decided, and what became of every frame."""
 
-    pairs: list[BagPair]
-    ledger: dict[str, dict[str, int]]  # stream -> counter -> frames; they add up to `frames`
-    frames: dict[str, int]
-    visible_frames: dict[int, tuple[int, int]]  # header stamp -> (width, height) of every usable visible frame
-    places: dict[str, dict[int, int]]  # stream -> header stamp -> place of the message on its topic
+    pairs: list[BagPair] = field(default_factory=list)
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)  # stream -> counter -> frames; sums to `frames`
+    frames: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
+    # header stamp -> (width, height) of every usable visible frame
+    visible_frames: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # stream -> header stamp -> place of the message on its topic
+    places: dict[str, dict[int, int]] = field(default_factory=lambda: {stream: {} for stream in STREAMS})
 
 
 def _converters(
@@ -88,13 +90,35 @@ def _converters(
     return {stream: reader(stream) for stream in STREAMS}
 
 
+Pictures = tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]
+"""A pair, its visible picture (H,W,3) BGR and its thermal one (H,W)."""
+
+
 def pair_up(
     bag: Bag, topics: dict[str, str], options: PairingOptions, contract: ThermalContract | None = None
 ) -> Pairing:
-    """Pair a whole bag. topics: {"visible": ..., "thermal": ...}. contract: of the model, if known.
+    """Pair a whole bag; see `read_pairs`."""
+    pairing = Pairing()
+    for _ in read_pairs(bag, topics, options, pairing, contract):
+        pass
+    return pairing
+
+
+def read_pairs(
+    bag: Bag,
+    topics: dict[str, str],
+    options: PairingOptions,
+    pairing: Pairing,
+    contract: ThermalContract | None = None,
+) -> Iterator[Pictures]:
+    """Pair a bag in one reading, and yield each pair with its pictures as soon as it is decided.
+
+    topics: {"visible": ..., "thermal": ...}. pairing: an empty one, which grows along and is whole at the end.
+    contract: of the model, if known. Pictures are kept as long as their frame waits for a partner, so no more than
+    `queue_size` of each camera.
 
     A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
-    first fault is raised as a UserError.
+    first fault is raised as a UserError at the end.
     """
     try:
         pairer = make_pairer(
@@ -111,30 +135,28 @@ def pair_up(
         raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
     stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
     convert = _converters(bag, topics, contract)
-    counts = {"visible": 0, "thermal": 0}
     recorded: dict[tuple[str, int], int] = {}
     faults: dict[str, str] = {}
-    pairs: list[BagPair] = []
-    sizes: dict[int, tuple[int, int]] = {}
-    places: dict[str, dict[int, int]] = {"visible": {}, "thermal": {}}
     deadlines: deque[int] = deque()
     now = 0
 
-    def take(found: list[Any]) -> None:
+    def take(found: list[Any]) -> Iterator[Pictures]:
         for pair in found:
-            v, t = int(pair.visible.payload), int(pair.thermal.payload)
+            (v, visible), (t, thermal) = pair.visible.payload, pair.thermal.payload
             later = max(recorded["visible", v], recorded["thermal", t])
-            pairs.append(BagPair(v, t, pair.visible.stamp, pair.thermal.stamp, pair.dt, max(now - later, 0)))
+            known = BagPair(v, t, pair.visible.stamp, pair.thermal.stamp, pair.dt, max(now - later, 0))
+            pairing.pairs.append(known)
+            yield known, visible, thermal
 
     for topic, time, message in bag.messages(stream_of):
         # A deadline comes a fixed time after some frame's arrival, so those moments are the only ones worth asking at.
         while deadlines and deadlines[0] < time:
             now = deadlines.popleft()
-            take(pairer.poll(now))
+            yield from take(pairer.poll(now))
         now = time
         stream = stream_of[topic]
-        index = counts[stream]
-        counts[stream] += 1
+        index = pairing.frames[stream]
+        pairing.frames[stream] += 1
         recorded[stream, index] = time
         try:
             picture = convert[stream](message)
@@ -143,27 +165,26 @@ def pair_up(
             pairer.invalid(stream)
             continue
         stamp = stamp_ns(message.header)
-        places[stream].setdefault(stamp, index)
+        pairing.places[stream].setdefault(stamp, index)
         if stream == "visible":
-            sizes[stamp] = (picture.shape[1], picture.shape[0])
+            pairing.visible_frames[stamp] = (picture.shape[1], picture.shape[0])
         deadlines.append(time + round(options.deadline_ms * MS))
-        take(pairer.add(stream, stamp, index, now))
+        yield from take(pairer.add(stream, stamp, (index, picture), now))
     for moment in deadlines:
         now = moment
-        take(pairer.poll(now))
-    take(pairer.flush())
+        yield from take(pairer.poll(now))
+    yield from take(pairer.flush())
     book = pairer.ledger.as_dict()
-    ledger: dict[str, dict[str, int]] = {s: {name: book[s][name] for name in COUNTERS} for s in STREAMS}
+    pairing.ledger.update({s: {name: book[s][name] for name in COUNTERS} for s in STREAMS})
     for camera, fault in faults.items():
-        if ledger[camera]["invalid"] == counts[camera]:
+        if pairing.ledger[camera]["invalid"] == pairing.frames[camera]:
             raise UserError(f"no frame of {topics[camera]} in {bag.path} can be used: {fault}")
-    return Pairing(pairs, ledger, counts, sizes, places)
 
 
 def load_pictures(
     bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair], contract: ThermalContract | None = None
-) -> Iterator[tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]]:
-    """(pair, visible (H,W,3) BGR, thermal (H,W)) of each pair, as soon as both have been read.
+) -> Iterator[Pictures]:
+    """Read the pictures of some pairs that are known; each as soon as both have been read.
 
     Pictures are kept only as long as a pair still needs them.
     """

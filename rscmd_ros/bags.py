@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 from rosbags.highlevel import AnyReader, AnyReaderError
@@ -131,6 +131,15 @@ class Bag:
             yield topic, stamp, self.deserialise(topic, data)
 
 
+class _Rosbag2Path(PosixPath):
+    """A path that `AnyReader` takes for rosbag2 even where a folder is called something.bag, as ROS 1 files are."""
+
+    @property
+    def suffix(self) -> str:
+        own = super().suffix
+        return "" if own == ".bag" else own
+
+
 @contextmanager
 def open_bag(path: str | Path) -> Iterator[Bag]:
     """Open a rosbag2 folder, or a lone .mcap or .db3 file. Raises UserError when it is none, or damaged."""
@@ -144,7 +153,7 @@ def open_bag(path: str | Path) -> Iterator[Bag]:
     if path.is_file() and path.suffix not in (".mcap", ".db3"):
         raise UserError(f"{path} is not a rosbag2 bag; give its folder, or a .mcap or .db3 file")
     try:
-        reader = AnyReader([path], default_typestore=typestore())
+        reader = AnyReader([_Rosbag2Path(path)], default_typestore=typestore())
         reader.open()
     except _DAMAGE as error:
         raise _damaged(path, error) from None

@@ -2,68 +2,46 @@
 
     python -m rscmd_ros.evaluate_bag BAG --model model.safetensors --json summary.json --report report.html
     python -m rscmd_ros.evaluate_bag BAG --model model.safetensors --live --json summary.json --report report.html
+    python -m rscmd_ros.evaluate_bag BAG BAG... --model model.safetensors --ray local --json summary.json
 
 By default the bag is read directly: the pairing and the predictor of the node, on the recording's own clock, the same
 result every time. Latency is then what pairing costs, from the recording of a pair's later frame until the pair is
 decided; inference takes no time on that clock. With --live the bag is played to a running detector node over DDS, and
 latency is measured: from sending a pair's later frame to the arrival of its detections.
+
+Several bags are put together to one result, mAP over all their frames, with a row for each bag. A bag that fails is
+named and the others are kept; finished bags are not evaluated again by a later call.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
-from rscmd_model.images import lay_over
 from rscmd_model.registration import load_registration
-from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, load_pictures, pair_up
-from rscmd_ros.bag_score import WHICH_FRAMES_COUNT, Answer, figures, spread
-from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, Bag, open_bag
+from rscmd_ros.bag_answers import BATCH
+from rscmd_ros.bag_job import LOWEST_SCORE, Job, run, sample, truths_of
+from rscmd_ros.bag_pairs import BagPair, PairingOptions, load_pictures
+from rscmd_ros.bag_score import WHICH_FRAMES_COUNT, Figures, figures, outcome, spread
+from rscmd_ros.bags import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
 from rscmd_ros.pairing import POLICIES
-from rscmd_ros.truth import FrameTruths, truth_from_file, truth_from_topic
+from rscmd_ros.report import ReportData, Sample, write_report
 
 if TYPE_CHECKING:
-    from rscmd_model.inference import Predictor
     from rscmd_model.model_file import ModelHeader
 
-LOWEST_SCORE = 0.001  # the curve is measured down to here; --conf is for drawing only
 SAMPLES = 8  # pairs shown in the report
 OF_THE_MODEL = "of the model"
 LATENCY_MEANING = {
     "offline": ("Pairing delay", "From recording the later frame until the pair was decided; inference not counted."),
     "live": ("Latency", "From sending the later frame of the pair to the arrival of its detections."),
 }
-
-
-def evaluate_offline(
-    bag: Bag, topics: dict[str, str], pairing: Pairing, predictor: Predictor
-) -> tuple[dict[int, Answer], float]:
-    """Answer every pair. Returns the answers by visible stamp, and the median time of one inference in ms.
-
-    Where one visible frame is in several pairs (reuse), the pair nearest in time gives its answer.
-    """
-    answers: dict[int, Answer] = {}
-    spent: list[float] = []
-    said = time.monotonic()
-    for done, (pair, visible, thermal) in enumerate(load_pictures(bag, topics, pairing.pairs, predictor.thermal), 1):
-        started = time.perf_counter()
-        found = predictor.predict(visible, thermal)
-        spent.append((time.perf_counter() - started) * 1e3)
-        known = answers.get(pair.visible)
-        if known is None or abs(pair.dt) < abs(known.dt):
-            answers[pair.visible] = Answer(found, pair.dt, pair.wait)
-        if time.monotonic() - said > 2 or done == len(pairing.pairs):
-            said = time.monotonic()
-            print(f"{done} of {len(pairing.pairs)} pairs", flush=True)
-    return answers, sorted(spent)[len(spent) // 2] if spent else math.nan
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"{details}\n{WHICH_FRAMES_COUNT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bag", type=Path, help="rosbag2 folder, or a .mcap or .db3 file")
+    parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, or a .mcap or .db3 file")
     parser.add_argument(
         "--model", type=Path, required=True, help="model.safetensors; with --live the one the node runs"
     )
@@ -104,6 +82,24 @@ def _parser() -> argparse.ArgumentParser:
         else:
             unit = "MS" if field.name.endswith("_ms") else "N"
             pairing.add_argument(flag, type=type(default), default=default, metavar=unit, help="(default %(default)s)")
+    speed = parser.add_argument_group("speed and many bags")
+    speed.add_argument(
+        "--batch", type=int, default=BATCH, metavar="N", help="pairs through the network together (default %(default)s)"
+    )
+    speed.add_argument(
+        "--ray", metavar="ADDRESS", help="bags side by side through Ray: local, or HOST:PORT of a cluster"
+    )
+    speed.add_argument("--workers", type=int, metavar="N", help="with --ray: bags at once (default: one per processor)")
+    speed.add_argument(
+        "--threads", type=int, metavar="N", help="of torch for each bag (default: the processors, shared out)"
+    )
+    speed.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/bags"),
+        metavar="DIR",
+        help="several bags: finished ones are kept here and used again (default %(default)s)",
+    )
     live = parser.add_argument_group("live", "names are remapped as for any node, after --ros-args")
     live.add_argument("--live", action="store_true", help="play to a running node instead of reading the bag directly")
     live.add_argument("--rate", type=float, default=1.0, help="speed of play (default %(default)s, as recorded)")
@@ -119,6 +115,13 @@ def _checked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
         raise UserError("--ros-args only makes sense with --live")
     if args.registration and args.live:
         raise UserError(f"with --live the node registers: start it with -p registration:={args.registration}")
+    if args.live and (len(args.bags) > 1 or args.ray):
+        raise UserError("--live plays one bag to one node: give a single bag, without --ray")
+    if args.workers is not None and not args.ray:
+        raise UserError("--workers only makes sense with --ray (--ray local for this machine)")
+    for option in ("batch", "workers", "threads"):
+        if getattr(args, option) is not None and not 1 <= getattr(args, option) <= 1024:
+            raise UserError(f"--{option} must be within 1..1024, got {getattr(args, option)}")
     if not 0 <= args.conf <= 1:
         raise UserError(f"--conf must be within 0..1, got {args.conf}")
     if not 0.01 <= args.rate <= 100:
@@ -130,73 +133,161 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     args, ros_args = _checked(argv)
     options = PairingOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PairingOptions)})
-    topics = {"visible": args.visible_topic, "thermal": args.thermal_topic}
-    mode = "live" if args.live else "offline"
-    with open_bag(args.bag) as bag:
-        bag.require(args.visible_topic, IMAGE, "--visible-topic")
-        bag.require(args.thermal_topic, IMAGE, "--thermal-topic")
-        truths = _truths(bag, args)
-        from rscmd_model.model_file import read_header  # torch takes seconds to load: not before the bag is known good
+    many = len(args.bags) > 1 or args.ray is not None
+    jobs = [
+        Job(
+            bag=bag,
+            model=args.model,
+            visible_topic=args.visible_topic,
+            thermal_topic=args.thermal_topic,
+            options=options,
+            truth=args.truth,
+            truth_topic=args.truth_topic,
+            registration=args.registration,
+            device=args.device,
+            batch=args.batch,
+            samples=1 if many else SAMPLES if args.report else 0,
+        )
+        for bag in args.bags
+    ]
+    if many:
+        _many(args, jobs)
+    elif args.live:
+        _live(args, jobs[0], ros_args)
+    else:
+        _direct(args, jobs[0])
 
-        header = read_header(args.model)
-        extra: dict[str, Any] = {}
-        notes: list[str] = []
-        if args.live:
-            from rscmd_ros.replay import replay
 
-            run = replay(
-                bag,
-                topics,
-                options,
-                header.names,
-                contract=header.thermal,
-                rate=args.rate,
-                wait=args.wait,
-                ros_args=ros_args,
-            )
-            pairing, answers, options = run.pairing, run.answers, run.options
-            ledger, pairs, extra, notes = run.ledger, run.pairs, run.extra, list(run.notes)
-        else:
-            from rscmd_model.inference import Predictor
+def _direct(args: argparse.Namespace, job: Job) -> None:
+    with open_bag(job.bag) as bag:
+        truths_of(bag, job)
+    header = _header(args.model)
+    found = run(job, threads=args.threads, said=lambda line: print(line, flush=True))
+    pairs = found.outcome.pairs
+    if pairs:
+        spent = 1e3 / pairs
+        told = f"inference {spent * found.seconds['inference']:.1f} ms per pair"
+        print(f"{told}, waiting for pictures {spent * found.seconds['reading']:.1f} ms")
+    result = figures([found.outcome], header.names)
+    config = _config(args, str(job.bag), "offline", job.options, found.truth, args.registration, header)
+    summary = {**result.summary, "config": config}
+    _finish(args, header, result, summary, _notes(summary), f"{args.model.name} on {job.bag.name}", found.samples)
 
-            pairing = pair_up(bag, topics, options, header.thermal)
-            given = load_registration(args.registration) if args.registration else None
-            predictor = Predictor(args.model, device=args.device, conf=LOWEST_SCORE, registration=given)
-            predictor.warm_up()
-            answers, median = evaluate_offline(bag, topics, pairing, predictor)
-            ledger, pairs = pairing.ledger, len(pairing.pairs)
-            print(f"inference: median {median:.1f} ms per pair on {predictor.device}")
-        result = figures(pairing, answers, truths, header.names, ledger=ledger, pairs=pairs)
-        config = {
-            "bag": str(args.bag),
-            "model": str(args.model),
-            "mode": mode,
-            **{f"{stream}_topic": topic for stream, topic in topics.items()},
-            "truth": str(args.truth) if args.truth else args.truth_topic if truths is not None else None,
-            **dataclasses.asdict(options),
-            "registration": _registration_in_use(extra.pop("registration", args.registration), header),
-            "lowest_score": extra.pop("confidence_threshold", None) if args.live else LOWEST_SCORE,
-            "device": "of the node" if args.live else args.device,
-        }
+
+def _live(args: argparse.Namespace, job: Job, ros_args: list[str]) -> None:
+    with open_bag(job.bag) as bag:
+        truths, source = truths_of(bag, job)
+        header = _header(args.model)
+        from rscmd_ros.replay import replay
+
+        played = replay(
+            bag,
+            job.topics,
+            job.options,
+            header.names,
+            contract=header.thermal,
+            rate=args.rate,
+            wait=args.wait,
+            ros_args=ros_args,
+        )
+        answers, extra = played.answers, dict(played.extra)
+        found = outcome(played.pairing, answers, truths, header.names, ledger=played.ledger, pairs=played.pairs)
+        result = figures([found], header.names)
+        config = _config(args, str(job.bag), "live", played.options, source, extra.pop("registration"), header)
+        config["lowest_score"] = extra.pop("confidence_threshold")
         summary = {**result.summary, **extra, "config": config}
-        notes += _notes(summary, mode)
+        notes = [*played.notes, *_notes(summary)]
+        samples: list[Sample] = []
         if args.report:
-            _write_report(args, bag, topics, pairing, answers, truths, header, result, summary, notes, mode)
-        if args.json:
-            write_json(args.json, summary)
-    _print(summary, notes)
-    if args.report:
-        print(f"report: {args.report}")
+            used, registration = config["registration"], header.registration
+            if used not in (None, OF_THE_MODEL):
+                if Path(used).is_file():
+                    registration = load_registration(used)
+                else:
+                    notes.append(
+                        f"The node's registration {used} is not to be found from here: pictures are drawn without it."
+                    )
+            best: dict[int, BagPair] = {}
+            for pair in played.pairing.pairs:
+                if pair.visible in answers and (pair.visible not in best or abs(pair.dt) < abs(best[pair.visible].dt)):
+                    best[pair.visible] = pair
+            chosen = spread([best[stamp] for stamp in sorted(best)], SAMPLES)
+            for pictures in load_pictures(bag, job.topics, chosen, header.thermal):
+                samples.append(sample(pictures, answers, truths, header.names, header.thermal, registration))
+    _finish(args, header, result, summary, notes, f"{args.model.name} on {job.bag.name}, live", samples)
 
 
-def _truths(bag: Bag, args: argparse.Namespace) -> FrameTruths | None:
-    if args.truth:
-        return truth_from_file(args.truth)
-    if args.truth_topic is None:
-        if not bag.has(TRUTH_TOPIC):
-            return None
-        args.truth_topic = TRUTH_TOPIC
-    return truth_from_topic(bag, args.truth_topic)
+def _many(args: argparse.Namespace, jobs: list[Job]) -> None:
+    header = _header(args.model)
+    if args.registration:
+        load_registration(args.registration)  # what is wrong for all is said once, before the first bag
+    from rscmd_ros.many_bags import evaluate_bags
+
+    found = evaluate_bags(
+        jobs,
+        header.names,
+        args.results,
+        ray=args.ray,
+        workers=args.workers,
+        threads=args.threads,
+        said=lambda line: print(line, flush=True),
+    )
+    truths = {result.truth for result in found.results.values()} - {None}
+    config = _config(
+        args,
+        [str(job.bag) for job in jobs],
+        "offline",
+        jobs[0].options,
+        truths.pop() if truths else None,
+        args.registration,
+        header,
+    )
+    summary = {**found.merged.summary, "bags": found.rows, "config": config}
+    notes = [f"{bag} failed and is left out: {reason}" for bag, reason in found.failed.items()]
+    bare = sum(result.outcome.scored is None for result in found.results.values())
+    if 0 < bare < len(found.results):
+        notes.append(f"{bare} of {len(found.results)} bags hold no truth; they do not count in mAP.")
+    samples = [
+        dataclasses.replace(shown, title=f"{bag.name}: {shown.title}")
+        for bag, result in found.results.items()
+        for shown in result.samples
+    ]
+    title = f"{args.model.name} on {len(found.results)} bags"
+    _finish(args, header, found.merged, summary, notes + _notes(summary), title, spread(samples, SAMPLES))
+    if found.failed:
+        named = ", ".join(map(str, found.failed))
+        raise UserError(f"{len(found.failed)} of {len(jobs)} bags failed: {named}; call again to retry only these")
+
+
+def _header(model: Path) -> ModelHeader:
+    from rscmd_model.model_file import read_header  # torch takes seconds to load: not before the bag is known good
+
+    return read_header(model)
+
+
+def _config(
+    args: argparse.Namespace,
+    bag: str | list[str],
+    mode: str,
+    options: PairingOptions,
+    truth: str | None,
+    registration: Path | str | None,
+    header: ModelHeader,
+) -> dict[str, Any]:
+    """What the figures rest on, for JSON and report."""
+    return {
+        "bag": bag,
+        "model": str(args.model),
+        "mode": mode,
+        "visible_topic": args.visible_topic,
+        "thermal_topic": args.thermal_topic,
+        "truth": truth,
+        **dataclasses.asdict(options),
+        "registration": _registration_in_use(registration, header),
+        "lowest_score": LOWEST_SCORE,
+        "device": "of the node" if mode == "live" else args.device,
+        **({} if mode == "live" else {"batch": args.batch}),
+    }
 
 
 def _registration_in_use(given: Path | str | None, header: ModelHeader) -> str | None:
@@ -206,10 +297,10 @@ def _registration_in_use(given: Path | str | None, header: ModelHeader) -> str |
     return OF_THE_MODEL if header.registration else None
 
 
-def _notes(summary: dict[str, Any], mode: str) -> list[str]:
+def _notes(summary: dict[str, Any]) -> list[str]:
     notes = []
     if "mAP50" not in summary:
-        notes.append("The bag holds no truth, so there is no average precision.")
+        notes.append("There is no truth, so there is no average precision.")
     if "classes_not_scored" in summary:
         names = ", ".join(summary["classes_not_scored"])
         notes.append(f"The truth has classes that the model does not know; they are left out of the score: {names}.")
@@ -226,7 +317,7 @@ def _notes(summary: dict[str, Any], mode: str) -> list[str]:
             )
         notes.append(note)
     lowest = summary["config"]["lowest_score"]
-    if mode == "live" and "mAP50" in summary and lowest is not None and lowest > 0.05:
+    if summary["config"]["mode"] == "live" and "mAP50" in summary and lowest is not None and lowest > 0.05:
         notes.append(
             f"The node publishes from score {lowest:g}, which cuts the precision-recall curve and lowers mAP; run it "
             "with -p confidence_threshold:=0.001 to compare with the direct evaluation."
@@ -234,45 +325,16 @@ def _notes(summary: dict[str, Any], mode: str) -> list[str]:
     return notes
 
 
-def _write_report(
+def _finish(
     args: argparse.Namespace,
-    bag: Bag,
-    topics: dict[str, str],
-    pairing: Pairing,
-    answers: dict[int, Answer],
-    truths: FrameTruths | None,
     header: ModelHeader,
-    result: Any,
+    result: Figures,
     summary: dict[str, Any],
     notes: list[str],
-    mode: str,
+    title: str,
+    samples: Sequence[Sample],
 ) -> None:
-    from rscmd_ros.report import ReportData, Sample, write_report
-
-    used = summary["config"]["registration"]
-    registration = header.registration
-    if used not in (None, OF_THE_MODEL):
-        if mode == "live" and not Path(used).is_file():
-            notes.append(f"The node's registration {used} is not to be found from here: pictures are drawn without it.")
-        else:
-            registration = load_registration(used)
-    best: dict[int, BagPair] = {}
-    for pair in pairing.pairs:
-        if pair.visible in answers and (pair.visible not in best or abs(pair.dt) < abs(best[pair.visible].dt)):
-            best[pair.visible] = pair
-    chosen = spread([best[stamp] for stamp in sorted(best)], SAMPLES)
-    samples = []
-    for pair, visible, thermal in load_pictures(bag, topics, chosen, header.thermal):
-        known = truths is not None and pair.visible in truths.by_stamp
-        samples.append(
-            Sample(
-                visible,
-                lay_over(header.thermal.apply(thermal), visible.shape[1::-1], registration),
-                answers[pair.visible].detections,
-                truths.for_classes(pair.visible, header.names) if known and truths is not None else None,
-                f"{pair.visible // 10**9}.{pair.visible % 10**9:09d} s, dt {pair.dt / 1e6:+.1f} ms",
-            )
-        )
+    """Write report and JSON, and print."""
     model = {
         "file": args.model.name,
         "architecture": header.config.to_dict(),
@@ -283,23 +345,27 @@ def _write_report(
         "own validation": header.metrics,
         "written by": f"rscmd {header.code_version}, format {header.format_version}",
     }
-    write_report(
-        args.report,
-        ReportData(
-            title=f"{args.model.name} on {args.bag.name}" + (", live" if mode == "live" else ""),
+    meaning = LATENCY_MEANING[summary["config"]["mode"]]
+    if args.report:
+        data = ReportData(
+            title=title,
             summary=summary,
             names=header.names,
             dt_ms=result.dt_ms,
             latency_ms=result.latency_ms,
-            latency_title=LATENCY_MEANING[mode][0],
-            latency_meaning=LATENCY_MEANING[mode][1],
+            latency_title=meaning[0],
+            latency_meaning=meaning[1],
             model=model,
             curve=None if result.score is None else tuple(axis.tolist() for axis in result.score.curve),
             samples=samples,
             notes=notes,
-        ),
-        drawn_from=args.conf,
-    )
+        )
+        write_report(args.report, data, drawn_from=args.conf)
+    if args.json:
+        write_json(args.json, summary)
+    _print(summary, notes)
+    if args.report:
+        print(f"report: {args.report}")
 
 
 def _print(summary: dict[str, Any], notes: list[str]) -> None:

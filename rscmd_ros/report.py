@@ -108,6 +108,8 @@ def _page(data: ReportData, drawn_from: float) -> str:
     sections.append(f'<div class="charts">{"".join(charts)}</div>')
     if summary.get("per_class"):
         sections.append(_classes(summary["per_class"]))
+    if summary.get("bags"):
+        sections.append(_bags(summary["bags"]))
     sections.append(_ledger(summary))
     sections.append(_details("Model", data.model) + _details("Configuration", summary.get("config", {})))
     return _TEMPLATE.format(title=escape(data.title), style=_STYLE, body="\n".join(sections))
@@ -148,6 +150,23 @@ def _classes(per_class: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<h2>Classes</h2><table>{head}{rows}</table>"
 
 
+def _bags(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each bag; a failed one says why."""
+    lines = ""
+    for row in rows:
+        name = f'<td class="name-of">{escape(row["bag"])}</td>'
+        if "failed" in row:
+            lines += f'<tr>{name}<td class="text" colspan="6">failed: {escape(row["failed"])}</td></tr>'
+            continue
+        frames, scores = row["frames"], (_share(row.get("mAP50")), _share(row.get("mAP50_95")))
+        numbers = (frames["visible"], frames["thermal"], row["pairs"], row.get("frames_scored", 0), *scores)
+        lines += f"<tr>{name}" + "".join(f"<td>{number}</td>" for number in numbers) + "</tr>"
+    columns = ("bag", "visible", "thermal", "pairs", "scored", "mAP50", "mAP50:95")
+    head = "<tr>" + "".join(f"<th>{column}</th>" for column in columns) + "</tr>"
+    lead = "The score at the top is over the frames of all bags together, not the mean of this column."
+    return f"<h2>Bags</h2><p>{lead}</p><table>{head}{lines}</table>"
+
+
 def _ledger(summary: Mapping[str, Any]) -> str:
     rows: dict[str, dict[str, int]] = {stream: dict(counts) for stream, counts in summary["ledger"].items()}
     for stream, count in summary.get("lost", {}).items():
@@ -162,7 +181,7 @@ def _ledger(summary: Mapping[str, Any]) -> str:
     )
     total = "".join(f"<td>{summary['frames'][stream]}</td>" for stream in rows)
     head = "<tr><th>what became of it</th>" + "".join(f"<th>{stream}</th>" for stream in rows) + "<th></th></tr>"
-    foot = f'<tr class="total"><td>frames in the bag</td>{total}<td></td></tr>'
+    foot = f'<tr class="total"><td>frames recorded</td>{total}<td></td></tr>'
     chart = stacked_bars(rows, LEDGER_COLOURS)
     return f'<h2>Every frame accounted for</h2>{chart}<table class="ledger">{head}{lines}{foot}</table>'
 
@@ -267,7 +286,8 @@ table{border-collapse:collapse;width:100%;background:var(--card);border:1px soli
 overflow:hidden;font-variant-numeric:tabular-nums}
 th,td{padding:7px 14px;text-align:right;border-top:1px solid var(--rule)}
 th{color:var(--soft);font-weight:500;border-top:0}th:first-child,td:first-child,.text{text-align:left}
-.text{color:var(--soft);overflow-wrap:anywhere}.total td{font-weight:600}.wide{margin:4px 0 10px}
+.text{color:var(--soft);overflow-wrap:anywhere}.name-of{overflow-wrap:anywhere}
+.total td{font-weight:600}.wide{margin:4px 0 10px}
 details{margin-top:14px;padding:10px 16px}summary{font-weight:600;cursor:pointer}
 details table{border:0;margin-top:8px}details td:first-child{white-space:nowrap;vertical-align:top}
 @media print{body{background:#fff}}

@@ -180,3 +180,11 @@ def test_make_bag_refuses(world: Path, tmp_path: Path, arguments: list[str], mes
     with pytest.raises(UserError, match=message):
         write(world, tmp_path / "bag", *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_folder_may_be_called_as_ros_1_files_are(world: Path, tmp_path: Path, storage: str) -> None:
+    assert len(read(write(world, tmp_path / "drive.bag", "--storage", storage))[VISIBLE_TOPIC]) == 24
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n")
+    with pytest.raises(UserError, match="not a rosbag2 bag"), open_bag(tmp_path / "old.bag"):
+        pass

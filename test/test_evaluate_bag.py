@@ -126,7 +126,7 @@ def test_a_detector_that_knows_the_truth_scores_one(
         answers[image_to_visible(picture).tobytes()] = Detections(
             np.array(boxes, np.float32).reshape(-1, 4), np.ones(len(boxes), np.float32), np.array(classes, np.int64)
         )
-    monkeypatch.setattr(Predictor, "predict", lambda self, visible, thermal: answers[visible.tobytes()])
+    monkeypatch.setattr(Predictor, "predict_batch", lambda self, visible, _: [answers[v.tobytes()] for v in visible])
     monkeypatch.setattr(Predictor, "warm_up", lambda self: None)
     summary = run(bag, model, tmp_path / "a.json")
     assert summary["pairs"] == 12

@@ -21,9 +21,9 @@ from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.synthetic import write_world
 from rscmd_model.thermal import ThermalContract
+from rscmd_ros.bag_answers import answer_pairs
 from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, pair_up
 from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
-from rscmd_ros.evaluate_bag import evaluate_offline
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.pairing import COUNTERS
@@ -84,7 +84,7 @@ def test_the_node_answers_as_the_direct_evaluation_does(
         run = replay(opened, TOPICS, PairingOptions(), NAMES, wait=120, ros_args=NAMESPACE)
         assert run.options == PairingOptions(slop_ms=SLOP)
         pairing = pair_up(opened, TOPICS, run.options)
-        direct, _ = evaluate_offline(opened, TOPICS, pairing, Predictor(model, device="cpu", conf=1e-6))
+        direct = answer_pairs(bag, TOPICS, run.options, Predictor(model, device="cpu", conf=1e-6)).by_stamp
     assert run.extra["sent"] == run.extra["received"] == pairing.frames
     assert run.extra["confidence_threshold"] == 1e-6
     for stream in TOPICS:

@@ -1,0 +1,123 @@
+"""One bag evaluated directly: everything it takes as plain values, so that a job can be sent to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rscmd_model.images import lay_over
+from rscmd_model.registration import Registration, load_registration
+from rscmd_model.thermal import ThermalContract
+from rscmd_ros.bag_answers import BATCH, answer_pairs
+from rscmd_ros.bag_pairs import PairingOptions, Pictures
+from rscmd_ros.bag_score import Answer, Outcome, outcome
+from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, Bag, open_bag
+from rscmd_ros.report import Sample
+from rscmd_ros.truth import FrameTruths, truth_from_file, truth_from_topic
+
+if TYPE_CHECKING:
+    from rscmd_model.inference import Predictor
+
+LOWEST_SCORE = 0.001  # the precision-recall curve is measured down to here
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to evaluate and how. truth: a COCO file, or else truth_topic; None of both: the usual topic, if it is there.
+
+    batch: pairs that go through the network together. samples: pairs to keep as pictures.
+    """
+
+    bag: Path
+    model: Path
+    visible_topic: str = VISIBLE_TOPIC
+    thermal_topic: str = THERMAL_TOPIC
+    options: PairingOptions = field(default_factory=PairingOptions)
+    truth: Path | None = None
+    truth_topic: str | None = None
+    registration: Path | None = None
+    device: str = "auto"
+    batch: int = BATCH
+    samples: int = 0
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """By stream."""
+        return {"visible": self.visible_topic, "thermal": self.thermal_topic}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job gave. truth: where the truth came from. seconds: reading and inference, for telling only."""
+
+    outcome: Outcome
+    samples: Sequence[Sample]
+    truth: str | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | None = None) -> Result:
+    """Evaluate the bag in this process. threads: of torch, None leaves its setting. said: told how far it is.
+
+    Raises UserError when the bag, its truth or the model cannot be used.
+    """
+    with open_bag(job.bag) as bag:
+        truths, source = truths_of(bag, job)
+    import torch  # takes seconds to load: not before the bag is known good
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    predictor = _predictor(job.model, job.model.stat().st_mtime_ns, job.device, job.registration)
+    answers = answer_pairs(job.bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, said=said)
+    pairing = answers.pairing
+    found = outcome(pairing, answers.by_stamp, truths, predictor.names, ledger=pairing.ledger, pairs=len(pairing.pairs))
+    samples = [
+        sample(pictures, answers.by_stamp, truths, predictor.names, predictor.thermal, predictor.registration)
+        for pictures in answers.samples
+    ]
+    return Result(found, samples, source, answers.seconds)
+
+
+@lru_cache(maxsize=1)
+def _predictor(model: Path, changed: int, device: str, registration: Path | None) -> Predictor:
+    """Loaded once for all the bags that this process gets."""
+    from rscmd_model.inference import Predictor
+
+    given = load_registration(registration) if registration else None
+    predictor = Predictor(model, device=device, conf=LOWEST_SCORE, registration=given)
+    predictor.warm_up()
+    return predictor
+
+
+def truths_of(bag: Bag, job: Job) -> tuple[FrameTruths | None, str | None]:
+    """Make sure that the bag has the job's topics; its truth, and the file or topic where that comes from."""
+    bag.require(job.visible_topic, IMAGE, "--visible-topic")
+    bag.require(job.thermal_topic, IMAGE, "--thermal-topic")
+    if job.truth:
+        return truth_from_file(job.truth), str(job.truth)
+    if job.truth_topic is None and not bag.has(TRUTH_TOPIC):
+        return None, None
+    topic = job.truth_topic or TRUTH_TOPIC
+    return truth_from_topic(bag, topic), topic
+
+
+def sample(
+    pictures: Pictures,
+    answers: Mapping[int, Answer],
+    truths: FrameTruths | None,
+    names: Mapping[int, str],
+    contract: ThermalContract,
+    registration: Registration | None,
+) -> Sample:
+    """A pair as the report shows it. answers: by visible stamp."""
+    pair, visible, thermal = pictures
+    return Sample(
+        visible,
+        lay_over(contract.apply(thermal), visible.shape[1::-1], registration),
+        answers[pair.visible].detections,
+        truths.for_classes(pair.visible, names) if truths is not None and pair.visible in truths.by_stamp else None,
+        f"{pair.visible // 10**9}.{pair.visible % 10**9:09d} s, dt {pair.dt / 1e6:+.1f} ms",
+    )

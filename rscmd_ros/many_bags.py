@@ -1,0 +1,191 @@
+"""Many bags: one after another in this process, or side by side through Ray; each result is kept once it is there.
+
+Ray (PyPI: ray) is only needed for --ray. It is started without its dashboard, and sends no usage statistics.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rscmd_model.errors import UserError
+from rscmd_ros.bag_job import Job, Result, run
+from rscmd_ros.bag_results import load_result, result_file, save_result
+from rscmd_ros.bag_score import Figures, figures
+
+RAY = "2.60.0"
+"""The version of Ray that this was tried with."""
+
+Done = tuple[int, "Result | str", float]
+"""Which job, its result or why there is none, and how many seconds it took."""
+
+
+@dataclass(frozen=True)
+class Bags:
+    """What many bags gave. rows: one for each bag, in the order given, {"bag": ..., **summary} or {"bag", "failed"}."""
+
+    results: dict[Path, Result]
+    failed: dict[Path, str]
+    merged: Figures
+    rows: list[dict[str, Any]]
+
+
+def evaluate_bags(
+    jobs: Sequence[Job],
+    names: dict[int, str],
+    kept: Path,
+    *,
+    ray: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    said: Callable[[str], None] = lambda line: None,
+) -> Bags:
+    """Evaluate bags and put their figures together.
+
+    names: the model's classes. kept: folder of finished results, which are used again. ray: "local", or the address of
+    a running cluster; None: in this process. workers: bags at once, threads: of torch for each (defaults: all the
+    processors, shared out). said: told of each bag that is finished.
+
+    Raises UserError when every bag failed, when Ray is missing or cannot be reached, or when `kept` is not writable.
+    """
+    twice = sorted({str(job.bag) for job in jobs if [j.bag.resolve() for j in jobs].count(job.bag.resolve()) > 1})
+    if twice:
+        raise UserError(f"given twice, and its frames would count twice: {', '.join(twice)}")
+    results: dict[int, Result] = {}
+    rows: dict[int, Future[dict[str, Any]]] = {}
+    failed: dict[int, str] = {}
+    files: dict[int, Path] = {}
+    digests: dict[Path, str] = {}
+    # Figures of single bags are computed at the side, while the next bags are read.
+    with ThreadPoolExecutor(1) as side:
+
+        def take(number: int, result: Result, remark: str) -> None:
+            results[number] = result
+            rows[number] = side.submit(_row, result, names)
+            said(
+                f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: {result.outcome.pairs} pairs, {remark}"
+            )
+
+        for number, job in enumerate(jobs):
+            try:
+                files[number] = result_file(kept, job, digests)
+            except OSError:
+                continue  # a bag or file that is not there: the evaluation itself says so
+            known = load_result(files[number])
+            if known is not None:
+                take(number, known, "kept from an earlier run")
+        missing = [number for number in range(len(jobs)) if number not in results]
+        todo = [jobs[number] for number in missing]
+        engine = _here(todo, threads, said) if ray is None else _with_ray(todo, ray, workers, threads)
+        for place, result, seconds in engine if todo else ():
+            number = missing[place]
+            if isinstance(result, str):
+                failed[number] = result
+                said(f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: failed: {result}")
+                continue
+            if number in files:
+                save_result(files[number], result)
+            take(number, result, f"{seconds:.1f} s")
+        if not results:
+            raise UserError(f"every bag failed, the first because: {failed[min(failed)]}")
+        order = sorted(results)
+        merged = merge([results[number] for number in order], names)
+        table = [
+            {"bag": str(job.bag), **({"failed": failed[n]} if n in failed else rows[n].result())}
+            for n, job in enumerate(jobs)
+        ]
+    return Bags(
+        {jobs[n].bag: results[n] for n in order}, {jobs[n].bag: failed[n] for n in sorted(failed)}, merged, table
+    )
+
+
+def merge(results: Sequence[Result], names: dict[int, str]) -> Figures:
+    """The figures of several bags together; mAP is over all their frames, and left out where there is no truth box."""
+    outcomes = [result.outcome for result in results]
+    if not any(len(frame.truth) for one in outcomes for frame in one.scored or ()):
+        outcomes = [replace(one, scored=None) for one in outcomes]
+    return figures(outcomes, names)
+
+
+def _row(result: Result, names: dict[int, str]) -> dict[str, Any]:
+    return merge([result], names).summary
+
+
+def _attempt(job: Job, threads: int | None, said: Callable[[str], None] | None = None) -> tuple[Result | str, float]:
+    """The result, or in one line why there is none: one bag must not end the evaluation of the others."""
+    started = time.monotonic()
+    try:
+        return run(job, threads=threads, said=said), time.monotonic() - started
+    except UserError as error:
+        return str(error), time.monotonic() - started
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", time.monotonic() - started
+
+
+def _here(jobs: Sequence[Job], threads: int | None, said: Callable[[str], None]) -> Iterator[Done]:
+    for place, job in enumerate(jobs):
+        yield (place, *_attempt(job, threads, said))
+
+
+def _knock(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--ray takes 'local' or HOST:PORT of a running cluster, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`") from None
+
+
+def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: int | None) -> Iterator[Done]:
+    """Done jobs in the order in which they end. At most `workers` are under way; a job whose process dies is tried
+    twice, as the reason may have been a neighbour's hunger for memory.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray starts
+    try:
+        import ray
+    except ImportError:
+        raise UserError(f"--ray needs Ray, which is not installed: python -m pip install ray=={RAY}") from None
+    if address != "local":
+        _knock(address)
+    cores = os.cpu_count() or 1
+    # Locally Ray gets the processors that the workers use, so that it starts no more processes than that.
+    start: dict[str, Any] = {"address": address}
+    if address == "local":
+        workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
+        start = {"address": "local", "num_cpus": max(cores, workers), "include_dashboard": False}
+    try:
+        ray.init(**start, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`") from None
+    try:
+        there = ray.cluster_resources()
+        workers = workers or max(1, int(there.get("CPU", 1)) // (threads or 1))
+        threads = threads or max(1, int(there.get("CPU", 1)) // workers)
+        gpus = 0 if jobs[0].device == "cpu" else min(1.0, there.get("GPU", 0) / workers)
+        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(_attempt)
+        todo = list(enumerate(jobs))[::-1]
+        under_way: dict[Any, int] = {}
+        while todo or under_way:
+            while todo and len(under_way) < workers:
+                place, job = todo.pop()
+                under_way[task.remote(job, threads)] = place
+            for ended in ray.wait(list(under_way))[0]:
+                place = under_way.pop(ended)
+                try:
+                    result, seconds = ray.get(ended)
+                except ray.exceptions.WorkerCrashedError:
+                    result, seconds = "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
+                except ray.exceptions.RayError as error:
+                    result, seconds = f"Ray: {(str(error).splitlines() or [type(error).__name__])[0]}", 0.0
+                yield place, result, seconds
+    finally:
+        ray.shutdown()
