@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rscmd_ros.parameters import TABLE, Settings, as_double, problem_with, problem_with_change, to_yaml, unknown
+from rscmd_ros.parameters import (
+    TABLE,
+    Settings,
+    as_double,
+    problem_with,
+    problem_with_change,
+    to_markdown,
+    to_yaml,
+    unknown,
+)
 
 DEFAULTS = asdict(Settings())
 FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
@@ -21,6 +30,14 @@ def test_file_shows_the_table():
     assert shown == DEFAULTS
     # rclpy takes the types from the file: 50 would be an integer.
     assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in DEFAULTS.items()}
+
+
+def test_page_shows_the_descriptors():
+    page = to_markdown()
+    shown = (FILE.parent.parent / "docs" / "parameters.md").read_text()
+    assert shown == page, "run: python -m rscmd_ros.parameters --markdown > docs/parameters.md"
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(TABLE)
 
 
 def test_defaults_are_allowed():
