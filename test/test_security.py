@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from detector_process import Cameras, Detector
+from detector_process import ROOT, Cameras, Detector
 
 from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
@@ -20,7 +22,7 @@ from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, save_model
 from rscmd_model.thermal import ThermalContract
 
-POLICY = Path(__file__).resolve().parent.parent / "config" / "sros2_policy.xml"
+POLICY = ROOT / "config" / "sros2_policy.xml"
 NODE = "/rscmd_detector"
 
 # Only with some values of the node's parameters.
@@ -84,6 +86,22 @@ def test_the_policy_is_what_a_node_needs_and_no_more(tmp_path: Path, cameras: Ca
     finally:
         detector.close()
     assert used - BY_PARAMETER == allowed() - BY_PARAMETER - NOT_HERE
+
+
+def test_a_keystore_that_will_not_do_is_one_line(tmp_path: Path) -> None:
+    """The middleware refuses to start: without keys, or, as that of the wheels, being built without security."""
+    (tmp_path / "enclaves" / "rscmd_detector").mkdir(parents=True)
+    environ = {
+        "ROS_SECURITY_KEYSTORE": str(tmp_path),
+        "ROS_SECURITY_ENABLE": "true",
+        "ROS_SECURITY_STRATEGY": "Enforce",
+    }
+    command = [sys.executable, "-m", "rscmd_ros.detector_node", "--ros-args", "--enclave", "/rscmd_detector"]
+    refused = subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "error: cannot start: " in refused.stderr
+    assert "security" in refused.stderr.lower()
 
 
 # ---- model files ----
