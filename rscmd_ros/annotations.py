@@ -37,7 +37,7 @@ def to_annotations(msg: Detection2DArray) -> ImageAnnotations:
 
     stamp = msg.header.stamp
     annotations = ImageAnnotations()
-    if hasattr(annotations, "timestamp"):  # foxglove_msgs has had it since 2026
+    if hasattr(annotations, "timestamp"):  # newer versions of foxglove_msgs have it
         annotations.timestamp = stamp
     for detection in msg.detections:
         best = max((result.hypothesis for result in detection.results), key=lambda h: h.score, default=None)
