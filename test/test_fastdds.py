@@ -83,7 +83,7 @@ def test_no_complaint_about_the_file(tmp_path: Path) -> None:
     quiet, broken = (
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "FASTRTPS_DEFAULT_PROFILES_FILE": file},
+            env={**os.environ, "FASTRTPS_DEFAULT_PROFILES_FILE": file, "FASTDDS_DEFAULT_PROFILES_FILE": file},
             capture_output=True,
             text=True,
         )
