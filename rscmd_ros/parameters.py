@@ -220,10 +220,8 @@ def to_yaml() -> str:
 
 def to_markdown() -> str:
     """The page on the parameters, from the descriptors that a running node declares."""
-    from rcl_interfaces.msg import ParameterType
     from rclpy.parameter import Parameter
 
-    types = {value: name for name, value in vars(ParameterType).items() if name.startswith("PARAMETER_")}
     lines = [
         "# Parameters of the detector node",
         "",
@@ -246,7 +244,7 @@ def to_markdown() -> str:
     for name, row in TABLE.items():
         about, descriptor = row.metadata, _descriptor(row)
         default = list(row.default) if isinstance(row.default, tuple) else row.default
-        kind = types[Parameter(name, value=default).type_.value].removeprefix("PARAMETER_").lower()
+        kind = Parameter.Type.from_parameter_value(default).name.lower()
         values = ", ".join(f"`{choice}`" for choice in about["choices"])
         for extent in [*descriptor.floating_point_range, *descriptor.integer_range]:
             values = f"{extent.from_value:g} to {extent.to_value:g}"
