@@ -243,7 +243,7 @@ def to_markdown() -> str:
     ]
     for name, row in TABLE.items():
         about, descriptor = row.metadata, _descriptor(row)
-        default = list(row.default) if isinstance(row.default, tuple) else row.default
+        default: Any = list(row.default) if isinstance(row.default, tuple) else row.default
         kind = Parameter.Type.from_parameter_value(default).name.lower()
         values = ", ".join(f"`{choice}`" for choice in about["choices"])
         for extent in [*descriptor.floating_point_range, *descriptor.integer_range]:

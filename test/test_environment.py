@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "underlay"))
+# At the end: what stands in for a distribution lies in that folder too.
+sys.path.append(str(ROOT / "underlay"))
 import environment  # noqa: E402
 
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
