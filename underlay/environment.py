@@ -311,7 +311,9 @@ def make(venv: str, ros: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--ros", default=JAZZY, choices=distributions(), help="(default: %(default)s)")
+    parser.add_argument(
+        "--ros", default=JAZZY, help="one of {} (default: %(default)s)".format(", ".join(distributions()))
+    )
     parser.add_argument(
         "--venv", help="the folder to make (default: .venv of this checkout; .venv.ROS for another ROS)"
     )
@@ -324,6 +326,8 @@ def main() -> None:
         except OSError:
             say("another setup is at work in this checkout, waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        if args.ros not in distributions():
+            raise SetupError("no versions for ROS={}; there are {}".format(args.ros, ", ".join(distributions())))
         make(venv, args.ros)
     except (SetupError, OSError) as error:
         sys.exit(f"setup: error: {error}")
