@@ -9,18 +9,20 @@ unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX
 # PYTHON names the interpreter to build .venv on; any Python 3 can look for one.
 export PYTHON
 python3 := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.10 $(PYTHON),$(shell command -v $(name))))
-venv := .venv/bin/python
+# The ROS 2 distribution to run on: jazzy, or kilted in an environment of its own. ROS=kilted on the command line only.
+ROS := jazzy
+venv := .venv$(if $(filter-out jazzy,$(ROS)),.$(ROS))/bin/python
 
 help:
 	@echo "make demo       trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
-	@echo "make test       format, lint and type checks, then the tests"
+	@echo "make test       format, lint and type checks, then the tests; with ROS=kilted on ROS 2 Kilted"
 	@echo "make real       trains and compares the methods on photographs (some 20 minutes)"
 	@echo "make ablation   the tables of docs/ablation.md (some three hours)"
 	@echo "make setup      only makes .venv, which the others do by themselves"
-	@echo "make clean      removes .venv, runs and everything built"
+	@echo "make clean      removes the environments, runs and everything built"
 
 setup:
-	@$(if $(python3),"$(python3)" underlay/environment.py,echo "setup: error: no Python 3 on PATH" >&2; exit 1)
+	@$(if $(python3),"$(python3)" underlay/environment.py --ros "$(ROS)",echo "setup: error: no Python 3 on PATH" >&2; exit 1)
 
 demo: setup
 	@$(venv) -m rscmd_ros.demo
@@ -38,5 +40,5 @@ ablation: setup
 	@$(venv) benchmarks/ablation.py
 
 clean:
-	rm -rf .venv runs build install log .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv.* runs build install log .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

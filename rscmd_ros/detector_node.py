@@ -57,7 +57,7 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         return _refuse(error)
     try:
         node = DetectorNode(stopping)
-    except (ParameterException, NameValidationException) as error:
+    except (ParameterException, NameValidationException, RuntimeError) as error:  # the last is the middleware's
         rclpy.try_shutdown()
         return _refuse(error)
     executor = SingleThreadedExecutor()

@@ -1,6 +1,9 @@
 """The detector node's parameters: one table with every default, description and range.
 
-`config/detector.yaml` shows the table and is written from it: `python -m rscmd_ros.parameters > config/detector.yaml`.
+`config/detector.yaml` and `docs/parameters.md` show the table and are written from it:
+
+    python -m rscmd_ros.parameters > config/detector.yaml
+    python -m rscmd_ros.parameters --markdown > docs/parameters.md
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import array
 import difflib
 import json
 import math
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -338,5 +342,41 @@ def to_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_markdown() -> str:
+    """The page on the parameters, from the descriptors that a running node declares."""
+    from rclpy.parameter import Parameter
+
+    lines = [
+        "# Parameters of the detector node",
+        "",
+        "Written from the node's own descriptors by `python -m rscmd_ros.parameters --markdown > docs/parameters.md`.",
+        "A running node tells the same: `ros2 param describe /rscmd_detector slop_ms`.",
+        "[config/detector.yaml](../config/detector.yaml) is a parameter file with every default.",
+        "",
+        "| takes effect | |",
+        "|---|---|",
+        "| live | at once, in every state of the node |",
+        "| configure | while the node is unconfigured: deactivate and clean it up first; refused otherwise |",
+        "| start | from the command line, launch or a parameter file only |",
+        "",
+        "Values set together are judged together, and all or none are taken. `50` is taken for `50.0`. A name that is",
+        "no parameter is warned of at start, with the nearest one.",
+        "",
+        "| name | type | default | values | takes effect | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in TABLE.items():
+        about, descriptor = row.metadata, _descriptor(row)
+        default: Any = list(row.default) if isinstance(row.default, tuple) else row.default
+        kind = Parameter.Type.from_parameter_value(default).name.lower()
+        values = ", ".join(f"`{choice}`" for choice in about["choices"])
+        for extent in [*descriptor.floating_point_range, *descriptor.integer_range]:
+            values = f"{extent.from_value:g} to {extent.to_value:g}"
+        effect = "start" if descriptor.read_only else "live" if about["live"] else "configure"
+        cells = [f"`{name}`", kind, f"`{json.dumps(default)}`", values, effect, descriptor.description]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    print(to_yaml(), end="")
+    print(to_markdown() if sys.argv[1:] == ["--markdown"] else to_yaml(), end="")

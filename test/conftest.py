@@ -41,6 +41,7 @@ os.environ.update(
     ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
     ROS_DOMAIN_ID=str(claim_domain()),
     FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),
+    FASTDDS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds.xml"),  # from Kilted on
     OMP_WAIT_POLICY="PASSIVE",  # as rscmd_model sets it, for tests that import torch first
     ROS_HOME=str(SCRATCH / "ros"),
     ROS_LOG_DIR=str(SCRATCH / "ros" / "log"),

@@ -19,6 +19,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+# At the end: what stands in for a distribution lies in that folder too.
+sys.path.append(str(ROOT / "underlay"))
+import environment  # noqa: E402
+
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
 
 
@@ -181,6 +185,35 @@ def test_a_venv_of_somebody_else_s_is_left_alone(tree: Tree) -> None:
     assert [path.name for path in (tree.folder / ".venv").iterdir()] == ["precious"]
 
 
+def test_each_distribution_has_its_own_versions(tree: Tree) -> None:
+    """Those of ROS change, all others stay; and a distribution without versions is refused with those there are."""
+    jazzy, kilted = (environment.packages_of(name) for name in ("jazzy", "kilted"))
+    assert jazzy == ((ROOT / "requirements.in").read_text(), (ROOT / "requirements.lock").read_text())
+    assert "ros-kilted-rclpy" in kilted[0]
+    assert "jazzy" not in kilted[0].replace("ROS 2 Jazzy", "")
+    versions = [[line for line in lock.splitlines() if "==" in line] for _, lock in (jazzy, kilted)]
+    ros = [{line for line in lines if line.startswith("ros-")} for lines in versions]
+    common = [[line for line in lines if not line.startswith("ros-")] for lines in versions]
+    assert common[0] == common[1]
+    assert all(ros)
+    assert ros[0] != ros[1]
+    refused = subprocess.run([*tree.command(), "--ros", "noetic"], env=tree.environ(), capture_output=True, text=True)
+    assert only_error(refused) == "no versions for ROS=noetic; there are jazzy"
+
+
+def test_another_distribution_has_an_environment_of_its_own(tree: Tree) -> None:
+    (tree.folder / "requirements.kilted.lock").write_text("ros-kilted-thing==1.0\n")
+    (tree.folder / "requirements.in").write_text("rscmd-one\nros-jazzy-thing\n")
+    tree.wheel("ros_kilted_thing", "1.0")
+    made = subprocess.run([*tree.command(), "--ros", "kilted"], env=tree.environ(), capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert f"{tree.folder / '.venv.kilted'} is ready" in made.stdout
+    assert not (tree.folder / ".venv").exists()
+    (site,) = (tree.folder / ".venv.kilted").glob("lib/python3*/site-packages")
+    assert (site / "ros_kilted_thing").is_dir()
+    assert (site / "rscmd_two" / "__init__.py").read_text() == "version = '2.0'\n"
+
+
 # ---- stopping and going on ----
 
 
@@ -285,15 +318,24 @@ def pips(tree: Tree) -> list[str]:
 # ---- the lock ----
 
 
+def has(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def test_everything_installed_for_the_project_is_pinned() -> None:
     if not (Path(sys.prefix) / ".setup").is_dir():
         pytest.skip("this Python is not that of .venv")
+    (ros,) = (name for name in environment.distributions() if has(f"ros-{name}-rclpy"))
+    asked, lock = environment.packages_of(ros)
     pinned = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    for line in lock.splitlines():
         requirement = Requirement(line.partition("#")[0]) if line.partition("#")[0].strip() else None
         if requirement and (requirement.marker is None or requirement.marker.evaluate()):
             pinned[canonicalize_name(requirement.name)] = str(requirement.specifier)
-    wanted = [line for line in (ROOT / "requirements.in").read_text().splitlines() if not line.startswith("#")]
+    wanted = [line for line in asked.splitlines() if not line.startswith("#")]
     queue, seen = [Requirement(line) for line in wanted] + [Requirement("pip")], set()
     loose = set()
     while queue:

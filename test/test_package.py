@@ -23,8 +23,10 @@ def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
         mine = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert {path.name for path in (share / "rscmd_ros" / folder).iterdir()} == mine
     assert {"detector.launch.py"} <= {path.name for path in (ROOT / "launch").iterdir()}
-    assert {"detector.yaml", "fastdds.xml"} <= {path.name for path in (ROOT / "config").iterdir()}
-    for name in ("detector_node", "evaluate_bag", "make_bag"):
+    assert {"detector.yaml", "fastdds.xml", "foxglove.json", "rscmd.rviz", "sros2_policy.xml"} <= {
+        path.name for path in (ROOT / "config").iterdir()
+    }
+    for name in ("annotations", "detector_node", "evaluate_bag", "make_bag"):
         assert os.access(installed_package / "lib/rscmd_ros" / name, os.X_OK)
 
 

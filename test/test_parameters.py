@@ -16,6 +16,7 @@ from rscmd_ros.parameters import (
     as_row,
     problem_with,
     problem_with_change,
+    to_markdown,
     to_yaml,
     unknown,
     unknown_classes,
@@ -31,6 +32,14 @@ def test_file_shows_the_table():
     assert shown == DEFAULTS
     # rclpy takes the types from the file: 50 would be an integer.
     assert {name: type(value) for name, value in shown.items()} == {n: type(v) for n, v in DEFAULTS.items()}
+
+
+def test_page_shows_the_descriptors():
+    page = to_markdown()
+    shown = (FILE.parent.parent / "docs" / "parameters.md").read_text()
+    assert shown == page, "run: python -m rscmd_ros.parameters --markdown > docs/parameters.md"
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(TABLE)
 
 
 def test_defaults_are_allowed():

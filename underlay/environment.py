@@ -1,6 +1,8 @@
 """Makes `.venv`: ROS 2 Jazzy from wheels, torch, ultralytics, and the packages of this folder.
 
-    python3 underlay/environment.py [--venv DIR]
+    python3 underlay/environment.py [--ros kilted] [--venv DIR]
+
+With `--ros kilted` it is ROS 2 Kilted, in `.venv.kilted`; the versions of everything else are the same.
 
 Each step leaves a stamp in `.venv/.setup` when it is done, made from everything that went into it. So a second run does
 nothing, a changed lock file redoes what hangs on it, and an interrupted run goes on where it stopped. Standard library
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from machine import SetupError, check_disk, check_machine, clean_environment, find_compiler, find_python
 
@@ -29,6 +31,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 UNDERLAY = os.path.join(ROOT, "underlay")
 REQUIREMENTS = os.path.join(ROOT, "requirements.in")
 LOCK = os.path.join(ROOT, "requirements.lock")
+# The distribution that those two name; any other has a lock of its own for its `ros-` packages.
+JAZZY = "jazzy"
 GENERATOR = os.path.join(UNDERLAY, "generate_messages.py")
 LIBRARIES = os.path.join(UNDERLAY, "rscmd_libraries.py")
 # The packages unpacked, and the downloads that lie beside them until pip is done: with torch for CUDA, and for the CPU.
@@ -152,8 +156,11 @@ class Environment:
         os.makedirs(self.state)
         run([python["executable"], "-m", "venv", self.venv], self.file("venv.log"))
 
-    def install_packages(self) -> None:
-        pip = [self.python, "-m", "pip", "install", "--no-input", "--no-compile", "--progress-bar=off", "-c", LOCK]
+    def install_packages(self, requirements: str, lock: str) -> None:
+        wanted, versions = self.file("requirements.in"), self.file("requirements.lock")
+        write(wanted, requirements)
+        write(versions, lock)
+        pip = [self.python, "-m", "pip", "install", "--no-input", "--no-compile", "--progress-bar=off", "-c", versions]
         run([self.python, "-m", "pip", "config", "list"], self.file("pip.log"))
         check_disk(self.venv, DISK_GB_CPU if "/cpu" in read(self.file("pip.log")) else DISK_GB)
         forget_broken(self.site())
@@ -163,7 +170,7 @@ class Environment:
         os.makedirs(temporary)
         # setuptools comes first and builds are not isolated, so that source packages are built with the pinned one too.
         run([*pip, "pip", "setuptools"], self.file("pip.log"), TMPDIR=temporary)
-        run([*pip, "--no-build-isolation", "-r", REQUIREMENTS], self.file("packages.log"), TMPDIR=temporary)
+        run([*pip, "--no-build-isolation", "-r", wanted], self.file("packages.log"), TMPDIR=temporary)
         if os.path.isdir(os.path.join(self.site(), "cv2")) and not self.imports("cv2"):
             # opencv-python wants the shared libraries of a desktop; a server has its twin that does not.
             say("  OpenCV lacks desktop libraries here, installing its headless build over it")
@@ -196,6 +203,24 @@ class Environment:
             os.path.join(self.site(), "_rscmd_libraries.pth"), "import rscmd_libraries; rscmd_libraries.start_again()\n"
         )
         write(os.path.join(self.site(), "rscmd_checkout.pth"), ROOT + "\n")
+
+
+def distributions() -> List[str]:
+    """The ROS 2 distributions that there are versions for, Jazzy first."""
+    return [JAZZY] + [name.split(".")[-2] for name in sorted(glob.glob(lock_of_other("*")))]
+
+
+def lock_of_other(ros: str) -> str:
+    return os.path.join(ROOT, "requirements.{}.lock".format(ros))
+
+
+def packages_of(ros: str) -> Tuple[str, str]:
+    """What pip is asked for, and every version, as the texts of two files."""
+    requirements, lock = read(REQUIREMENTS), read(LOCK)
+    if ros == JAZZY:
+        return requirements, lock
+    common = [line for line in lock.splitlines(True) if not line.startswith("ros-")]
+    return requirements.replace("ros-" + JAZZY, "ros-" + ros), "".join(common) + read(lock_of_other(ros))
 
 
 def read(path: str) -> str:
@@ -252,7 +277,7 @@ def forget_broken(site: str) -> None:
         remove(leftover)
 
 
-def make(venv: str) -> None:
+def make(venv: str, ros: str) -> None:
     """Brings the environment up to date; raises SetupError with one line where that cannot be."""
     began, environment = time.time(), Environment(venv)
     # An environment keeps the Python it was made with, whichever comes first on PATH today.
@@ -272,7 +297,8 @@ def make(venv: str) -> None:
 
     title = "making {} with {}".format(venv, python["name"])
     environment.step("venv", title, [venv, str(python["series"])], lambda: environment.create(python))
-    environment.step("packages", "installing packages", [read(REQUIREMENTS), read(LOCK)], environment.install_packages)
+    packages = packages_of(ros)
+    environment.step("packages", "installing packages", packages, lambda: environment.install_packages(*packages))
     if messages:
         title = "generating " + ", ".join(map(os.path.basename, messages))
         inputs = [text for folder in messages for text in contents(folder)] + [read(GENERATOR)]
@@ -285,8 +311,14 @@ def make(venv: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"), help="the folder to make (default: %(default)s)")
-    venv = os.path.abspath(parser.parse_args().venv)
+    parser.add_argument(
+        "--ros", default=JAZZY, help="one of {} (default: %(default)s)".format(", ".join(distributions()))
+    )
+    parser.add_argument(
+        "--venv", help="the folder to make (default: .venv of this checkout; .venv.ROS for another ROS)"
+    )
+    args = parser.parse_args()
+    venv = os.path.abspath(args.venv or os.path.join(ROOT, ".venv" if args.ros == JAZZY else ".venv." + args.ros))
     lock = os.open(ROOT, os.O_RDONLY)
     try:
         try:
@@ -294,7 +326,9 @@ def main() -> None:
         except OSError:
             say("another setup is at work in this checkout, waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        make(venv)
+        if args.ros not in distributions():
+            raise SetupError("no versions for ROS={}; there are {}".format(args.ros, ", ".join(distributions())))
+        make(venv, args.ros)
     except (SetupError, OSError) as error:
         sys.exit(f"setup: error: {error}")
     except KeyboardInterrupt:
