@@ -36,7 +36,7 @@ class Rig:
     pose     (x, y, z, qx, qy, qz, qw) of the thermal camera in the visible optical frame, m
     depth    what is at this distance from the visible camera (m) is brought into register, by both camera_infos; 0
              leaves the registration that the predictor has
-    frame    "visible" or "thermal"
+    frame    the camera in whose pixels, as published, boxes are given
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class Rig:
         self.cameras = cameras
         self.frame = frame
         self._pose, self._depth = tuple(pose), depth
-        """The camera in whose pixels, as published, boxes are given."""
         self._made: tuple[tuple[Lens, Lens], Registration] | None = None
 
     def registration(self, otherwise: Registration | None) -> Registration | None:

@@ -138,9 +138,9 @@ def test_every_frame_is_counted(active, cameras, reliable):
 def test_images_that_cannot_be_used_are_counted_and_named(active, cameras):
     before = cameras.fresh_counts()
     visible, thermal = images(cameras.stamp + 100 * MS)
-    visible.encoding = "yuv422"
+    visible.encoding = "nv21"
     cameras.publishers["visible"].publish(visible)
-    active.wait_for("/visible/image: visible image has encoding 'yuv422'; accepted are bgr8")
+    active.wait_for("/visible/image: visible image has encoding 'nv21'; accepted are bgr8")
     deep = thermal_to_image(np.zeros((4, 4), np.uint16), thermal.header)
     cameras.publishers["thermal"].publish(deep)
     active.wait_for("/thermal/image: thermal image has encoding 'mono16' (mono16), and the model was trained on mono8")
@@ -158,7 +158,7 @@ def test_images_that_cannot_be_used_are_counted_and_named(active, cameras):
     check_ledger(after)
     assert after["visible.invalid"] - before["visible.invalid"] == 23
     assert after["thermal.invalid"] - before["thermal.invalid"] == 1
-    assert active.text.count("encoding 'yuv422'") < 21
+    assert active.text.count("encoding 'nv21'") < 21
     assert "bytes of data; expected step x height" in active.text
     assert "visible image has no stamp" in active.text
     good, _ = cameras.send_pair()
