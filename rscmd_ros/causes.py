@@ -85,7 +85,7 @@ def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str,
         side = "ahead of" if offset_ms > 0 else "behind"
         measured = (
             f"; thermal stamps are {abs(offset_ms):.0f} ms {side} visible ones that arrive together: let both cameras "
-            f"take their time from one clock, or set thermal_offset_ms to {offset_ms:.0f}"
+            f"take their time from one clock, or set thermal_offset_ms to {offset_ms:.0f}, or use_measured_offset"
         )
     return f"no two stamps lie within slop_ms {slop_ms:g} ({counts} frames lately){measured}"
 

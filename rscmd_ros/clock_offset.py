@@ -66,6 +66,16 @@ class ClockOffset:
         """
         return round(statistics.median(self._differences)) if len(self._differences) >= _ENOUGH else None
 
+    def correction(self, manual: int, in_use: int, tolerance: int) -> int:
+        """What to take off thermal stamps, ns: the estimate where it is surely an offset, otherwise `manual`.
+
+        Stays with `in_use` while that is no more than `tolerance` from the estimate, which moves a little all the time.
+        """
+        estimate = self.estimate()
+        if estimate is None or abs(estimate - manual) <= LATENCY_DOUBT:
+            return manual
+        return in_use if abs(estimate - in_use) <= tolerance else estimate
+
     def reset(self) -> None:
         """Forget everything."""
         self._differences.clear()

@@ -20,6 +20,7 @@ from rscmd_ros.causes import (
     state_cause,
     topic_problem,
 )
+from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.detection import PairDetector
 from rscmd_ros.diagnostics import Tally, Throttle, pairing_status, percentiles, work_numbers
 from rscmd_ros.fallback import Fallback
@@ -29,6 +30,7 @@ from rscmd_ros.worker import Worker
 
 _GRACE_FOR_PUBLISHERS = 5.0
 """Discovery takes its time: so long after activation a topic without a publisher is no news."""
+_TIME_TO_MEASURE = 8.0
 _QUIET = 2.0
 _FAILURE_IS_NEWS = 5.0
 _WARN_EVERY = 10.0
@@ -50,6 +52,9 @@ class Facts:
     """The reliability asked of each topic that is subscribed to."""
     tally: Tally
     watched: bool
+    clock_offset: ClockOffset
+    offset_in_use: int
+    """Taken off thermal stamps, ns."""
     detector: PairDetector | None
     pairer: Pairer | None
     worker: Worker | None
@@ -67,7 +72,7 @@ class Condition:
         """Begin anew, at activation."""
         self.mismatched: dict[Stream, str] = {}
         """The QoS policy in which a publisher of a stream offers too little."""
-        self._since = time.monotonic()
+        self._since = self._apart_since = time.monotonic()
         self._refused: dict[tuple[Stream, str], None] = {}
         self._course: deque[tuple[int, ...]] = deque(maxlen=4)
 
@@ -160,12 +165,14 @@ class Condition:
         paired, *too_far = (last - first for last, first in zip(self._course[-1], self._course[0]))
         both_live = all(fallback.health(stream, facts.now) == "live" for stream in STREAMS)
         if paired or not all(too_far) or not both_live or fallback.survivor is not None:
+            self._apart_since = time.monotonic()
             return []
-        offset = fallback.stamp_offset()
-        text = slop_problem(
-            facts.settings.slop_ms, None if offset is None else offset / 1e6, dict(zip(STREAMS, too_far))
-        )
-        return [Cause("slop", text)]
+        offset = facts.clock_offset.estimate()
+        explains = offset is not None and abs(offset - facts.offset_in_use) > facts.settings.slop_ms * 1e6
+        if not explains and time.monotonic() - self._apart_since < _TIME_TO_MEASURE:
+            return []  # the estimate is on its way, and a warning that names it is worth waiting for
+        measured = offset / 1e6 if explains and offset is not None else None
+        return [Cause("slop", slop_problem(facts.settings.slop_ms, measured, dict(zip(STREAMS, too_far))))]
 
     def _remarks(self, facts: Facts) -> list[str]:
         """What is worth saying and no fault."""
@@ -187,8 +194,9 @@ class Condition:
                 numbers[f"{stream}.rate_hz"] = fallback.watch[stream].rate(facts.now)
                 numbers[f"{stream}.losses"] = fallback.losses[stream]
             numbers["thermal.shutter_events"] = fallback.shutters
-            offset = fallback.stamp_offset()
+            offset = facts.clock_offset.estimate()
             numbers["thermal_ahead_ms"] = None if offset is None else offset / 1e6
+            numbers["thermal_offset_in_use_ms"] = facts.offset_in_use / 1e6
         numbers |= work_numbers(tally.work(facts.worker))
         numbers["time_resets"] = tally.resets(facts.pairer)
         numbers["dt_mean_ms"], numbers["dt_p95_ms"] = tally.dt.mean(), tally.dt.percentile(95)

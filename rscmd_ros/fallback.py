@@ -56,14 +56,12 @@ class StreamWatch:
         self._arrivals: deque[int] = deque(maxlen=256)
         self._gaps: deque[int] = deque(maxlen=16)
         self._period: float = 0
-        self._lags: deque[int] = deque(maxlen=32)
 
-    def arrived(self, now: int, stamp: int, picture: int, timeout: int) -> bool:
+    def arrived(self, now: int, picture: int, timeout: int) -> bool:
         """Note a usable frame, `picture` its fingerprint; True when it ends a loss of the stream."""
         lost = self.fresh is not None and now - self.fresh > self.patience(timeout)
         self.arrival = now
         self._arrivals.append(now)
-        self._lags.append(now - stamp)
         if picture == self._print:
             return False
         if self.fresh is None or lost:
@@ -94,10 +92,6 @@ class StreamWatch:
             if len(recent) > 1 and recent[-1] > recent[0]
             else 0.0
         )
-
-    def lag(self) -> float | None:
-        """Median of arrival minus stamp, in ns. Only differences mean something: every clock has its own zero."""
-        return median(self._lags) if self._lags else None
 
 
 class Fallback:
@@ -130,7 +124,7 @@ class Fallback:
         self.survivor: Stream | None = None
         self._since = self._now = now
 
-    def frame(self, stream: Stream, stamp: int, picture: int, now: int) -> Fate:
+    def frame(self, stream: Stream, picture: int, now: int) -> Fate:
         """Note a usable frame and say what is to become of it; `mode` and `survivor` are up to date afterwards.
 
         pair    it goes into pairing
@@ -140,7 +134,7 @@ class Fallback:
         self.update(now)
         watch = self.watch[stream]
         was_fresh = watch.fresh
-        if watch.arrived(now, stamp, picture, self.timeout) and was_fresh is not None:
+        if watch.arrived(now, picture, self.timeout) and was_fresh is not None:
             if stream == "thermal" and now - was_fresh <= self.shutter and watch.has_publisher:
                 self.shutters += 1
             else:
@@ -207,14 +201,6 @@ class Fallback:
         if health == "refused":
             return "sends images that cannot be used"
         return f"has been silent for {seconds:.1f} s" if health == "silent" else "is live"
-
-    def stamp_offset(self) -> float | None:
-        """By how much thermal stamps are ahead of visible stamps of images that arrive together, ns; None if unknown.
-
-        What one camera needs longer to deliver is in it, so it finds clocks that differ and no finer things.
-        """
-        visible, thermal = self.watch["visible"].lag(), self.watch["thermal"].lag()
-        return None if visible is None or thermal is None else visible - thermal
 
     def _any_live(self, now: int) -> bool:
         return any(watch.is_live(now, self.timeout) for watch in self.watch.values())

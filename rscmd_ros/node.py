@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import message_filters
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
@@ -22,6 +21,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
@@ -29,6 +29,7 @@ from std_srvs.srv import SetBool
 from rscmd_model.errors import UserError
 from rscmd_ros import parameters
 from rscmd_ros.camera import image_topic, info_topic
+from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError, stamp_ns
 from rscmd_ros.detection import Arrival, PairDetector, load_predictor, one_line
@@ -43,7 +44,15 @@ _MS = 1_000_000
 _SECOND = 1_000_000_000
 _WAIT_FOR_INFERENCE = 2.0
 _WAIT_FOR_INFERENCE_AT_END = 1.0
-_OF_PAIRING = ("pairing_policy", "slop_ms", "deadline_ms", "thermal_offset_ms", "reuse", "queue_size")
+_OF_PAIRING = (
+    "pairing_policy",
+    "slop_ms",
+    "deadline_ms",
+    "thermal_offset_ms",
+    "use_measured_offset",
+    "reuse",
+    "queue_size",
+)
 _OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
 _OF_LABELS = ("classes", "confidence_threshold")
 
@@ -69,8 +78,10 @@ class DetectorNode(LifecycleNode):
         self._worker: Worker[Pair | Frame] | None = None
         self._fallback: Fallback | None = None
         self._outputs: Outputs | None = None
-        self._subscribers: dict[Stream, message_filters.Subscriber] = {}
-        self._info_subscriptions: list[Any] = []
+        self._images: dict[Stream, Subscription] = {}
+        self._infos: list[Subscription] = []
+        self._clock_offset = ClockOffset()
+        self._offset_in_use = 0
         self._tally = Tally()
         self._condition = Condition()
 
@@ -203,6 +214,7 @@ class DetectorNode(LifecycleNode):
         assert self._detector is not None
         assert self._outputs is not None
         self._detector.reset()
+        self._clock_offset.reset()
         self._worker = Worker(self._detector.detect, self._detector.failed, JOB_KINDS)
         branches = self._detector.predictor.modalities
         self._fallback = Fallback(**self._fallback_rules(), branches=branches, now=self._now())
@@ -219,12 +231,9 @@ class DetectorNode(LifecycleNode):
 
     def _deactivate(self) -> None:
         self._deadline_timer.cancel()
-        for subscriber in self._subscribers.values():
-            self.destroy_subscription(subscriber.sub)
-        self._subscribers = {}
-        for subscription in self._info_subscriptions:
+        for subscription in (*self._images.values(), *self._infos):
             self.destroy_subscription(subscription)
-        self._info_subscriptions = []
+        self._images, self._infos = {}, []
         self._fallback = None
         self._tell_mode("none")
         if self._worker is not None:
@@ -250,14 +259,22 @@ class DetectorNode(LifecycleNode):
                 self._submit(pair)
             self._tally.close_pairer(self._pairer)
         settings = self._settings
+        self._offset_in_use = self._thermal_offset()
         self._pairer = make_pairer(
             settings.pairing_policy,
             slop=round(settings.slop_ms * _MS),
-            thermal_offset=round(settings.thermal_offset_ms * _MS),
+            thermal_offset=self._offset_in_use,
             deadline=round(settings.deadline_ms * _MS),
             reuse=settings.reuse,
             capacity=settings.queue_size,
         )
+
+    def _thermal_offset(self) -> int:
+        """What is to be taken off thermal stamps, ns."""
+        settings, manual = self._settings, round(self._settings.thermal_offset_ms * _MS)
+        if not settings.use_measured_offset:
+            return manual
+        return self._clock_offset.correction(manual, self._offset_in_use, round(settings.slop_ms * _MS / 2))
 
     def _fallback_rules(self) -> dict[str, Any]:
         settings = self._settings
@@ -291,20 +308,18 @@ class DetectorNode(LifecycleNode):
         def mismatch(event: Any) -> None:
             self._condition.mismatched[stream] = qos_policy_name_from_kind(event.last_policy_kind)
 
-        subscriber = message_filters.Subscriber(
-            self,
+        self._images[stream] = self.create_subscription(
             Image if camera.transport == "raw" else CompressedImage,
             image_topic(base, camera.transport),
-            qos_profile=qos,
+            partial(self._receive, stream),
+            qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
             qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
         )
-        subscriber.registerCallback(self._receive, stream)
-        self._subscribers[stream] = subscriber
         if camera.calibrated:
             latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
             take = partial(self._take_info, stream)
-            self._info_subscriptions.append(self.create_subscription(CameraInfo, info_topic(base), take, latest))
+            self._infos.append(self.create_subscription(CameraInfo, info_topic(base), take, latest))
 
     def _take_info(self, stream: Stream, msg: CameraInfo) -> None:
         if self._detector is None:
@@ -314,7 +329,7 @@ class DetectorNode(LifecycleNode):
         except ConversionError as error:
             self._condition.refuse(stream, str(error))
 
-    def _receive(self, msg: Image | CompressedImage, stream: Stream) -> None:
+    def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
         pairer, fallback, detector = self._pairer, self._fallback, self._detector
         if pairer is None or fallback is None or detector is None:
             return  # unsubscribed, and this one was already on its way
@@ -328,7 +343,8 @@ class DetectorNode(LifecycleNode):
             return
         stamp = stamp_ns(msg.header)
         alone_before = fallback.survivor is not None
-        fate = fallback.frame(stream, stamp, fingerprint(msg.data), now)
+        self._clock_offset.add(stream, stamp, now)
+        fate = fallback.frame(stream, fingerprint(msg.data), now)
         self._follow(alone_before)
         if fate == "frozen":
             pairer.invalid(stream, "frozen")
@@ -380,8 +396,8 @@ class DetectorNode(LifecycleNode):
     # Telling
 
     def _topic(self, stream: Stream) -> str:
-        subscriber = self._subscribers.get(stream)
-        return str(subscriber.sub.topic_name) if subscriber else self.resolve_topic_name(f"{stream}/image")
+        subscription = self._images.get(stream)
+        return str(subscription.topic_name) if subscription else self.resolve_topic_name(f"{stream}/image")
 
     def _tell_mode(self, mode: str) -> None:
         if self._detector is not None:
@@ -397,6 +413,9 @@ class DetectorNode(LifecycleNode):
     def _report(self) -> None:
         """Publish /diagnostics, in every lifecycle state, and warn of what is wrong."""
         self._reported_at = time.monotonic()
+        if self._worker is not None and (offset := self._thermal_offset()) != self._offset_in_use:
+            self.get_logger().info(f"thermal stamps are taken to be {offset / _MS:.0f} ms late, as measured")
+            self._make_pairer()
         facts = Facts(
             node=self,
             state=self.state,
@@ -404,9 +423,11 @@ class DetectorNode(LifecycleNode):
             settings=self._settings,
             now=self._now(),
             topics={stream: self._topic(stream) for stream in STREAMS},
-            subscribed={stream: known.sub.qos_profile.reliability for stream, known in self._subscribers.items()},
+            subscribed={stream: known.qos_profile.reliability for stream, known in self._images.items()},
             tally=self._tally,
             watched=self._outputs is not None and self._outputs.watched,
+            clock_offset=self._clock_offset,
+            offset_in_use=self._offset_in_use,
             detector=self._detector,
             pairer=self._pairer,
             worker=self._worker,

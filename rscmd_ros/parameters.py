@@ -134,6 +134,13 @@ class Settings:
     thermal_offset_ms: float = _parameter(
         0.0, "By how many ms thermal stamps are late; taken off before pairing.", low=-10000.0, high=10000.0, live=True
     )
+    use_measured_offset: bool = _parameter(
+        False,
+        "Take off thermal stamps what the node measures (thermal_ahead_ms in its diagnostics) where that lies more "
+        "than 200 ms from thermal_offset_ms: for a camera whose clock was never set. What is less may be the cameras' "
+        "latency and is left alone.",
+        live=True,
+    )
     reuse: bool = _parameter(
         False,
         "Pair every frame with its nearest partner, so that a slow frame serves several fast ones. Only nearest.",

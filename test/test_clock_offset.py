@@ -105,3 +105,14 @@ def test_it_follows_a_clock_that_was_set_and_forgets_when_arrivals_go_back():
     assert estimator.estimate() == pytest.approx(2 * SECOND, abs=MS)
     estimator.add("visible", SECOND, SECOND)
     assert estimator.estimate() is None
+
+
+def test_only_what_is_surely_an_offset_is_corrected():
+    estimator = ClockOffset()
+    assert estimator.correction(manual=5 * MS, in_use=5 * MS, tolerance=25 * MS) == 5 * MS  # nothing measured yet
+    streams = [camera(stream, 30, seconds=6, latency_ms=15) for stream in ("visible", "thermal")]
+    feed(estimator, *streams, offset=7 * SECOND)
+    measured = estimator.estimate()
+    assert estimator.correction(0, 0, 25 * MS) == measured
+    assert estimator.correction(0, measured - 20 * MS, 25 * MS) == measured - 20 * MS  # near enough: no new pairer
+    assert estimator.correction(measured + 100 * MS, 0, 25 * MS) == measured + 100 * MS  # may be latency: as it is set

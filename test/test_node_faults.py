@@ -132,7 +132,11 @@ def test_stamps_that_lie_apart_are_measured(running, cameras):
     assert cameras.set(thermal_offset_ms=7000.0) == (True, "")  # pairing is live
     cameras.detections.clear()
     cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the offset")
-    assert cameras.set(thermal_offset_ms=0.0) == (True, "")
+    assert cameras.set(thermal_offset_ms=0.0, use_measured_offset=True) == (True, "")
+    running.detector.wait_for("ms late, as measured")
+    cameras.detections.clear()
+    cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the measured offset")
+    assert cameras.set(use_measured_offset=False) == (True, "")
 
 
 def test_stamps_jump_back(running, cameras):

@@ -90,6 +90,7 @@ def test_a_configured_node_takes_live_parameters_only():
         "slop_ms": 10.0,
         "deadline_ms": 10.0,
         "thermal_offset_ms": 10.0,
+        "use_measured_offset": True,
         "reuse": False,
     }
     assert {name for name, row in TABLE.items() if row.metadata["live"]} == set(live)
