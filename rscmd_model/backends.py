@@ -178,7 +178,9 @@ def read_archive(path: Path) -> dict[str, bytes]:
                 raise UserError(f"{path} holds compressed members, which rscmd_model.export does not write")
             return {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise UserError(f"{path} is cut short or was not written by rscmd_model.export ({error}): export it again") from None
+        raise UserError(
+            f"{path} is cut short or was not written by rscmd_model.export ({error}): export it again"
+        ) from None
 
 
 def _header(text: str | None, where: Path) -> ModelHeader:

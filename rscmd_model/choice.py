@@ -42,7 +42,9 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
     if suffix in (SUFFIXES["onnx"], SUFFIXES["openvino"]):
         _only_cpu(device, str(path))
     if half and suffix in (SUFFIXES["onnx"], SUFFIXES["torchscript"], SUFFIXES["engine"]):
-        raise UserError(f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half")
+        raise UserError(
+            f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half"
+        )
     if suffix == SUFFIXES["onnx"]:
         return OnnxBackend(path, path), ""
     if suffix == SUFFIXES["openvino"]:

@@ -27,7 +27,7 @@ from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.header import HEADER, ModelHeader
-from rscmd_model.images import read_thermal, read_visible
+from rscmd_model.images import read_thermal, read_visible, stack_pair
 from rscmd_model.preprocess import STRIDE, fill, place
 
 FORMATS = tuple(f for f in SUFFIXES if f != "safetensors")
@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="16-bit weights (openvino) or arithmetic (the others)")
     parser.add_argument("--int8", action="store_true", help="8-bit convolutions; needs --data")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pairs per batch (default: %(default)s)")
-    parser.add_argument("--dynamic", action="store_true", help="take every image size and batch, up to --batch on a GPU")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="take every image size and batch, up to --batch on a GPU"
+    )
     parser.add_argument(
         "--size", metavar="W,H", help="size of the images to come (default: --data's first pair, or a square)"
     )
@@ -137,7 +139,7 @@ def export(
         which = f"{len(stacks)} pairs of {data.name}" if data else f"{len(stacks)} drawn scenes (no --data)"
         worst = "largest" if bound.whole else "mean"
         said = (
-            f"{worst} difference to the model on {which}: boxes {box:.2%} of their longer side (at most "
+            f"{worst} difference to the model on {which}: boxes {box:.4%} of their longer side (at most "
             f"{bound.box:.1%}), scores {score:.5f} (at most {bound.score:g})"
         )
         if box > bound.box or score > bound.score:
@@ -196,26 +198,23 @@ def read_stacks(
 
 def drawn_stacks(header: ModelHeader, size: tuple[int, int] | None) -> list[np.ndarray]:
     """The same, of drawn scenes."""
-    from rscmd_model.datasets.synthetic_world import draw_pair
+    from rscmd_model.datasets.synthetic_world import WorldConfig, generate
 
-    network = place(size[::-1] if size else (header.image_size, header.image_size), header.image_size).network
-    stacks = []
-    for seed in range(CHECKED):
-        visible, thermal = draw_pair(seed, network)
-        stacks.append(np.dstack((visible[..., ::-1], thermal)))
-    return stacks
+    height, width = place(size[::-1] if size else (header.image_size, header.image_size), header.image_size).network
+    frames = generate(0, 0, CHECKED, width, height, WorldConfig(), 1)
+    return [stack_pair(frame.visible, frame.thermal) for _, frame in frames]
 
 
 def _write_torchscript(path: Path, eager: Backend, fixed: tuple[int, int, int] | None, half: bool) -> None:
     import torch
 
-    from rscmd_model.graphs import Graph, exporting
+    from rscmd_model.graphs import Methods, exporting
 
     network = eager.network.half() if half else eager.network  # type: ignore[attr-defined]
     example = torch.zeros((*(fixed or (1, 64, 96)), 4), dtype=torch.uint8)
     with exporting(network, fixed is None):
-        graph = Graph(network, eager.header.config.branches).eval()
-        traced = torch.jit.trace_module(graph, {b: example for b in graph.branches}, check_trace=False)
+        graph = Methods(network, eager.header.config.branches).eval()
+        traced = torch.jit.trace_module(graph, dict.fromkeys(graph.branches, example), check_trace=False)
         extra = {HEADER: eager.header.to_json(), "fixed": " ".join(map(str, fixed or ()))}
         torch.jit.save(traced, str(path), _extra_files=extra)
     network.float()

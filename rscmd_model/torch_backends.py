@@ -8,6 +8,7 @@ the two further waits of the device's NMS.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ class TorchScriptBackend:
         self.device = str(self._device)
         extra = {HEADER: "", "fixed": ""}
         try:
-            self._module = torch.jit.load(str(path), map_location=self._device, _extra_files=extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of its own age
+                self._module = torch.jit.load(str(path), map_location=self._device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"{path} is cut short or no TorchScript file ({str(error).splitlines()[0]}): export it again"
