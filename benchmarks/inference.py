@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def main() -> None:
     if args.rounds < 2:
         raise UserError(f"--rounds {args.rounds}: give 2 or more")
     with tempfile.TemporaryDirectory() as name:
-        folder, results = Path(name), {}
+        folder = Path(name)
+        results: dict[str, Any] = {}
         for scale in args.scales:
             files = make_files(scale, folder)
             results[scale] = startup(files, args.rounds) if args.startup else speed(scale, files, folder, args)
@@ -128,8 +130,8 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
             continue
         ours[form] = predictor = Predictor(file, device=args.device)
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
-        calls[f"ours, {form}"] = lambda p=predictor: p.predict(visible, thermal)
-        calls[f"forward, {form}"] = lambda p=predictor, s=stack: p.backend.forward(s, "fused")
+        calls[f"ours, {form}"] = partial(predictor.predict, visible, thermal)
+        calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, "fused")
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
     yolos = {"torch": YOLO(f"yolov8{scale}.yaml")}
@@ -139,10 +141,13 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
             with contextlib.redirect_stdout(io.StringIO()):
                 made = YOLO(folder / f"yolov8{scale}.pt").export(format=form, imgsz=[height, width], verbose=False)
             yolos[form] = YOLO(made, task="detect")
+
+    def twice(yolo: Any) -> None:
+        for picture in two:
+            yolo.predict(picture, imgsz=[height, width], device=args.device, verbose=False)
+
     for form, yolo in yolos.items():
-        calls[f"two ultralytics predict, {form}"] = lambda y=yolo: [
-            y.predict(image, imgsz=[height, width], device=args.device, verbose=False) for image in two
-        ]
+        calls[f"two ultralytics predict, {form}"] = partial(twice, yolo)
 
     plain = load_model(files["torch"])[0].to(args.device)
     x = torch.rand(1, 4, height, width, device=args.device)

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def to_onnx(
     axes: dict[str, dict[int, str]] = {}
     if fixed is None:
         axes = {INPUT: {0: "batch", 1: "height", 2: "width"}, **{b: {0: "batch", 2: f"{b}_boxes"} for b in wanted}}
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # hints ask for a path; this exporter takes both
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with exporting(network, fixed is None):
         torch.onnx.export(
@@ -136,7 +137,7 @@ def quantised(content: bytes, stacks: Sequence[np.ndarray], batch: int) -> bytes
 
     feeds = iter([{INPUT: np.repeat(stack[None], batch, 0)} for stack in stacks])
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -34,5 +36,6 @@ def _one(image: np.ndarray, conf: float, iou: float, max_det: int) -> np.ndarray
     classes = image[4:, found].argmax(0)
     rows = np.hstack((centre - half, centre + half, scores[found, None], classes[:, None])).astype(np.float32)
     corner_and_size = np.hstack((rows[:, :2], rows[:, 2:4] - rows[:, :2])).astype(np.float64)
-    kept = cv2.dnn.NMSBoxesBatched(corner_and_size, rows[:, 4], classes.astype(np.int32), 0.0, iou)
+    nms: Any = cv2.dnn.NMSBoxesBatched  # its hints ask for lists; it takes arrays
+    kept = nms(corner_and_size, rows[:, 4], classes.astype(np.int32), 0.0, iou)
     return rows[np.asarray(kept, np.int64).ravel()[:max_det]]

@@ -46,8 +46,13 @@ def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, tmp
     assert made.backend.name in ("onnxruntime", "openvino", "torchscript")
     for height, width in ((96, 128), (128, 96), (60, 200)):
         visible, thermal = image(height, width)
-        for pair in ((visible, thermal), (visible, None), (None, thermal)):
-            assert_same(made.predict(*pair), eager.predict(*pair))
+        placement = place((height, width), 128)
+        stack = np.empty((1, *placement.network, 4), np.uint8)
+        fill(stack[0], placement, visible, thermal)
+        for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
+            answers = (predictor.backend.forward(stack, branch) for predictor in (made, eager))
+            np.testing.assert_allclose(*answers, atol=1e-2)
+        assert len(made.predict(visible, thermal)) > 0
 
 
 @pytest.mark.parametrize("form", NEEDS)
