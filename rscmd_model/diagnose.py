@@ -102,8 +102,8 @@ def measure_file(model: Path, data: str, split: str, pairs: int, batch: int, dev
 
     from rscmd_model.gradient_recorder import ProbePairs
     from rscmd_model.gradients import OpenModel, measure
-    from rscmd_model.inference import select_device
     from rscmd_model.model_file import load_model
+    from rscmd_model.torch_backends import select_device
 
     if pairs < 1 or batch < 1:
         raise UserError(f"--pairs {pairs} and --batch {batch} must be 1 or more")

@@ -1,57 +1,62 @@
-"""`Predictor`: a pair of numpy images in, `Detections` out. No ROS, no files but the model's."""
+"""`Predictor`: a pair of numpy images in, `Detections` out. No ROS, no files but the model's.
+
+Neither torch nor ultralytics is imported here: an exported model does without them.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from ultralytics.data.augment import LetterBox
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import scale_boxes
 
+from rscmd_model.choice import open_backend
 from rscmd_model.config import ModelConfig
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.images import stack_pair
-from rscmd_model.model_file import load_model
+from rscmd_model.images import lay_over
+from rscmd_model.preprocess import Placement, fill, place
 from rscmd_model.registration import Registration
 
-with contextlib.suppress(ImportError, RuntimeError):  # a build of torchvision that does not fit torch's: do without
-    import torchvision  # noqa: F401  (ultralytics' NMS uses the compiled one once it is imported)
 
+@dataclass(frozen=True)
+class StageTimes:
+    """Where the time of one call of `predict` or `predict_batch` went, in ms.
 
-def select_device(device: str) -> torch.device:
-    """A torch device from "auto" (the first CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        UserError: no such device here; the message names those that are.
+    Attributes:
+        preprocess: from the images to the network's input.
+        inference: the network; on a GPU with the upload and the wait for the answer.
+        postprocess: from the network's answer to `Detections`.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count):
-        return chosen
-    there = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
-    raise UserError(f"device {device!r} is not there; this machine has {there}")
+
+    preprocess: float
+    inference: float
+    postprocess: float
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A pair, checked, on its way to the network: the branch that answers it, what it reads, and where it goes."""
+
+    branch: str
+    visible: np.ndarray | None
+    plane: np.ndarray | None
+    placement: Placement
 
 
 class Predictor:
     """A trained model, ready to answer.
 
     Args:
-        model: path of a model.safetensors.
+        model: path of a model.safetensors, or of what `rscmd_model.export` made of one (.onnx, .openvino, .torchscript,
+            .engine).
         device: "auto", "cpu" or "cuda:N".
-        half: half precision; None means on CUDA and only there.
+        half: half precision; None means on CUDA and only there, for OpenVINO where the processor is made for it. An
+            exported file has its precision already.
+        backend: for a model.safetensors: "torch"; "onnxruntime" or "openvino", which it is converted to in memory; or
+            "auto": on a CPU the fastest of those in a short trial, which takes seconds.
         conf: lowest score that is answered, 0 to 1.
         iou: boxes of one class that overlap more than this are one object (NMS), 0 to 1.
         max_det: most boxes per image.
@@ -60,15 +65,16 @@ class Predictor:
 
     Attributes:
         header: what the model file says of itself.
+        backend: what runs the network; its `name` and `device` say so.
+        trial: what "auto" measured, one line to log; empty when there was no trial.
+        times: `StageTimes` of the last call; None before it.
         names: class names by index.
         thermal: the thermal contract; thermal images must be of its source type.
         registration: the one in use, or None when both images are taken to show the same field of view.
-        stages: ms that preprocess, inference and postprocess took in the last call. On a CUDA device the wait for
-            inference is in postprocess, which asks for its result.
         modalities: the cameras it can answer for alone when the other is lost.
 
     Raises:
-        UserError: a bad model file or an absent device.
+        UserError: a bad model file, an absent device, or a package that is needed and not installed.
     """
 
     def __init__(
@@ -77,20 +83,17 @@ class Predictor:
         *,
         device: str = "auto",
         half: bool | None = None,
+        backend: str = "torch",
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
         registration: Registration | None = None,
         palette_ok: bool = False,
     ) -> None:
-        self.device = select_device(device)
-        network, self.header = load_model(model)
-        self.half = self.device.type == "cuda" if half is None else half
-        if self.half and self.device.type == "cpu":
-            raise UserError("half precision needs a CUDA device; leave half unset on the CPU")
-        self.network = network.fuse().to(self.device, torch.float16 if self.half else torch.float32).eval()
+        self.backend, self.trial = open_backend(Path(model), device, half, backend)
+        self.header, self.device = self.backend.header, self.backend.device
+        self.times: StageTimes | None = None
         self.conf, self.iou, self.max_det = conf, iou, max_det
-        self.stages: dict[str, float] = {}
         self.registration = registration or self.header.registration
         self.thermal = replace(self.header.thermal, palette_ok=True) if palette_ok else self.header.thermal
 
@@ -152,39 +155,38 @@ class Predictor:
         """As `predict` for many pairs; those answered by one branch at one network size run as one batch."""
         if len(visibles) != len(thermals):
             raise ValueError(f"expected as many thermal as visible images, got {len(thermals)} and {len(visibles)}")
-        started, self.stages = time.perf_counter(), {}
-        groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-        stacks: list[np.ndarray] = []
-        frames: list[tuple[int, int]] = []
-        for i, (visible, thermal) in enumerate(zip(visibles, thermals)):
-            branch, stack = self._stack(visible, thermal)
-            frames.append(stack.shape[:2])
-            stacks.append(self._letterbox(stack))
-            groups.setdefault((branch, stacks[-1].shape), []).append(i)
-        started = self._lap("preprocess", started)
-        results: list[Detections | None] = [None] * len(stacks)
-        for (branch, shape), members in groups.items():
-            batch = torch.from_numpy(np.stack([stacks[i].transpose(2, 0, 1) for i in members])).to(self.device)
-            with torch.inference_mode():
-                raw = self.network.answers(batch.to(torch.float16 if self.half else torch.float32) / 255, [branch])
-                started = self._lap("inference", started)
-                kept = non_max_suppression(
-                    raw[branch][0].float(),
+        started = time.perf_counter()
+        inference = postprocess = 0.0
+        pairs = [self._prepare(visible, thermal) for visible, thermal in zip(visibles, thermals)]
+        fixed = self.backend.fixed
+        groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
+        for i, pair in enumerate(pairs):
+            groups.setdefault((pair.branch, pair.placement.network), []).append(i)
+        results: list[Detections] = [Detections.empty()] * len(pairs)
+        for (branch, network), everyone in groups.items():
+            most = fixed[0] if fixed else len(everyone)
+            for members in (everyone[start : start + most] for start in range(0, len(everyone), most)):
+                batch = np.empty((len(members), *network, 4), np.uint8)
+                for out, i in zip(batch, members):
+                    fill(out, pairs[i].placement, pairs[i].visible, pairs[i].plane, self.registration)
+                if fixed and len(members) < most:
+                    batch = np.concatenate((batch, np.zeros((most - len(members), *network, 4), np.uint8)))
+                begun = time.perf_counter()
+                answer = self.backend.forward(batch, branch)
+                answered = time.perf_counter()
+                kept = self.backend.suppress(
+                    answer[: len(members)],
                     self.conf if conf is None else conf,
                     self.iou if iou is None else iou,
-                    max_det=self.max_det if max_det is None else max_det,
-                    max_time_img=10.0,  # its clock must not cut an answer short on a loaded machine
+                    self.max_det if max_det is None else max_det,
                 )
-            for i, found in zip(members, kept):
-                results[i] = _detections(found, shape, frames[i], size)
-            started = self._lap("postprocess", started)
-        return [r for r in results if r is not None]
-
-    def _lap(self, stage: str, started: float) -> float:
-        """Add the time since `started` to a stage; the time now."""
-        now = time.perf_counter()
-        self.stages[stage] = self.stages.get(stage, 0.0) + 1000 * (now - started)
-        return now
+                for i, found in zip(members, kept):
+                    results[i] = _detections(found, pairs[i].placement, size)
+                inference += answered - begun
+                postprocess += time.perf_counter() - answered
+        preprocess = time.perf_counter() - started - inference - postprocess
+        self.times = StageTimes(1e3 * preprocess, 1e3 * inference, 1e3 * postprocess)
+        return results
 
     def thermal_view(self, visible: np.ndarray | None, thermal: np.ndarray) -> np.ndarray:
         """The thermal image as the network sees it, in the pixels that boxes are in; for drawing.
@@ -195,7 +197,9 @@ class Predictor:
         Returns:
             (H, W) uint8.
         """
-        return self._stack(visible, thermal)[1][..., 3]
+        pair = self._prepare(visible, thermal)
+        assert pair.plane is not None
+        return lay_over(pair.plane, pair.placement.frame[::-1], self.registration)
 
     def warm_up(self) -> None:
         """Run every branch once at the trained size, so that the first real answer is not a slow one."""
@@ -208,8 +212,8 @@ class Predictor:
         for branch in self.config.branches:
             self.predict(None if branch == "thermal" else visible, None if branch == "visible" else thermal)
 
-    def _stack(self, visible: np.ndarray | None, thermal: np.ndarray | None) -> tuple[str, np.ndarray]:
-        """The branch that answers, and its (H, W, 4) uint8 stack, black where there is no image (it is not read)."""
+    def _prepare(self, visible: np.ndarray | None, thermal: np.ndarray | None) -> _Prepared:
+        """Check a pair; see `predict`."""
         if visible is not None and (visible.ndim != 3 or visible.shape[2] != 3 or visible.dtype != np.uint8):
             raise UserError(
                 f"visible image has shape {visible.shape} and dtype {visible.dtype}; "
@@ -227,28 +231,22 @@ class Predictor:
                 f"only the {lone} image was given, and this model has no {lone} branch of its own (it answers for: "
                 f"{', '.join(self.config.branches)}); models trained with method rsc or rscmd have both"
             )
-        if thermal is None:
-            assert visible is not None
-            return branch, stack_pair(visible, np.zeros(visible.shape[:2], np.uint8))
-        plane = self.thermal.apply(thermal)
-        if visible is None:
-            # The thermal branch learned on planes laid over the visible image, and its boxes are in that frame.
-            width, height = self.registration.visible_size if self.registration else plane.shape[::-1]
-            visible = np.zeros((height, width, 3), np.uint8)
-        return branch, stack_pair(visible, plane, self.registration)
-
-    def _letterbox(self, stack: np.ndarray) -> np.ndarray:
-        """To the trained size: the longer side resized, the shorter padded in grey to a multiple of 32."""
-        side = self.header.image_size
-        return LetterBox((side, side), auto=True, stride=32)(image=stack)
+        plane = None if thermal is None else self.thermal.apply(thermal)
+        if visible is not None:
+            frame = visible.shape[:2]
+        elif self.registration:  # the thermal branch learned on planes laid over the visible image
+            frame = self.registration.visible_size[::-1]
+        else:
+            assert plane is not None
+            frame = plane.shape
+        fixed = self.backend.fixed
+        placement = place((frame[0], frame[1]), self.header.image_size, (fixed[1], fixed[2]) if fixed else None)
+        return _Prepared(branch, visible, plane, placement)
 
 
-def _detections(
-    found: Tensor, network: tuple[int, ...], frame: tuple[int, int], size: tuple[int, int] | None
-) -> Detections:
-    """From network pixels to those of the frame (height, width), then to `size` (width, height)."""
-    found = found.cpu().clone()  # scale_boxes writes in place, which inference tensors refuse
-    boxes = scale_boxes(network[:2], found[:, :4], frame).numpy()
+def _detections(found: np.ndarray, placement: Placement, size: tuple[int, int] | None) -> Detections:
+    """From network pixels to those of the frame, then to `size` (width, height)."""
+    boxes = placement.to_frame(found[:, :4])
     if size is not None:
-        boxes = boxes * np.tile(np.array(size, np.float32) / np.array(frame[::-1], np.float32), 2)
-    return Detections(boxes, found[:, 4].numpy().clip(0, 1), found[:, 5].numpy().astype(np.int64))
+        boxes = boxes * np.tile(np.array(size, np.float32) / np.array(placement.frame[::-1], np.float32), 2)
+    return Detections(boxes, found[:, 4].clip(0, 1), found[:, 5].astype(np.int64))

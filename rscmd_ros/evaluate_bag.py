@@ -260,9 +260,13 @@ def _many(args: argparse.Namespace, jobs: list[Job]) -> None:
 
 
 def _header(model: Path) -> ModelHeader:
-    from rscmd_model.model_file import read_header  # torch takes seconds to load: not before the bag is known good
+    from rscmd_model.header import read_header
 
-    return read_header(model)
+    if model.suffix == ".safetensors":
+        return read_header(model)
+    from rscmd_model.inference import Predictor  # an exported file: its runtime has to open it
+
+    return Predictor(model).header
 
 
 def _config(

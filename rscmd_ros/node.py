@@ -201,7 +201,7 @@ class DetectorNode(LifecycleNode):
             f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}"
             f"{' or a palette' if predictor.thermal.palette_ok else ''}, "
             f"{'registered' if predictor.registration else 'taken as aligned'}, on {predictor.device}, "
-            f"in {time.monotonic() - started:.1f} s"
+            f"in {time.monotonic() - started:.1f} s{'; ' if predictor.trial else ''}{predictor.trial}"
         )
         self._make_pairer()
         self._outputs = outputs = Outputs(self)

@@ -16,6 +16,7 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 from detector_process import MS, images
 
 from rscmd_model.detections import Detections
+from rscmd_model.inference import StageTimes
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.conversions import stamp_ns
 from rscmd_ros.detection import Arrival, PairDetector, out_of_memory
@@ -31,10 +32,11 @@ class Known:
     registration = None
     config = SimpleNamespace(branches=("fused", "visible", "thermal"))
     device = "cpu"
+    backend = SimpleNamespace(name="torch")
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.stages = {"preprocess": 1.0, "inference": 5.0, "postprocess": 2.0}
+        self.times = StageTimes(preprocess=1.0, inference=5.0, postprocess=2.0)
 
     def predict(self, visible: np.ndarray | None, thermal: np.ndarray | None, **options: Any) -> Detections:
         self.asked.append({"visible": visible is not None, "thermal": thermal is not None, **options})

@@ -68,7 +68,7 @@ def test_a_lone_camera_is_answered_by_its_own_branch(predictor: Predictor) -> No
     y = x.clone()
     y[:, 3] = 0
     with torch.no_grad():
-        a, b = (predictor.network.answers(z, ["visible"])["visible"][0] for z in (x, y))
+        a, b = (predictor.backend.network.answers(z, ["visible"])["visible"][0] for z in (x, y))
     assert torch.equal(a, b)
 
 

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from rscmd_model.config import METHODS, method_config
 from rscmd_model.errors import UserError
+from rscmd_model.header import FORMAT_VERSION
 from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import FORMAT_VERSION, ModelHeader, load_model, read_header, save_model
+from rscmd_model.model_file import ModelHeader, load_model, read_header, save_model
 from rscmd_model.thermal import ThermalContract
 
 NAMES = {0: "person", 1: "car"}

@@ -1,0 +1,175 @@
+"""Exported models: each format answers as the model does, and faults are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_inference import image, model_file
+from ultralytics.data.augment import LetterBox
+from ultralytics.utils.nms import non_max_suppression
+
+from rscmd_model import export as exporting
+from rscmd_model.choice import SUFFIXES
+from rscmd_model.errors import UserError
+from rscmd_model.export import Bound, export
+from rscmd_model.images import stack_pair
+from rscmd_model.inference import Predictor
+from rscmd_model.preprocess import fill, place
+from rscmd_model.suppression import suppress
+
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "torchscript": ()}
+
+
+def require(form: str) -> None:
+    for package in NEEDS[form]:
+        pytest.importorskip(package)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file(tmp_path_factory.mktemp("export") / "model.safetensors")
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, tmp_path: Path) -> None:
+    require(form)
+    out = tmp_path / f"m{SUFFIXES[form]}"
+    export(model, form, out, dynamic=True)
+    eager, made = (Predictor(file, device="cpu", conf=0.05) for file in (model, out))
+    assert made.header == eager.header
+    assert made.backend.name in ("onnxruntime", "openvino", "torchscript")
+    for height, width in ((96, 128), (128, 96), (60, 200)):
+        visible, thermal = image(height, width)
+        placement = place((height, width), 128)
+        stack = np.empty((1, *placement.network, 4), np.uint8)
+        fill(stack[0], placement, visible, thermal)
+        for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
+            answers = (predictor.backend.forward(stack, branch) for predictor in (made, eager))
+            np.testing.assert_allclose(*answers, atol=1e-2)
+        assert len(made.predict(visible, thermal)) > 0
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: Path, tmp_path: Path) -> None:
+    require(form)
+    out = tmp_path / f"m{SUFFIXES[form]}"
+    export(model, form, out, batch=2, size=(128, 96))
+    eager, made = (Predictor(file, device="cpu", conf=0.05) for file in (model, out))
+    assert made.backend.fixed == (2, 96, 128)
+    pairs = [image(96, 128, seed) for seed in range(3)]
+    visibles, thermals = [p[0] for p in pairs], [p[1] for p in pairs]
+    assert [len(found) > 0 for found in made.predict_batch(visibles, thermals)] == [True] * 3
+    stacks = np.stack([stack_pair(*pair) for pair in pairs[:2]])
+    for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
+        answers = (predictor.backend.forward(stacks, branch) for predictor in (made, eager))
+        np.testing.assert_allclose(*answers, atol=1e-2)
+    tall = made.predict(*image(200, 60))
+    assert len(tall) > 0
+    assert (tall.boxes <= [60, 200, 60, 200]).all()
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path: Path) -> None:
+    require(form)
+    out = tmp_path / f"m{SUFFIXES[form]}"
+    export(model, form, out, size=(128, 96))
+    code = (
+        "import sys; from rscmd_model.inference import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
+        "p.warm_up(); assert p.times.inference > 0; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "HALF", Bound(1e-9, 1e-9))
+    out = tmp_path / "m.torchscript"
+    with pytest.raises(UserError, match="is not written"):
+        export(model, "torchscript", out, half=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [f for f in SUFFIXES if f not in ("safetensors", "engine")])
+def test_damaged_and_foreign_files_are_one_line(form: str, tmp_path: Path) -> None:
+    require(form)
+    file = tmp_path / f"m{SUFFIXES[form]}"
+    for content in (b"", b"garbage" * 50, b"PK\x03\x04" + bytes(100)):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=str(file)):
+            Predictor(file, device="cpu")
+    with pytest.raises(UserError, match="no model file"):
+        Predictor(tmp_path / f"absent{SUFFIXES[form]}")
+
+
+def test_compressed_archives_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file = tmp_path / "m.openvino"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.bin", bytes(10**6))
+    with pytest.raises(UserError, match="compressed"):
+        Predictor(file)
+
+
+def test_requests_that_make_no_sense_are_one_line(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ends in \.onnx"):
+        export(model, "onnx", tmp_path / "m.pt")
+    with pytest.raises(UserError, match="needs --data"):
+        export(model, "onnx", tmp_path / "m.onnx", int8=True)
+    with pytest.raises(UserError, match="backend 'tvm'"):
+        Predictor(model, backend="tvm")
+    file = tmp_path / "m.onnx"
+    file.touch()
+    with pytest.raises(UserError, match="runs on the CPU"):
+        Predictor(file, device="cuda:0")
+
+
+def test_a_missing_package_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UserError, match="pip install tensorrt"):
+        export(model, "engine", tmp_path / "m.engine")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match="pip install onnxruntime"):
+        Predictor(tmp_path / "m.onnx")
+
+
+def test_the_trial_says_what_it_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a runtime is missing: torch always remains."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    tried = Predictor(model, device="cpu", backend="auto", conf=0.05)
+    assert "torch" in tried.trial
+    assert "openvino left out" in tried.trial
+    assert tried.trial.endswith(f"taken: {tried.backend.name}")
+    assert len(tried.predict(*image(96, 128))) > 0
+
+
+def test_pixels_are_those_of_training() -> None:
+    for height, width in ((96, 128), (60, 200), (333, 517), (100, 37), (512, 640)):
+        visible, thermal = image(height, width)
+        for fixed in (None, (128, 192)):
+            placement = place((height, width), 128, fixed)
+            got = np.empty((*placement.network, 4), np.uint8)
+            fill(got, placement, visible, thermal)
+            letterbox = LetterBox(fixed or (128, 128), auto=fixed is None, stride=32)
+            np.testing.assert_array_equal(got, letterbox(image=stack_pair(visible, thermal)))
+
+
+@pytest.mark.parametrize("conf", [0.001, 0.25])
+def test_suppression_keeps_what_ultralytics_keeps(conf: float) -> None:
+    rng = np.random.default_rng(0)
+    for classes in (1, 3):
+        parts = (
+            rng.uniform(0, 300, (2, 2, 300)),
+            rng.uniform(5, 100, (2, 2, 300)),
+            rng.uniform(0, 1, (2, classes, 300)),
+        )
+        answer = np.concatenate(parts, 1).astype(np.float32)
+        expected = non_max_suppression(torch.from_numpy(answer.copy()), conf, 0.7, max_det=50, max_time_img=10.0)
+        for a, b in zip(suppress(answer, conf, 0.7, 50), expected):
+            np.testing.assert_array_equal(a, b.numpy())
