@@ -31,7 +31,7 @@ _ENOUGH = 3
 class ClockOffset:
     """The floors of both streams in each of the last ten seconds, and the median of their differences.
 
-    The median, because a single wrong stamp (or a loop of a bag) spoils the floor of the second it falls into. After
+    The (lower) median, a difference that was seen, because a single wrong stamp (or a loop of a bag) spoils the floor of the second it falls into. After
     one of the clocks was set, the estimate follows within some six seconds.
     """
 
@@ -64,7 +64,7 @@ class ClockOffset:
 
         See the module for what it is worth: the cameras' latencies are in it.
         """
-        return round(statistics.median(self._differences)) if len(self._differences) >= _ENOUGH else None
+        return statistics.median_low(self._differences) if len(self._differences) >= _ENOUGH else None
 
     def correction(self, manual: int, in_use: int, tolerance: int) -> int:
         """What to take off thermal stamps, ns: the estimate where it is surely an offset, otherwise `manual`.

@@ -182,7 +182,7 @@ def hand_made(folder: Path, topics: dict[str, tuple[str, list[Any]]]) -> Path:
 def picture(k: int, encoding: str, width: int = 96, height: int = 64, short: int = 0) -> Any:
     types = typestore().types
     stamp = types["builtin_interfaces/msg/Time"](sec=1_700_000_000, nanosec=k * 100 * MS)
-    channels = {"mono8": 1, "bgr8": 3, "bayer_rggb8": 1}[encoding]
+    channels = {"mono8": 1, "bgr8": 3, "nv21": 1}[encoding]
     return types[IMAGE](
         header=types["std_msgs/msg/Header"](stamp=stamp, frame_id="c"),
         height=height,
@@ -219,8 +219,8 @@ def test_unusable_frames_are_counted_and_a_stream_of_them_is_an_error(model: Pat
     assert summary["ledger"]["thermal"]["invalid"] == 1
     assert summary["ledger"]["visible"]["too_far"] == 1
     assert summary["pairs"] == 4
-    bad = {**good, VISIBLE_TOPIC: (IMAGE, [picture(k, "bayer_rggb8") for k in range(5)])}
-    with pytest.raises(UserError, match="bayer_rggb8"):
+    bad = {**good, VISIBLE_TOPIC: (IMAGE, [picture(k, "nv21") for k in range(5)])}
+    with pytest.raises(UserError, match="nv21"):
         run(hand_made(tmp_path / "bad", bad), model, tmp_path / "a.json")
 
 

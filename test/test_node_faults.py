@@ -127,8 +127,9 @@ def test_stamps_that_lie_apart_are_measured(running, cameras):
         return "no two stamps lie within slop_ms 50" in running.detector.text
 
     cameras.spin_until(skewed, "the cause")
-    # Some 7000 ms: the two do not arrive at the same moment.
-    assert re.search(r"thermal stamps are (69|70)\d\d ms ahead of visible ones", running.detector.text)
+    said = re.search(r"thermal stamps are (\d+) ms ahead of visible ones", running.detector.text)
+    assert said is not None, running.detector.text
+    assert abs(int(said[1]) - 7000) < 1000  # the two do not arrive at the same moment, least of all on a busy machine
     assert cameras.set(thermal_offset_ms=7000.0) == (True, "")  # pairing is live
     cameras.detections.clear()
     cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the offset")

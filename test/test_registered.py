@@ -119,7 +119,8 @@ def test_training_and_prediction_see_the_same_stack(tmp_path: Path, registered: 
     for i in range(2):
         visible, thermal = image(96, 128, i)
         trained_on = pairs.load_image(i)[0]
-        assert (trained_on == predictor._stack(visible, wide(thermal))[1]).all()
+        seen = np.dstack((visible[..., ::-1], predictor.thermal_view(visible, wide(thermal))))
+        assert (trained_on == seen).all()
         assert (trained_on[..., 3] == thermal).all()
 
 
