@@ -31,8 +31,9 @@ _ENOUGH = 3
 class ClockOffset:
     """The floors of both streams in each of the last ten seconds, and the median of their differences.
 
-    The (lower) median, a difference that was seen, because a single wrong stamp (or a loop of a bag) spoils the floor of the second it falls into. After
-    one of the clocks was set, the estimate follows within some six seconds.
+    The lower median: a difference that was seen, and no mean of two. A single wrong stamp (or a loop of a bag) spoils
+    only the floor of the second it falls into. After one of the clocks was set, the estimate follows within some six
+    seconds.
     """
 
     def __init__(self) -> None:

@@ -134,11 +134,8 @@ def test_stamps_that_lie_apart_are_measured(running, cameras):
     cameras.detections.clear()
     cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the offset")
     assert cameras.set(thermal_offset_ms=0.0, use_measured_offset=True) == (True, "")
-    cameras.spin_until(
-        lambda: bool(skewed()) and "ms late, as measured" in running.detector.text, "the measured offset"
-    )
     cameras.detections.clear()
-    cameras.spin_until(lambda: skewed() and bool(cameras.detections), "pairs with the measured offset")
+    cameras.spin_until(lambda: skewed() and len(cameras.detections) > 5, "pairs with the measured offset")
     assert cameras.set(use_measured_offset=False) == (True, "")
 
 
