@@ -12,14 +12,14 @@ from __future__ import annotations
 import importlib
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, first_line
 from rscmd_model.header import HEADER, ModelHeader, parse_header
-from rscmd_model.suppression import suppress
 
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
 ARCHIVE_HEADER = "header.json"
@@ -41,11 +41,8 @@ class Backend(Protocol):
     header: ModelHeader
     fixed: tuple[int, int, int] | None
 
-    def forward(self, batch: np.ndarray, branch: str) -> Any:
-        """The answer of a branch to a batch, (B, 4 + classes, N), wherever the backend keeps it."""
-
-    def suppress(self, answer: Any, conf: float, iou: float, max_det: int) -> list[np.ndarray]:
-        """As `suppression.suppress`."""
+    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+        """The answer of a branch to a batch, (B, 4 + classes, N) float32, as `suppression.suppress` takes it."""
 
 
 def needed(package: str, why: str) -> Any:
@@ -72,7 +69,6 @@ class OnnxBackend:
     """
 
     name, device = "onnxruntime", "cpu"
-    suppress = staticmethod(suppress)
 
     def __init__(self, source: Path | bytes, where: Path) -> None:
         self._runtime = needed("onnxruntime", str(where))
@@ -81,10 +77,9 @@ class OnnxBackend:
             self._model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(str(source))
         except Exception as error:  # protobuf's own kinds, which change between releases
             raise UserError(f"{where} is cut short or no ONNX file ({type(error).__name__}): export it again") from None
-        self.header = _header({e.key: e.value for e in self._model.metadata_props}.get(HEADER), where)
+        self.header = exported_header({e.key: e.value for e in self._model.metadata_props}.get(HEADER), where)
         dimensions = self._model.graph.input[0].type.tensor_type.shape.dim[:3]
-        sizes = tuple(d.dim_value for d in dimensions)
-        self.fixed = (sizes[0], sizes[1], sizes[2]) if all(sizes) else None
+        self.fixed = fixed_input([d.dim_value for d in dimensions])
         self._sessions: dict[str, Any] = {}
 
     def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
@@ -118,7 +113,6 @@ class OpenVinoBackend:
     """
 
     name, device = "openvino", "cpu"
-    suppress = staticmethod(suppress)
     _MOST_COMPILED = 12
 
     def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
@@ -138,13 +132,13 @@ class OpenVinoBackend:
             self._model = self._core.read_model(*self._parts) if self._parts[1] else self._core.read_model(source)
             shape = self._model.input(INPUT).get_partial_shape()
         except RuntimeError as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), "")
-            raise UserError(f"{where} is cut short or no OpenVINO model ({reason}): export it again") from None
+            raise UserError(
+                f"{where} is cut short or no OpenVINO model ({first_line(error)}): export it again"
+            ) from None
         if isinstance(source, bytes):
             header = self._model.get_rt_info(["framework", HEADER]).astype(str)
-        self.header = _header(header, where)
-        sizes = [d.get_length() if d.is_static else 0 for d in list(shape)[:3]]
-        self.fixed = (sizes[0], sizes[1], sizes[2]) if all(sizes) else None
+        self.header = exported_header(header, where)
+        self.fixed = fixed_input([d.get_length() if d.is_static else 0 for d in list(shape)[:3]])
         self._requests: dict[tuple[str, tuple[int, ...]], Any] = {}
 
     def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
@@ -183,7 +177,14 @@ def read_archive(path: Path) -> dict[str, bytes]:
         ) from None
 
 
-def _header(text: str | None, where: Path) -> ModelHeader:
+def fixed_input(sizes: Sequence[int]) -> tuple[int, int, int] | None:
+    """`Backend.fixed` from the input's (batch, height, width), where what is open is 0 or less."""
+    batch, height, width = sizes
+    return (batch, height, width) if min(sizes) > 0 else None
+
+
+def exported_header(text: str | None, where: Path) -> ModelHeader:
+    """The header in an exported file. Raises `UserError` where there is none, or a damaged one."""
     if not text:
         raise UserError(f"{where} was not written by rscmd_model.export: it has no {HEADER!r} header")
     return parse_header(where, text)

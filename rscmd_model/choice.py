@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rscmd_model.backends import Backend, OnnxBackend, OpenVinoBackend
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, first_line
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -95,8 +95,7 @@ def _trial(eager: Backend, path: Path, half: bool | None) -> tuple[Backend, str]
             seconds = _seconds(other, pair)
         except Exception as error:
             # Whatever goes wrong in a runtime of others, the detector runs; the reason is in the line.
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            said.append(f"{name} left out ({reason})")
+            said.append(f"{name} left out ({first_line(error)})")
             continue
         said.append(f"{name} {1e3 * seconds:.1f} ms")
         if seconds < least:

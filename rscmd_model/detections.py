@@ -51,6 +51,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def take(self, which: np.ndarray) -> Detections:
+        """Some of them: `which` is a mask (N,) or indexes (M,)."""
+        return Detections(self.boxes[which], self.scores[which], self.classes[which])
+
     @staticmethod
     def empty() -> Detections:
         """Nothing found."""

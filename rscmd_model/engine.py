@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.backends import ARCHIVE_HEADER, INPUT, needed, read_archive
+from rscmd_model.backends import ARCHIVE_HEADER, INPUT, exported_header, fixed_input, needed, read_archive
 from rscmd_model.errors import UserError
-from rscmd_model.header import parse_header
-from rscmd_model.suppression import suppress
 
 _WORKSPACE = 4 << 30
 
@@ -61,11 +59,10 @@ class EngineBackend:
     """
 
     name = "tensorrt"
-    suppress = staticmethod(suppress)
 
     def __init__(self, path: Path, device: str) -> None:
         members = read_archive(path)
-        self.header = parse_header(path, members.get(ARCHIVE_HEADER, b"").decode(errors="replace"))
+        self.header = exported_header(members.get(ARCHIVE_HEADER, b"").decode(errors="replace"), path)
         self._trt = needed("tensorrt", str(path))
         import torch
 
@@ -82,8 +79,7 @@ class EngineBackend:
             if engine is None:
                 raise UserError(f"{path} was built for another GPU or version of TensorRT: export it again here")
             self._contexts[branch] = engine.create_execution_context()
-        sizes = [n if n > 0 else 0 for n in engine.get_tensor_shape(INPUT)[:3]]
-        self.fixed = (sizes[0], sizes[1], sizes[2]) if all(sizes) else None
+        self.fixed = fixed_input(list(engine.get_tensor_shape(INPUT)[:3]))
 
     def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
         """See `Backend`; it waits for the device once, for the answer."""

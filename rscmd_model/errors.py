@@ -11,6 +11,16 @@ class UserError(Exception):
     """Something the user can put right. Its message is the whole story: what was wrong and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says that is not blank; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line; with its kind, unless it is a user's mistake, which says everything."""
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+
+
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point and exit with its own code, 0 by default.
 

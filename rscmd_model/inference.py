@@ -19,6 +19,7 @@ from rscmd_model.errors import UserError
 from rscmd_model.images import lay_over
 from rscmd_model.preprocess import Placement, fill, place
 from rscmd_model.registration import Registration
+from rscmd_model.suppression import suppress
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Predictor:
                 begun = time.perf_counter()
                 answer = self.backend.forward(batch, branch)
                 answered = time.perf_counter()
-                kept = self.backend.suppress(
+                kept = suppress(
                     answer[: len(members)],
                     self.conf if conf is None else conf,
                     self.iou if iou is None else iou,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rscmd_model.errors import UserError
-from rscmd_model.header import HEADER, ModelHeader, parse_header
-from rscmd_model.suppression import suppress
+from rscmd_model.backends import exported_header, fixed_input
+from rscmd_model.errors import UserError, first_line
+from rscmd_model.header import HEADER, ModelHeader
 
 _MOST_GRAPHS = 8  # CUDA graphs kept, each with its own memory
 
@@ -53,7 +53,6 @@ class TorchBackend:
 
     name = "torch"
     fixed: tuple[int, int, int] | None = None
-    suppress = staticmethod(suppress)
 
     def __init__(self, path: Path, device: str, half: bool | None) -> None:
         from rscmd_model.model_file import load_model
@@ -125,7 +124,6 @@ class TorchScriptBackend:
     """
 
     name = "torchscript"
-    suppress = staticmethod(suppress)
 
     def __init__(self, path: Path, device: str) -> None:
         self._device = select_device(device)
@@ -137,14 +135,11 @@ class TorchScriptBackend:
                 self._module = torch.jit.load(str(path), map_location=self._device, _extra_files=extra)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{path} is cut short or no TorchScript file ({str(error).splitlines()[0]}): export it again"
+                f"{path} is cut short or no TorchScript file ({first_line(error)}): export it again"
             ) from None
         texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in extra.items()}
-        if not texts[HEADER]:
-            raise UserError(f"{path} was not written by rscmd_model.export: it has no {HEADER!r} header")
-        self.header: ModelHeader = parse_header(path, texts[HEADER])
-        sizes = [int(n) for n in texts["fixed"].split()]
-        self.fixed = (sizes[0], sizes[1], sizes[2]) if sizes else None
+        self.header: ModelHeader = exported_header(texts[HEADER], path)
+        self.fixed = fixed_input([int(n) for n in texts["fixed"].split()] or [0, 0, 0])
 
     def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
         """See `Backend`."""

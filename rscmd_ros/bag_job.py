@@ -66,9 +66,10 @@ def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | N
     """
     with open_bag(job.bag) as bag:
         truths, source = truths_of(bag, job)
-    import torch  # takes seconds to load: not before the bag is known good
-
+    # Not before the bag is known good: torch and a model take seconds to load.
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
     predictor = _predictor(job.model, job.model.stat().st_mtime_ns, job.device, job.registration)
     answers = answer_pairs(job.bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, said=said)

@@ -20,7 +20,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, first_line
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -123,7 +123,7 @@ class Bag:
         try:
             return self._reader.deserialize(data, next(iter(self._types[topic])))
         except _DAMAGE as error:
-            raise UserError(f"{self.path} holds an unreadable message on {topic}: {_reason(error)}") from None
+            raise UserError(f"{self.path} holds an unreadable message on {topic}: {first_line(error)}") from None
 
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, Any]]:
         """As `raw`, deserialised."""
@@ -164,8 +164,4 @@ def open_bag(path: str | Path) -> Iterator[Bag]:
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path} cannot be read; it is damaged, cut short or no rosbag2 bag ({_reason(error)})")
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path} cannot be read; it is damaged, cut short or no rosbag2 bag ({first_line(error)})")

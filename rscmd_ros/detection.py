@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.detections import Detections
-from rscmd_model.errors import UserError
+from rscmd_model.errors import one_line
 from rscmd_model.registration import Registration, load_registration
 from rscmd_ros.conversions import ConversionError, detections_to_msg, stamp_ns, visible_to_image
 from rscmd_ros.diagnostics import Throttle
@@ -149,10 +149,10 @@ class PairDetector:
         visible, thermal = pictures.get("visible"), pictures.get("thermal")
         size = self._seen["visible"][1] if visible is None and "visible" in self._seen else None
         registration = self._register(thermal is not None)
-        stamps = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
-        found, identities = self._find(visible, thermal, size, stamp_ns(next(iter(stamps.values()))) / 1e9)
+        headers = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
+        found, identities = self._find(visible, thermal, size, frames[0].stamp / 1e9)
         started = time.monotonic_ns()
-        header, shown, which = self._place(found, stamps, registration)
+        header, shown, which = self._place(found, headers, registration)
         answer = detections_to_msg(shown, self.predictor.names, header)
         for detection, index in zip(answer.detections, which):
             detection.id = identities[index]
@@ -253,10 +253,10 @@ class PairDetector:
                 self.stages[stage].note(ms)
         if wanted:
             indexes = [index for index, name in self.predictor.names.items() if name in wanted]
-            found = _take(found, np.isin(found.classes, indexes))
+            found = found.take(np.isin(found.classes, indexes))
         identities = tracker.update(found, confidence, stamp) if tracker else [""] * len(found)
         shown = np.flatnonzero(found.scores >= confidence)[: settings.max_detections]
-        return _take(found, shown), [identities[i] for i in shown]
+        return found.take(shown), [identities[i] for i in shown]
 
     def _draw(
         self,
@@ -287,17 +287,7 @@ class PairDetector:
             torch.cuda.empty_cache()
 
 
-def _take(found: Detections, which: np.ndarray) -> Detections:
-    return Detections(found.boxes[which], found.scores[which], found.classes[which])
-
-
 def out_of_memory(error: Exception) -> bool:
     """Whether this is torch's, Python's or the CPU allocator's word for no memory left."""
     kinds = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
     return type(error).__name__ in kinds or "can't allocate memory" in str(error)
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, on one line; with its kind, unless it is a user's mistake, which says everything."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"

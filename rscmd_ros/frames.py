@@ -5,11 +5,12 @@ Plain Python without ROS; all times are integer nanoseconds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 Stream = Literal["visible", "thermal"]
 Counter = Literal["paired", "alone", "too_far", "superseded", "late", "duplicate", "frozen", "invalid", "reset"]
@@ -97,38 +98,6 @@ class Ledger:
         return table
 
 
-class Pairer(Protocol):
-    """The face that every pairing policy shows. Calls come from one thread at a time."""
-
-    ledger: Ledger
-    resets: int
-    """How often time has started anew, by a jump back or by `reset`."""
-
-    def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
-        """Take in a frame and return the pairs that this decides, oldest first.
-
-        `stamp` is the header's, in ns; `now`, in ns, is any clock that the caller goes on using for `poll`.
-        """
-
-    def poll(self, now: int) -> list[Pair]:
-        """Return the pairs whose deadline has come."""
-
-    def flush(self) -> list[Pair]:
-        """Decide everything: no frame will follow. Afterwards nothing is pending."""
-
-    def reset(self) -> None:
-        """Forget all frames waiting (each counted `reset`) and everything known about time."""
-
-    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
-        """Take in a frame for which no partner is to be waited for; None when it is late, a duplicate or invalid.
-
-        Frames still waiting stay so: whoever changes from pairs to lone frames calls `flush` first.
-        """
-
-    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
-        """Count a frame that was received but cannot be used; `counter` says why."""
-
-
 class TimeJumps:
     """Tells, for one stream, a frame that is merely late from time having jumped back."""
 
@@ -149,6 +118,77 @@ class TimeJumps:
         self._run = self._run + 1 if in_order else 1
         self._last_late = time
         return "jump" if self.newest - time >= JUMP_BACK or self._run >= LATE_RUN else "late"
+
+
+class Pairer(ABC):
+    """The face that every pairing policy shows. Calls come from one thread at a time.
+
+    thermal_offset  ns by which thermal stamps are late; taken off before anything is compared
+    pending         how many frames of a stream are waiting
+    """
+
+    def __init__(self, thermal_offset: int, pending: Callable[[Stream], int]) -> None:
+        self.ledger = Ledger(pending)
+        self.resets = 0
+        """How often time has started anew, by a jump back or by `reset`."""
+        self._offset = thermal_offset
+        self._forget_time()
+
+    @abstractmethod
+    def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
+        """Take in a frame and return the pairs that this decides, oldest first.
+
+        `stamp` is the header's, in ns; `now`, in ns, is any clock that the caller goes on using for `poll`.
+        """
+
+    @abstractmethod
+    def poll(self, now: int) -> list[Pair]:
+        """Return the pairs whose deadline has come."""
+
+    @abstractmethod
+    def flush(self) -> list[Pair]:
+        """Decide everything: no frame will follow. Afterwards nothing is pending."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all frames waiting (each counted `reset`) and everything known about time."""
+
+    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
+        """Take in a frame for which no partner is to be waited for; None when it is late, a duplicate or invalid.
+
+        Frames still waiting stay so: whoever changes from pairs to lone frames calls `flush` first.
+        """
+        self.ledger.received(stream)
+        if stamp <= 0:
+            self.ledger.count(stream, "invalid")
+            return None
+        verdict = self._judge(stream, self._time(stream, stamp))
+        if verdict != "new":
+            self.ledger.count(stream, "duplicate" if verdict == "same" else "late")
+            return None
+        self.ledger.count(stream, "alone")
+        return Frame(stream, stamp, payload)
+
+    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
+        """Count a frame that was received but cannot be used; `counter` says why."""
+        self.ledger.received(stream)
+        self.ledger.count(stream, counter)
+
+    def _time(self, stream: Stream, stamp: int) -> int:
+        """A stamp with the stream's offset taken off."""
+        return stamp - self._offset if stream == "thermal" else stamp
+
+    def _judge(self, stream: Stream, time: int) -> Literal["new", "same", "late"]:
+        """How a frame lies to those before it of its stream; where time has jumped back, everything is reset first."""
+        verdict = self._jumps[stream].judge(time)
+        if verdict != "jump":
+            return verdict
+        self.reset()
+        self._jumps[stream].judge(time)
+        return "new"
+
+    def _forget_time(self) -> None:
+        self._jumps = {stream: TimeJumps() for stream in STREAMS}
 
 
 class History:

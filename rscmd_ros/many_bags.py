@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, first_line, one_line
 from rscmd_ros.bag_job import Job, Result, run
 from rscmd_ros.bag_results import load_result, result_file, save_result
 from rscmd_ros.bag_score import Figures, figures
@@ -122,10 +122,8 @@ def _attempt(job: Job, threads: int | None, said: Callable[[str], None] | None =
     started = time.monotonic()
     try:
         return run(job, threads=threads, said=said), time.monotonic() - started
-    except UserError as error:
-        return str(error), time.monotonic() - started
     except Exception as error:
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", time.monotonic() - started
+        return one_line(error), time.monotonic() - started
 
 
 def _here(jobs: Sequence[Job], threads: int | None, said: Callable[[str], None]) -> Iterator[Done]:
@@ -164,8 +162,9 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
     try:
         ray.init(**start, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`") from None
+        raise UserError(
+            f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
+        ) from None
     try:
         there = ray.cluster_resources()
         workers = workers or max(1, int(there.get("CPU", 1)) // (threads or 1))
@@ -185,7 +184,7 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
                 except ray.exceptions.WorkerCrashedError:
                     result, seconds = "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
                 except ray.exceptions.RayError as error:
-                    result, seconds = f"Ray: {(str(error).splitlines() or [type(error).__name__])[0]}", 0.0
+                    result, seconds = f"Ray: {first_line(error)}", 0.0
                 yield place, result, seconds
     finally:
         ray.shutdown()

@@ -26,13 +26,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, one_line
 from rscmd_ros import parameters
 from rscmd_ros.camera import image_topic, info_topic
 from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError, stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector, load_predictor, one_line
+from rscmd_ros.detection import Arrival, PairDetector, load_predictor
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
 from rscmd_ros.fallback import Fallback, fingerprint
 from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rscmd_ros.frames import COUNTERS, STREAMS, Counter, Frame, Ledger, Pair, Pairer, Stream, TimeJumps
+from rscmd_ros.frames import COUNTERS, STREAMS, Counter, Frame, Ledger, Pair, Pairer, Stream
 from rscmd_ros.matching import OneToOne, Reusing
 
 __all__ = [
@@ -38,7 +38,7 @@ POLICIES = ("nearest", "approximate", "exact")
 DEFAULT_CAPACITY = 30
 
 
-class NearestPairer:
+class NearestPairer(Pairer):
     """Policy `nearest`: see the module's docstring for the rule.
 
     slop            largest |dt| of a pair in ns; equal to it is still a pair
@@ -69,14 +69,11 @@ class NearestPairer:
             raise ValueError(f"deadline must be 0 ns or more, or None, got {deadline}")
         if capacity < 1:
             raise ValueError(f"capacity must be 1 or more frames, got {capacity}")
-        self._offset = thermal_offset
         self._matching: OneToOne | Reusing = (Reusing if reuse else OneToOne)(
             slop=slop, deadline=deadline, capacity=capacity, anticipate=anticipate
         )
-        self.ledger = Ledger(self._matching.pending)
+        super().__init__(thermal_offset, self._matching.pending)
         self._matching.ledger = self.ledger
-        self._jumps = {stream: TimeJumps() for stream in STREAMS}
-        self.resets = 0
 
     def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
         """Take in a frame and return the pairs that this decides, oldest first. See `Pairer.add`."""
@@ -84,12 +81,8 @@ class NearestPairer:
         if stamp <= 0:
             self.ledger.count(stream, "invalid")
             return []
-        time = stamp - self._offset if stream == "thermal" else stamp
-        verdict = self._jumps[stream].judge(time)
-        if verdict == "jump":
-            self.reset()
-            self._jumps[stream].judge(time)
-        elif verdict != "new":
+        time = self._time(stream, stamp)
+        if self._judge(stream, time) != "new":
             self.ledger.count(stream, "duplicate" if time in self._matching.history[stream] else "late")
             return self._matching.decide(now)
         return self._matching.add(Frame(stream, stamp, payload), time, now)
@@ -106,29 +99,7 @@ class NearestPairer:
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
         self.resets += 1
         self._matching.clear()
-        self._jumps = {stream: TimeJumps() for stream in STREAMS}
-
-    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
-        """Take in a frame for which no partner is to be waited for. See `Pairer.alone`."""
-        self.ledger.received(stream)
-        if stamp <= 0:
-            self.ledger.count(stream, "invalid")
-            return None
-        time = stamp - self._offset if stream == "thermal" else stamp
-        verdict = self._jumps[stream].judge(time)
-        if verdict == "jump":
-            self.reset()
-            self._jumps[stream].judge(time)
-        elif verdict != "new":
-            self.ledger.count(stream, "duplicate" if verdict == "same" else "late")
-            return None
-        self.ledger.count(stream, "alone")
-        return Frame(stream, stamp, payload)
-
-    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
-        """Count a frame that was received but cannot be used; `counter` says why."""
-        self.ledger.received(stream)
-        self.ledger.count(stream, counter)
+        self._forget_time()
 
 
 def make_pairer(

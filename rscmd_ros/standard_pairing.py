@@ -14,7 +14,7 @@ from typing import Any
 import message_filters
 from builtin_interfaces.msg import Time
 
-from rscmd_ros.frames import STREAMS, Counter, Frame, History, Ledger, Pair, Stream, TimeJumps
+from rscmd_ros.frames import STREAMS, Frame, History, Pair, Pairer, Stream
 
 _NS = 1_000_000_000
 
@@ -33,8 +33,8 @@ class _Carrier:
         self.time = time
 
 
-class StandardPairer:
-    """A message_filters synchronizer as a pairer: see `rscmd_ros.frames.Pairer`.
+class StandardPairer(Pairer):
+    """A message_filters synchronizer as a pairer.
 
     policy          "approximate" (ApproximateTimeSynchronizer) or "exact" (TimeSynchronizer; `slop` is then 0)
     slop            ns, see the module's docstring
@@ -44,7 +44,6 @@ class StandardPairer:
 
     def __init__(self, policy: str, *, slop: int, thermal_offset: int, capacity: int) -> None:
         self._slop = slop if policy == "approximate" else 0
-        self._offset = thermal_offset
         self._inputs = {stream: message_filters.SimpleFilter() for stream in STREAMS}
         filters = list(self._inputs.values())
         self._sync = (
@@ -55,21 +54,17 @@ class StandardPairer:
         self._sync.registerCallback(self._paired)
         self._matched: list[tuple[_Carrier, _Carrier]] = []
         self._waiting: dict[Stream, dict[int, _Carrier]] = {stream: {} for stream in STREAMS}
-        self._forget_time()
-        self.resets = 0
-        self.ledger = Ledger(lambda stream: len(self._waiting[stream]))
+        super().__init__(thermal_offset, lambda stream: len(self._waiting[stream]))
 
     def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
         """Hand a frame over and return the pairs that message_filters made of it; `now` is not used."""
         self.ledger.received(stream)
-        time = stamp - self._offset if stream == "thermal" else stamp
+        time = self._time(stream, stamp)
         # A builtin_interfaces stamp cannot hold a time before 1970 or after 2038.
         if stamp <= 0 or not 0 < time < (1 << 31) * _NS:
             self.ledger.count(stream, "invalid")
             return []
-        if self._jumps[stream].judge(time) == "jump":
-            self.reset()
-            self._jumps[stream].judge(time)
+        self._judge(stream, time)
         if time in self._waiting[stream]:
             # message_filters would replace the waiting frame by this one, which comes to the same.
             self.ledger.count(stream, "duplicate")
@@ -99,30 +94,8 @@ class StandardPairer:
             queue.clear()
         self._forget_time()
 
-    def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
-        """Take in a frame for which no partner is to be waited for. See `Pairer.alone`."""
-        self.ledger.received(stream)
-        if stamp <= 0:
-            self.ledger.count(stream, "invalid")
-            return None
-        time = stamp - self._offset if stream == "thermal" else stamp
-        verdict = self._jumps[stream].judge(time)
-        if verdict == "jump":
-            self.reset()
-            self._jumps[stream].judge(time)
-        elif verdict != "new":
-            self.ledger.count(stream, "duplicate" if verdict == "same" else "late")
-            return None
-        self.ledger.count(stream, "alone")
-        return Frame(stream, stamp, payload)
-
-    def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
-        """Count a frame that was received but cannot be used; `counter` says why."""
-        self.ledger.received(stream)
-        self.ledger.count(stream, counter)
-
     def _forget_time(self) -> None:
-        self._jumps = {stream: TimeJumps() for stream in STREAMS}
+        super()._forget_time()
         self._history = {stream: History() for stream in STREAMS}
 
     def _paired(self, visible: _Carrier, thermal: _Carrier) -> None:

@@ -111,5 +111,4 @@ class _Boxes:
         return len(self.found)
 
     def __getitem__(self, which: np.ndarray) -> _Boxes:
-        found = self.found
-        return _Boxes(Detections(found.boxes[which], found.scores[which], found.classes[which]))
+        return _Boxes(self.found.take(which))

@@ -13,8 +13,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from detector_process import Cameras
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = Path(tempfile.mkdtemp(prefix="rscmd_test_"))
@@ -64,6 +68,16 @@ def llvip_mini() -> Path:
     if not (folder / "data.yaml").is_file():
         pytest.skip("no photographs: ../shared/llvip_mini is not there")
     return folder
+
+
+@pytest.fixture(scope="module")
+def cameras() -> Iterator["Cameras"]:
+    """Both cameras as publishers, and a listener to everything the detector says, for the tests of a module."""
+    from detector_process import Cameras
+
+    cameras = Cameras()
+    yield cameras
+    cameras.close()
 
 
 @pytest.fixture(scope="session")

@@ -44,13 +44,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cameras() -> Iterator[Cameras]:
-    cameras = Cameras()
-    yield cameras
-    cameras.close()
-
-
-@pytest.fixture(scope="module")
 def running(model: Path, cameras: Cameras, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detector]:
     """One active detector for all tests that leave it active; publishes its five best boxes, whatever their score."""
     detector = Detector(

@@ -35,13 +35,6 @@ LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
 @pytest.fixture(scope="module")
-def cameras() -> Iterator[Cameras]:
-    cameras = Cameras()
-    yield cameras
-    cameras.close()
-
-
-@pytest.fixture(scope="module")
 def node(cameras: Cameras, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """One detector for all tests but the last, its model file, and a file whose existence takes its memory away."""
     folder = tmp_path_factory.mktemp("faults")
