@@ -20,7 +20,6 @@ from rscmd_ros.causes import (
     state_cause,
     topic_problem,
 )
-from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.detection import PairDetector
 from rscmd_ros.diagnostics import Tally, Throttle, pairing_status, percentiles, work_numbers
 from rscmd_ros.fallback import Fallback
@@ -52,13 +51,14 @@ class Facts:
     """The reliability asked of each topic that is subscribed to."""
     tally: Tally
     watched: bool
-    clock_offset: ClockOffset
-    offset_in_use: int
-    """Taken off thermal stamps, ns."""
     detector: PairDetector | None
     pairer: Pairer | None
     worker: Worker | None
     fallback: Fallback | None
+    offset_measured: int | None
+    """By how much thermal stamps are late, ns; None while unknown."""
+    offset_in_use: int
+    """Taken off thermal stamps, ns."""
 
 
 class Condition:
@@ -167,7 +167,7 @@ class Condition:
         if paired or not all(too_far) or not both_live or fallback.survivor is not None:
             self._apart_since = time.monotonic()
             return []
-        offset = facts.clock_offset.estimate()
+        offset = facts.offset_measured
         explains = offset is not None and abs(offset - facts.offset_in_use) > facts.settings.slop_ms * 1e6
         if not explains and time.monotonic() - self._apart_since < _TIME_TO_MEASURE:
             return []  # the estimate is on its way, and a warning that names it is worth waiting for
@@ -194,7 +194,7 @@ class Condition:
                 numbers[f"{stream}.rate_hz"] = fallback.watch[stream].rate(facts.now)
                 numbers[f"{stream}.losses"] = fallback.losses[stream]
             numbers["thermal.shutter_events"] = fallback.shutters
-            offset = facts.clock_offset.estimate()
+            offset = facts.offset_measured
             numbers["thermal_ahead_ms"] = None if offset is None else offset / 1e6
             numbers["thermal_offset_in_use_ms"] = facts.offset_in_use / 1e6
         numbers |= work_numbers(tally.work(facts.worker))

@@ -29,31 +29,19 @@ from std_srvs.srv import SetBool
 from rscmd_model.errors import UserError, one_line
 from rscmd_ros import parameters
 from rscmd_ros.camera import image_topic, info_topic
-from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.condition import Condition, Facts
-from rscmd_ros.conversions import ConversionError, stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector, load_predictor
+from rscmd_ros.conversions import ConversionError
+from rscmd_ros.detection import PairDetector, load_predictor
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
-from rscmd_ros.fallback import Fallback, fingerprint
+from rscmd_ros.fallback import Fallback
+from rscmd_ros.intake import Intake
 from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
-from rscmd_ros.pairing import STREAMS, Frame, Pair, Pairer, Stream, make_pairer
+from rscmd_ros.pairing import STREAMS, Frame, Pair, Stream
 from rscmd_ros.parameters import Settings
 from rscmd_ros.worker import StoppedError, Worker, run_unless
 
-_MS = 1_000_000
-_SECOND = 1_000_000_000
 _WAIT_FOR_INFERENCE = 2.0
 _WAIT_FOR_INFERENCE_AT_END = 1.0
-_OF_PAIRING = (
-    "pairing_policy",
-    "slop_ms",
-    "deadline_ms",
-    "thermal_offset_ms",
-    "use_measured_offset",
-    "reuse",
-    "queue_size",
-)
-_OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
 _OF_LABELS = ("classes", "confidence_threshold")
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -74,14 +62,11 @@ class DetectorNode(LifecycleNode):
         self._settings = Settings(**parameters.current(self))
 
         self._detector: PairDetector | None = None
-        self._pairer: Pairer | None = None
+        self._intake: Intake | None = None
         self._worker: Worker[Pair | Frame] | None = None
-        self._fallback: Fallback | None = None
         self._outputs: Outputs | None = None
         self._images: dict[Stream, Subscription] = {}
         self._infos: list[Subscription] = []
-        self._clock_offset = ClockOffset()
-        self._offset_in_use = 0
         self._tally = Tally()
         self._condition = Condition()
 
@@ -95,7 +80,7 @@ class DetectorNode(LifecycleNode):
         self._deadline_timer = self.create_timer(0.01, self._poll, clock=steady)
         self._deadline_timer.cancel()
         self._reported_at = 0.0
-        self.create_timer(1.0, self._report, clock=steady)
+        self.create_timer(1.0, self._each_second, clock=steady)
 
     # Parameters
 
@@ -118,14 +103,9 @@ class DetectorNode(LifecycleNode):
             return
         self._detector.settings = self._settings
 
-        def changed(names: tuple[str, ...]) -> bool:
-            return any(getattr(before, name) != getattr(self._settings, name) for name in names)
-
-        if changed(_OF_PAIRING):
-            self._make_pairer()
-        if changed(_OF_FALLBACK) and self._fallback is not None:
-            self._fallback.configure(**self._fallback_rules())
-        if changed(_OF_LABELS):
+        if self._intake is not None:
+            self._intake.take(self._settings)
+        if parameters.differ(before, self._settings, _OF_LABELS):
             self._describe()
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -151,7 +131,7 @@ class DetectorNode(LifecycleNode):
             )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and make the pairer."""
+        """Load the model and make ready for images."""
         return self._transition("configure", self._configure, partial(super().on_configure, state))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -191,7 +171,7 @@ class DetectorNode(LifecycleNode):
         if not settings.model:
             raise UserError("parameter 'model' is empty; it is the path of the model.safetensors that training wrote")
         self._clean_up()
-        self._pairer, self._tally = None, Tally()
+        self._intake, self._tally = None, Tally()
         self.get_logger().info(f"loading {settings.model}")
         started = time.monotonic()
         predictor = run_unless(self._stopping, partial(load_predictor, settings), self._report_when_due)
@@ -203,7 +183,7 @@ class DetectorNode(LifecycleNode):
             f"{'registered' if predictor.registration else 'taken as aligned'}, on {predictor.device}, "
             f"in {time.monotonic() - started:.1f} s{'; ' if predictor.trial else ''}{predictor.trial}"
         )
-        self._make_pairer()
+        self._intake = Intake(self._settings, self._tally, self._submit, self._follow_mode)
         self._outputs = outputs = Outputs(self)
         self._detector = PairDetector(
             predictor, outputs.detections, self.get_logger(), self._settings, self._stopping, outputs.overlay
@@ -213,11 +193,10 @@ class DetectorNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._detector is not None
         assert self._outputs is not None
+        assert self._intake is not None
         self._detector.reset()
-        self._clock_offset.reset()
         self._worker = Worker(self._detector.detect, self._detector.failed, JOB_KINDS)
-        branches = self._detector.predictor.modalities
-        self._fallback = Fallback(**self._fallback_rules(), branches=branches, now=self._now())
+        self._intake.start(self._detector.predictor.modalities, self._now())
         self._condition.restart()
         try:
             for stream in STREAMS:
@@ -234,7 +213,6 @@ class DetectorNode(LifecycleNode):
         for subscription in (*self._images.values(), *self._infos):
             self.destroy_subscription(subscription)
         self._images, self._infos = {}, []
-        self._fallback = None
         self._tell_mode("none")
         if self._worker is not None:
             ending = self._stopping.is_set()
@@ -243,46 +221,14 @@ class DetectorNode(LifecycleNode):
                 self.get_logger().warning("the last inference is still running; its result will not be published")
             self._tally.close_worker(self._worker)
             self._worker = None
-        if self._pairer is not None:
-            self._pairer.reset()
+        if self._intake is not None:
+            self._intake.stop()
 
     def _clean_up(self) -> None:
         self._detector = None
         if self._outputs is not None:
             self._outputs.close(self)
             self._outputs = None
-
-    def _make_pairer(self) -> None:
-        """Make the pairer anew; what the old one has still waiting is decided, and its counts go on."""
-        if self._pairer is not None:
-            for pair in self._pairer.flush():
-                self._submit(pair)
-            self._tally.close_pairer(self._pairer)
-        settings = self._settings
-        self._offset_in_use = self._thermal_offset()
-        self._pairer = make_pairer(
-            settings.pairing_policy,
-            slop=round(settings.slop_ms * _MS),
-            thermal_offset=self._offset_in_use,
-            deadline=round(settings.deadline_ms * _MS),
-            reuse=settings.reuse,
-            capacity=settings.queue_size,
-        )
-
-    def _thermal_offset(self) -> int:
-        """What is to be taken off thermal stamps, ns."""
-        settings, manual = self._settings, round(self._settings.thermal_offset_ms * _MS)
-        if not settings.use_measured_offset:
-            return manual
-        return self._clock_offset.correction(manual, self._offset_in_use, round(settings.slop_ms * _MS / 2))
-
-    def _fallback_rules(self) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "fallback": settings.fallback,
-            "timeout": round(settings.stream_timeout * _SECOND),
-            "shutter": round(settings.shutter_time * _SECOND),
-        }
 
     def _describe(self) -> None:
         """Publish what the model is, which classes come out and from which score on."""
@@ -330,50 +276,21 @@ class DetectorNode(LifecycleNode):
             self._condition.refuse(stream, str(error))
 
     def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
-        pairer, fallback, detector = self._pairer, self._fallback, self._detector
-        if pairer is None or fallback is None or detector is None:
+        intake, detector = self._intake, self._detector
+        if intake is None or intake.fallback is None or detector is None:
             return  # unsubscribed, and this one was already on its way
-        arrival, now = Arrival(msg, time.monotonic_ns()), self._now()
         try:
-            detector.check(msg, stream)
-        except ConversionError as error:
-            pairer.invalid(stream)
-            fallback.refuse(stream, now)
-            self._condition.refuse(stream, f"{self._topic(stream)}: {error}")
-            return
-        stamp = stamp_ns(msg.header)
-        alone_before = fallback.survivor is not None
-        self._clock_offset.add(stream, stamp, now)
-        fate = fallback.frame(stream, fingerprint(msg.data), now)
-        self._follow(alone_before)
-        if fate == "frozen":
-            pairer.invalid(stream, "frozen")
-        elif fate == "alone":
-            if (frame := pairer.alone(stream, stamp, arrival, now)) is not None:
-                self._submit(frame)
-        else:
-            for pair in pairer.add(stream, stamp, arrival, now):
-                self._submit(pair)
-            if fallback.survivor == stream and fallback.fallback == "hold" and self._wanted():
+            if intake.receive(detector, stream, msg, self._now()) and self._wanted():
                 detector.hold()
+        except ConversionError as error:
+            self._condition.refuse(stream, f"{self._topic(stream)}: {error}")
 
     def _poll(self) -> None:
-        if self._pairer is not None and self._fallback is not None:
-            now, alone_before = self._now(), self._fallback.survivor is not None
-            self._fallback.update(now)
-            self._follow(alone_before)
-            for pair in self._pairer.poll(now):
-                self._submit(pair)
+        if self._intake is not None:
+            self._intake.poll(self._now())
 
-    def _follow(self, alone_before: bool) -> None:
-        """Do what a change of mode asks for: a lost camera's waiting frames find no partner any more."""
-        fallback = self._fallback
-        assert fallback is not None
-        assert self._pairer is not None
+    def _follow_mode(self, fallback: Fallback) -> None:
         assert self._detector is not None
-        if fallback.survivor is not None and not alone_before:
-            for pair in self._pairer.flush():
-                self._submit(pair)
         full = self._detector.predictor.config.branches[0]  # for a model of one camera its own
         mode = full if fallback.mode == "fused" else fallback.mode
         if mode != self._mode:
@@ -410,12 +327,19 @@ class DetectorNode(LifecycleNode):
         if time.monotonic() - self._reported_at > 1.0:
             self._report()
 
+    def _each_second(self) -> None:
+        if (
+            self._worker is not None
+            and self._intake is not None
+            and (offset := self._intake.follow_offset()) is not None
+        ):
+            self.get_logger().info(f"thermal stamps are taken to be {offset / 1e6:.0f} ms late, as measured")
+        self._report()
+
     def _report(self) -> None:
         """Publish /diagnostics, in every lifecycle state, and warn of what is wrong."""
         self._reported_at = time.monotonic()
-        if self._worker is not None and (offset := self._thermal_offset()) != self._offset_in_use:
-            self.get_logger().info(f"thermal stamps are taken to be {offset / _MS:.0f} ms late, as measured")
-            self._make_pairer()
+        intake = self._intake
         facts = Facts(
             node=self,
             state=self.state,
@@ -426,12 +350,12 @@ class DetectorNode(LifecycleNode):
             subscribed={stream: known.qos_profile.reliability for stream, known in self._images.items()},
             tally=self._tally,
             watched=self._outputs is not None and self._outputs.watched,
-            clock_offset=self._clock_offset,
-            offset_in_use=self._offset_in_use,
             detector=self._detector,
-            pairer=self._pairer,
+            pairer=intake.pairer if intake is not None else None,
             worker=self._worker,
-            fallback=self._fallback,
+            fallback=intake.fallback if intake is not None else None,
+            offset_measured=intake.clock_offset.estimate() if intake is not None else None,
+            offset_in_use=intake.offset_in_use if intake is not None else 0,
         )
         status, warning = self._condition.report(facts)
         if warning:

@@ -230,6 +230,11 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
     return None
 
 
+def differ(before: Settings, after: Settings, names: Iterable[str]) -> bool:
+    """Whether any of these parameters has another value."""
+    return any(getattr(before, name) != getattr(after, name) for name in names)
+
+
 def unknown_classes(classes: Iterable[str], names: Iterable[str]) -> str | None:
     """What is wrong with parameter `classes` for a model with these class names; None when nothing is."""
     strange = ", ".join(f"'{name}'" for name in wanted_classes(classes) if name not in names)

@@ -1,0 +1,165 @@
+"""What becomes of each image that arrives: refused, set aside, answered alone, or paired. In the executor's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sensor_msgs.msg import CompressedImage, Image
+
+from rscmd_ros.clock_offset import ClockOffset
+from rscmd_ros.conversions import ConversionError, stamp_ns
+from rscmd_ros.detection import Arrival, PairDetector
+from rscmd_ros.diagnostics import Tally
+from rscmd_ros.fallback import Fallback, fingerprint
+from rscmd_ros.pairing import Frame, Pair, Stream, make_pairer
+from rscmd_ros.parameters import Settings, differ
+
+_MS = 1_000_000
+_SECOND = 1_000_000_000
+_OF_PAIRING = (
+    "pairing_policy",
+    "slop_ms",
+    "deadline_ms",
+    "thermal_offset_ms",
+    "use_measured_offset",
+    "reuse",
+    "queue_size",
+)
+_OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
+
+
+class Intake:
+    """Pairing, fallback and the clocks' offset, from one configure to the next; watches while started.
+
+    settings  of the node; a change comes by `take`
+    tally     keeps the counts of pairers that are replaced
+    submit    takes each pair and each lone frame that is to be answered
+    tell      told the mode after every look at the streams, before the frame that was looked at is submitted
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tally: Tally,
+        submit: Callable[[Pair | Frame], None],
+        tell: Callable[[Fallback], None],
+    ) -> None:
+        self.fallback: Fallback | None = None
+        """None while not started."""
+        self.clock_offset = ClockOffset()
+        self._settings = settings
+        self._tally = tally
+        self._submit = submit
+        self._tell = tell
+        self._new_pairer(round(settings.thermal_offset_ms * _MS))
+
+    def start(self, branches: Sequence[str], now: int) -> None:
+        """Watch the streams; `branches` are the modalities that the model can answer for alone."""
+        self.clock_offset.reset()
+        self.fallback = Fallback(**self._fallback_rules(), branches=branches, now=now)
+
+    def stop(self) -> None:
+        """Watch no more; frames still waiting are counted `reset`."""
+        self.fallback = None
+        self.pairer.reset()
+
+    def take(self, settings: Settings) -> None:
+        """Go by these settings from now on."""
+        before, self._settings = self._settings, settings
+        if differ(before, settings, _OF_PAIRING):
+            self._make_pairer()
+        if self.fallback is not None and differ(before, settings, _OF_FALLBACK):
+            self.fallback.configure(**self._fallback_rules())
+
+    def follow_offset(self) -> int | None:
+        """Pair by the offset that is wanted by now, where it has changed; the new one in ns."""
+        if self._wanted_offset() == self.offset_in_use:
+            return None
+        self._make_pairer()
+        return self.offset_in_use
+
+    def receive(self, detector: PairDetector, stream: Stream, msg: Image | CompressedImage, now: int) -> bool:
+        """Count an image and pass on what it makes complete; True when the last answer is to be repeated (hold).
+
+        Raises:
+            ConversionError: it cannot be used; it is counted all the same.
+        """
+        fallback, arrival = self.fallback, Arrival(msg, time.monotonic_ns())
+        assert fallback is not None
+        try:
+            detector.check(msg, stream)
+        except ConversionError:
+            self.pairer.invalid(stream)
+            fallback.refuse(stream, now)
+            raise
+        stamp = stamp_ns(msg.header)
+        alone_before = fallback.survivor is not None
+        self.clock_offset.add(stream, stamp, now)
+        fate = fallback.frame(stream, fingerprint(msg.data), now)
+        self._follow_mode(fallback, alone_before)
+        if fate == "frozen":
+            self.pairer.invalid(stream, "frozen")
+        elif fate == "alone":
+            if (frame := self.pairer.alone(stream, stamp, arrival, now)) is not None:
+                self._submit(frame)
+        else:
+            for pair in self.pairer.add(stream, stamp, arrival, now):
+                self._submit(pair)
+            return fallback.fallback == "hold" and fallback.survivor == stream
+        return False
+
+    def poll(self, now: int) -> None:
+        """Look at the clock: streams that have fallen silent, pairs whose deadline has come."""
+        if (fallback := self.fallback) is None:
+            return
+        alone_before = fallback.survivor is not None
+        fallback.update(now)
+        self._follow_mode(fallback, alone_before)
+        for pair in self.pairer.poll(now):
+            self._submit(pair)
+
+    def _follow_mode(self, fallback: Fallback, alone_before: bool) -> None:
+        """A lost camera's waiting frames find no partner any more."""
+        if fallback.survivor is not None and not alone_before:
+            self._flush()
+        self._tell(fallback)
+
+    def _make_pairer(self) -> None:
+        """Make the pairer anew; what the old one has still waiting is decided, and its counts go on."""
+        self._flush()
+        self._tally.close_pairer(self.pairer)
+        self._new_pairer(self._wanted_offset())
+
+    def _new_pairer(self, offset: int) -> None:
+        settings = self._settings
+        self.offset_in_use = offset
+        """Taken off thermal stamps, ns."""
+        self.pairer = make_pairer(
+            settings.pairing_policy,
+            slop=round(settings.slop_ms * _MS),
+            thermal_offset=offset,
+            deadline=round(settings.deadline_ms * _MS),
+            reuse=settings.reuse,
+            capacity=settings.queue_size,
+        )
+
+    def _flush(self) -> None:
+        for pair in self.pairer.flush():
+            self._submit(pair)
+
+    def _wanted_offset(self) -> int:
+        """What is to be taken off thermal stamps, ns."""
+        settings, manual = self._settings, round(self._settings.thermal_offset_ms * _MS)
+        if not settings.use_measured_offset:
+            return manual
+        return self.clock_offset.correction(manual, self.offset_in_use, round(settings.slop_ms * _MS / 2))
+
+    def _fallback_rules(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "fallback": settings.fallback,
+            "timeout": round(settings.stream_timeout * _SECOND),
+            "shutter": round(settings.shutter_time * _SECOND),
+        }
