@@ -5,6 +5,7 @@ Ray (PyPI: ray) is only needed for --ray. It is started without its dashboard, a
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -18,9 +19,6 @@ from rscmd_model.errors import UserError, first_line, one_line
 from rscmd_ros.bag_job import Job, Result, run
 from rscmd_ros.bag_results import load_result, result_file, save_result
 from rscmd_ros.bag_score import Figures, figures
-
-RAY = "2.60.0"
-"""The version of Ray that this was tried with."""
 
 Done = tuple[int, "Result | str", float]
 """Which job, its result or why there is none, and how many seconds it took."""
@@ -150,7 +148,7 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
     try:
         import ray
     except ImportError:
-        raise UserError(f"--ray needs Ray, which is not installed: python -m pip install ray=={RAY}") from None
+        raise UserError(f"--ray needs Ray, which is not installed: python -m pip install ray") from None
     if address != "local":
         _knock(address)
     cores = os.cpu_count() or 1
@@ -160,7 +158,7 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
         workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
         start = {"address": "local", "num_cpus": max(cores, workers), "include_dashboard": False}
     try:
-        ray.init(**start, log_to_driver=False, logging_level="ERROR")
+        ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"

@@ -53,6 +53,8 @@ os.environ.update(
     # Kept from run to run, since matplotlib takes seconds to list the fonts.
     MPLCONFIGDIR=str(ROOT / ".pytest_cache" / "matplotlib"),
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors run other tests
 for folder in ("ROS_LOG_DIR", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
     os.makedirs(os.environ[folder], exist_ok=True)
 
