@@ -148,7 +148,7 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
     try:
         import ray
     except ImportError:
-        raise UserError(f"--ray needs Ray, which is not installed: python -m pip install ray") from None
+        raise UserError("--ray needs Ray, which is not installed: python -m pip install ray") from None
     if address != "local":
         _knock(address)
     cores = os.cpu_count() or 1
