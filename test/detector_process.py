@@ -90,7 +90,7 @@ class Cameras:
         self.mode: list[str] = []
         latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
         self.node.create_subscription(String, "mode", lambda msg: self.mode.append(msg.data), latched)
-        self.node.create_subscription(Detection2DArray, "detections", self.detections.append, 50)
+        self.listen(True)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 50)
         self.publishers: dict[str, Any] = {}
         self.stamp = 1000 * 1000 * MS
@@ -106,6 +106,14 @@ class Cameras:
                 self.reports += 1
                 self.reported_at = stamp_ns(msg.header)
                 self.status = {pair.key: pair.value for pair in status.values}
+
+    def listen(self, wanted: bool) -> None:
+        """Subscribe to the detections, as at first, or leave them; those that came are forgotten."""
+        self.detections.clear()
+        if wanted:
+            self._listening = self.node.create_subscription(Detection2DArray, "detections", self.detections.append, 50)
+        else:
+            self.node.destroy_subscription(self._listening)
 
     def spin_until(self, true: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + PATIENCE

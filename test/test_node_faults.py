@@ -97,11 +97,29 @@ def test_a_camera_fails_and_returns(running, cameras, lost, left, how):
 
 
 def test_a_camera_restarts(running, cameras):
+    said = "mode visible: the visible branch answers: /thermal/image"
+    before = running.detector.text.count(said)
     cameras.unpublish("thermal")
     cameras.play(lambda: cameras.mode[-1:] == ["visible"], "mode visible")
-    running.detector.wait_for("mode visible: the visible branch answers: /thermal/image", times=2)
+    running.detector.wait_for(said, times=before + 1)
     cameras.play(lambda: "nothing publishes on /thermal/image" in running.detector.text, "the cause")
     cameras.publish_to("thermal")
+    cameras.play(lambda: cameras.mode[-1:] == ["fused"], "fused again")
+
+
+def test_hold_repeats_the_last_answer_of_both(running, cameras):
+    assert cameras.set(fallback="hold") == (True, "")
+    cameras.play(lambda: bool(cameras.detections), "an answer of both")
+    before = cameras.fresh_counts()["lone_inferred"]
+    cameras.play(lambda: cameras.mode[-1:] == ["none"], "mode none", thermal="silent")
+    cameras.detections.clear()
+    cameras.play(lambda: len(cameras.detections) > 3, "repeated answers", thermal="silent")
+    stamps = {stamp_ns(answer.header) for answer in cameras.detections}
+    assert len(stamps) == 1, "an old answer keeps its stamp"
+    assert stamps.pop() < cameras.stamp - 500 * MS
+    assert all(answer == cameras.detections[0] for answer in cameras.detections)
+    assert cameras.fresh_counts()["lone_inferred"] == before
+    assert cameras.set(fallback="both") == (True, "")
     cameras.play(lambda: cameras.mode[-1:] == ["fused"], "fused again")
 
 
@@ -177,6 +195,20 @@ def test_enable_lazy_classes_and_labels(running, cameras):
     assert after["pairs_inferred"] == before["pairs_inferred"]
     assert after["pairs_skipped"] > before["pairs_skipped"]
     assert cameras.set(enable=True) == (True, "")
+
+
+def test_lazy_answers_nobody_who_does_not_listen(running, cameras):
+    assert cameras.set(lazy=True) == (True, "")
+    cameras.play(lambda: bool(cameras.detections), "answers, for somebody listens")
+    cameras.listen(False)
+    skipped = cameras.fresh_counts()["pairs_skipped"]
+    cameras.play(lambda: int(cameras.status["pairs_skipped"]) > skipped + 2, "pairs that nobody wants")
+    before = cameras.fresh_counts()
+    cameras.play(lambda: int(cameras.status["pairs"]) > before["pairs"] + 2, "pairs counted all the same")
+    assert cameras.fresh_counts()["pairs_inferred"] == before["pairs_inferred"]
+    cameras.listen(True)
+    cameras.play(lambda: bool(cameras.detections), "answers, for somebody listens again")
+    assert cameras.set(lazy=False) == (True, "")
 
 
 def test_the_overlay_is_drawn_for_those_who_look(running, cameras):
