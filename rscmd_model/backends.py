@@ -108,8 +108,8 @@ class OpenVinoBackend:
     Args:
         source: path of a model.openvino, or the bytes of an ONNX model.
         where: what to call it in messages.
-        half: False holds it to 32 bits; None leaves the choice to OpenVINO, which takes bfloat16 where the processor
-            has matrix units; True asks for it.
+        half: bfloat16 where the processor is made for it. Left to itself OpenVINO would take it there, and the answers
+            would depend on the machine.
     """
 
     name, device = "openvino", "cpu"
@@ -118,9 +118,12 @@ class OpenVinoBackend:
     def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
         openvino = needed("openvino", str(where))
         self._openvino, self._core = openvino, openvino.Core()
-        self._hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads()}
-        if half is not None:
-            self._hints["INFERENCE_PRECISION_HINT"] = "bf16" if half else "f32"
+        precision = "bf16" if half else "f32"
+        self._hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_PRECISION_HINT": precision,
+        }
         header = None
         if isinstance(source, bytes):
             self._parts = (source, b"")
