@@ -54,8 +54,8 @@ class Predictor:
         model: path of a model.safetensors, or of what `rscmd_model.export` made of one (.onnx, .openvino, .torchscript,
             .engine).
         device: "auto", "cpu" or "cuda:N".
-        half: half precision; None means on CUDA and only there. On a CPU OpenVINO alone can (bfloat16). An exported file
-            has its precision already.
+        half: half precision; None means on CUDA and only there. On a CPU OpenVINO alone can (bfloat16). An exported
+            file has its precision already.
         backend: for a model.safetensors: "torch"; "onnxruntime" or "openvino", which it is converted to in memory; or
             "auto": on a CPU the fastest of those in a short trial, which takes seconds.
         conf: lowest score that is answered, 0 to 1.
