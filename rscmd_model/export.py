@@ -14,6 +14,7 @@ without --data. --int8 (onnx, openvino, engine) needs --data: its train split sh
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rscmd_model.backends import ARCHIVE_HEADER, Backend, needed, write_archive
 from rscmd_model.choice import SUFFIXES, open_backend
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
-from rscmd_model.errors import UserError, run_cli
+from rscmd_model.errors import UserError, first_line, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.header import HEADER, ModelHeader
 from rscmd_model.images import read_thermal, read_visible, stack_pair
@@ -216,7 +217,9 @@ def _write_torchscript(path: Path, eager: Backend, fixed: tuple[int, int, int] |
         graph = Methods(network, eager.header.config.branches).eval()
         traced = torch.jit.trace_module(graph, dict.fromkeys(graph.branches, example), check_trace=False)
         extra = {HEADER: eager.header.to_json(), "fixed": " ".join(map(str, fixed or ()))}
-        torch.jit.save(traced, str(path), _extra_files=extra)
+        content = io.BytesIO()  # writing the file itself, torch ends the process on a full disk
+        torch.jit.save(traced, content, _extra_files=extra)
+    path.write_bytes(content.getvalue())
     network.float()
 
 
@@ -262,7 +265,10 @@ def _write_openvino(path: Path, onnx: bytes, header: ModelHeader, half: bool) ->
     model.set_rt_info(header.to_json(), HEADER)
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
-        openvino.save_model(model, xml, compress_to_fp16=half)
+        try:
+            openvino.save_model(model, xml, compress_to_fp16=half)
+        except RuntimeError as error:
+            raise UserError(f"OpenVINO cannot write to {folder} ({first_line(error)}): is the disk full?") from None
         members = {name: Path(folder, name).read_bytes() for name in ("model.xml", "model.bin")}
     write_archive(path, {ARCHIVE_HEADER: header.to_json().encode(), **members})
 

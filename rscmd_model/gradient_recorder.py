@@ -7,6 +7,7 @@ BatchNorm statistics and random state of the training stay bit for bit what they
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,8 +205,10 @@ class GradientRecorder:
             "probes": self.probes.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        content = io.BytesIO()  # writing the file itself, torch ends the process on a full disk
+        torch.save(state, content)
         with whole_file(self.state_file) as aside:
-            torch.save(state, aside)
+            aside.write_bytes(content.getvalue())
 
     def _restore(self, trainer: PairedTrainer) -> None:
         if not self.state_file.is_file():

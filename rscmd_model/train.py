@@ -121,6 +121,13 @@ def train(
         trainer.train()
     except subprocess.CalledProcessError:  # device=0,1: the engine starts a process for each GPU
         raise UserError(f"training on device={trainer.args.device} failed; the reason stands above") from None
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # What failed to be written has no name in such an error; a checkpoint of before is whole.
+        go_on = f"; go on with resume={trainer.last}" if trainer.last.is_file() else ""
+        where = error.filename or trainer.save_dir
+        raise UserError(f"training ended: {where}: {error.strerror}{go_on}") from None
     if RANK in {-1, 0} and not trainer.model_file.is_file():
         raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
     return trainer.model_file

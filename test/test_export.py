@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -93,6 +94,19 @@ def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monk
     with pytest.raises(UserError, match="is not written"):
         export(model, "torchscript", out, half=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, model: Path, tmp_path: Path) -> None:
+    require(form)
+    (tmp_path / "out").mkdir()
+    words = ["--model", model, "--format", form, "--out", tmp_path / f"out/m{SUFFIXES[form]}"]
+    command = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "-", sys.executable, "-m", "rscmd_model.export", *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch("(error: cannot write|error: OpenVINO cannot write) .*", done.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("form", [f for f in SUFFIXES if f not in ("safetensors", "engine")])
