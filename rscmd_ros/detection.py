@@ -45,9 +45,9 @@ class Arrival:
 
 
 def load_predictor(settings: Settings) -> Predictor:
-    """Load the model, on a CPU choose its fastest backend by a trial, and run it once. Takes seconds.
+    """Load the model, with backend "auto" on a CPU choose the fastest by a trial, and run it once. Takes seconds.
 
-    Raises UserError for a bad model or registration file or an absent device.
+    Raises UserError for a bad model or registration file, or a device or backend that is not there.
     """
     from rscmd_model.inference import Predictor
 
@@ -55,7 +55,7 @@ def load_predictor(settings: Settings) -> Predictor:
         Path(settings.model).expanduser(),
         device=settings.device,
         half=None if settings.half else False,
-        backend="auto",
+        backend=settings.backend,
         registration=load_registration(Path(settings.registration).expanduser()) if settings.registration else None,
     )
     predictor.warm_up()

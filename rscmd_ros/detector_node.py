@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-_GRACE = 2.5
+_GRACE = 4.0
 """Seconds that the node has to end in order; `ros2 launch` waits five."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from rscmd_model.choice import BACKENDS
 from rscmd_ros.fallback import FALLBACKS
 from rscmd_ros.pairing import POLICIES, STREAMS
 from rscmd_ros.tracking import TRACKERS
@@ -49,13 +50,22 @@ def _parameter(
 class Settings:
     """The values of all parameters at one moment. Times are in ms, as users set them."""
 
-    model: str = _parameter("", "Path of the model.safetensors that rscmd_model.train wrote.")
+    model: str = _parameter(
+        "", "Path of the model.safetensors that rscmd_model.train wrote, or of what rscmd_model.export made of it."
+    )
     registration: str = _parameter(
         "",
         "Path of the registration.yaml of this pair of cameras, as rscmd_model.register writes it. Empty: the "
         "registration in the model file, if it has one; otherwise both images must show the same view.",
     )
     device: str = _parameter("auto", "Where to run: auto (a CUDA GPU if there is one), cpu, cuda:0, cuda:1, ...")
+    backend: str = _parameter(
+        "auto",
+        "What runs a model.safetensors on a CPU: torch, or onnxruntime or openvino, for which it is converted at "
+        "configure. auto: the fastest of them in a short trial, which the log shows. A file of rscmd_model.export has "
+        "its own.",
+        choices=("auto", *BACKENDS),
+    )
     half: bool = _parameter(True, "Half precision on a CUDA device. The CPU always runs in full precision.")
     confidence_threshold: float = _parameter(
         0.25, "Detections with a lower score are not published.", low=0.0, high=1.0, live=True

@@ -38,8 +38,9 @@ class Detector:
     """A detector node's process and what it has written."""
 
     def __init__(self, folder: Path, prelude: str = "", **parameters: Any) -> None:
-        """`prelude` is Python that runs in the process first."""
+        """`prelude` is Python that runs in the process first. The backend is torch, so that answers can be foretold."""
         self.log = folder / "detector.log"
+        parameters = {"backend": "torch", **parameters}
         values = [argument for name, value in parameters.items() for argument in ("-p", f"{name}:={value}")]
         start = ["-c", f"{prelude}\nfrom rscmd_ros.detector_node import main; main()"]
         command = [sys.executable, *(start if prelude else ["-m", "rscmd_ros.detector_node"]), "--ros-args", *values]

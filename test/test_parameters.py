@@ -57,6 +57,7 @@ def test_defaults_are_allowed():
         ({"pairing_policy": "closest"}, "'pairing_policy' is 'closest'; choose one of nearest, approximate, exact"),
         ({"thermal_reliability": "maybe"}, "'thermal_reliability' is 'maybe'; choose one of best_effort, reliable"),
         ({"classes": ("car", "person", "car")}, "'classes' names car more than once"),
+        ({"backend": "tvm"}, "'backend' is 'tvm'; choose one of auto, torch, onnxruntime, openvino"),
         ({"tracker": "sort"}, "'tracker' is 'sort'; choose one of none, bytetrack"),
         ({"stream_timeout": 0.0}, "'stream_timeout' is 0.0; it must lie between 0.05 and 60.0"),
         ({"reuse": True, "pairing_policy": "approximate"}, "'reuse' works with pairing_policy nearest only"),

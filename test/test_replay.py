@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node(model: Path) -> Iterator[subprocess.Popen[bytes]]:
-    values = {"model": model, "confidence_threshold": 1e-6, "slop_ms": SLOP, "device": "cpu"}
+    values = {"model": model, "confidence_threshold": 1e-6, "slop_ms": SLOP, "device": "cpu", "backend": "torch"}
     settings = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
     process = subprocess.Popen([sys.executable, "-m", "rscmd_ros.detector_node", *NAMESPACE, *settings])
     yield process
