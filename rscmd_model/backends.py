@@ -118,11 +118,10 @@ class OpenVinoBackend:
     def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
         openvino = needed("openvino", str(where))
         self._openvino, self._core = openvino, openvino.Core()
-        precision = "bf16" if half else "f32"
         self._hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads(),
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
         }
         header = None
         if isinstance(source, bytes):

@@ -205,7 +205,7 @@ class GradientRecorder:
             "probes": self.probes.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        content = io.BytesIO()  # writing the file itself, torch ends the process on a full disk
+        content = io.BytesIO()  # writing the file itself, torch hides a full disk behind an error of its own
         torch.save(state, content)
         with whole_file(self.state_file) as aside:
             aside.write_bytes(content.getvalue())

@@ -82,7 +82,7 @@ def train(
         path of the run's `model.safetensors`; of several processes (torchrun) only that of rank 0 is a file.
 
     Raises:
-        UserError: bad data, options, device or weights.
+        UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import RANK
@@ -122,7 +122,7 @@ def train(
     except subprocess.CalledProcessError:  # device=0,1: the engine starts a process for each GPU
         raise UserError(f"training on device={trainer.args.device} failed; the reason stands above") from None
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or isinstance(error, BrokenPipeError):  # the reader of our output went away
             raise
         # What failed to be written has no name in such an error; a checkpoint of before is whole.
         go_on = f"; go on with resume={trainer.last}" if trainer.last.is_file() else ""

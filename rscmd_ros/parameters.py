@@ -1,19 +1,13 @@
 """The detector node's parameters: one table with every default, description and range.
 
-`config/detector.yaml` and `docs/parameters.md` show the table and are written from it:
-
-    python -m rscmd_ros.parameters > config/detector.yaml
-    python -m rscmd_ros.parameters --markdown > docs/parameters.md
+`config/detector.yaml` and `docs/parameters.md` show the table; `parameter_pages` writes them.
 """
 
 from __future__ import annotations
 
 import array
 import difflib
-import json
 import math
-import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -294,7 +288,7 @@ def declare(node: Node) -> None:
     for name, row in TABLE.items():
         try:
             default = list(row.default) if isinstance(row.default, tuple) else row.default
-            node.declare_parameter(name, default, _descriptor(row))
+            node.declare_parameter(name, default, descriptor_of(row))
         except InvalidParameterTypeException:
             if not isinstance(row.default, float | tuple):
                 raise
@@ -304,7 +298,7 @@ def declare(node: Node) -> None:
             number = as_double(name, value)
             if not all(isinstance(x, float) for x in (number if isinstance(number, list) else [number])):
                 raise
-            node.declare_parameter(name, number, _descriptor(row), ignore_override=True)
+            node.declare_parameter(name, number, descriptor_of(row), ignore_override=True)
 
     def integers_to_doubles(parameters: list[Parameter]) -> list[Parameter]:
         return [Parameter(p.name, value=as_double(p.name, p.value)) for p in parameters]
@@ -328,7 +322,8 @@ def current(node: Node) -> dict[str, Any]:
     return {name: as_row(name, node.get_parameter(name).value) for name in TABLE}
 
 
-def _descriptor(row: Field[Any]) -> Any:
+def descriptor_of(row: Field[Any]) -> Any:
+    """The rcl_interfaces/ParameterDescriptor of a row of the table."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
     about = row.metadata
@@ -342,63 +337,3 @@ def _descriptor(row: Field[Any]) -> Any:
     elif about["low"] is not None:
         descriptor.integer_range = [IntegerRange(from_value=about["low"], to_value=about["high"])]
     return descriptor
-
-
-def to_yaml() -> str:
-    """A parameter file that sets every parameter to its default and tells its meaning and range."""
-    lines = [
-        "# Parameters of the detector node, with their defaults. Copy this file and keep the lines you change:",
-        "#   python -m rscmd_ros.detector_node --ros-args --params-file detector.yaml",
-        "# Those marked (live) can be set on a running node; the others take effect at configure.",
-        "/**:",
-        "  ros__parameters:",
-    ]
-    for name, row in TABLE.items():
-        about, value = row.metadata, row.default
-        extent = f" One of {', '.join(about['choices'])}." if about["choices"] else ""
-        if about["low"] is not None:
-            extent = f" From {about['low']} to {about['high']}."
-        text = f"{about['text']}{extent}{' (live)' if about['live'] else ''}"
-        lines += ["", *(f"    # {line}" for line in textwrap.wrap(text, 110))]
-        lines.append(f"    {name}: {json.dumps(value)}")  # JSON is YAML
-    return "\n".join(lines) + "\n"
-
-
-def to_markdown() -> str:
-    """The page on the parameters, from the descriptors that a running node declares."""
-    from rclpy.parameter import Parameter
-
-    lines = [
-        "# Parameters of the detector node",
-        "",
-        "Written from the node's own descriptors by `python -m rscmd_ros.parameters --markdown > docs/parameters.md`.",
-        "A running node tells the same: `ros2 param describe /rscmd_detector slop_ms`.",
-        "[config/detector.yaml](../config/detector.yaml) is a parameter file with every default.",
-        "",
-        "| takes effect | |",
-        "|---|---|",
-        "| live | at once, in every state of the node |",
-        "| configure | while the node is unconfigured: deactivate and clean it up first; refused otherwise |",
-        "| start | from the command line, launch or a parameter file only |",
-        "",
-        "Values set together are judged together, and all or none are taken. `50` is taken for `50.0`. A name that is",
-        "no parameter is warned of at start, with the nearest one.",
-        "",
-        "| name | type | default | values | takes effect | meaning |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in TABLE.items():
-        about, descriptor = row.metadata, _descriptor(row)
-        default: Any = list(row.default) if isinstance(row.default, tuple) else row.default
-        kind = Parameter.Type.from_parameter_value(default).name.lower()
-        values = ", ".join(f"`{choice}`" for choice in about["choices"])
-        for extent in [*descriptor.floating_point_range, *descriptor.integer_range]:
-            values = f"{extent.from_value:g} to {extent.to_value:g}"
-        effect = "start" if descriptor.read_only else "live" if about["live"] else "configure"
-        cells = [f"`{name}`", kind, f"`{json.dumps(default)}`", values, effect, descriptor.description]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(to_markdown() if sys.argv[1:] == ["--markdown"] else to_yaml(), end="")

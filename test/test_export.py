@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(form: str, model: Path, tmp_
     command = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "-", sys.executable, "-m", "rscmd_model.export", *words]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert re.fullmatch("(error: cannot write|error: OpenVINO cannot write) .*", done.stderr.strip().splitlines()[-1])
+    assert re.fullmatch("error: (OpenVINO )?cannot write .*", done.stderr.strip().splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 

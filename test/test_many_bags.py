@@ -288,7 +288,7 @@ def test_without_ray_the_message_says_what_to_install(
     bags: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UserError, match="pip install ray"):
+    with pytest.raises(UserError, match=r"python -m pip install ray$"):
         many(bags, model, tmp_path, "--ray", "local")
 
 

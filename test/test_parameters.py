@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rscmd_ros.parameter_pages import to_markdown, to_yaml
 from rscmd_ros.parameters import (
     TABLE,
     Settings,
@@ -16,8 +17,6 @@ from rscmd_ros.parameters import (
     as_row,
     problem_with,
     problem_with_change,
-    to_markdown,
-    to_yaml,
     unknown,
     unknown_classes,
 )
@@ -27,7 +26,7 @@ FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
 
 
 def test_file_shows_the_table():
-    assert FILE.read_text() == to_yaml(), "run: python -m rscmd_ros.parameters > config/detector.yaml"
+    assert FILE.read_text() == to_yaml(), "run: python -m rscmd_ros.parameter_pages > config/detector.yaml"
     shown = {n: as_row(n, value) for n, value in yaml.safe_load(to_yaml())["/**"]["ros__parameters"].items()}
     assert shown == DEFAULTS
     # rclpy takes the types from the file: 50 would be an integer.
@@ -37,7 +36,7 @@ def test_file_shows_the_table():
 def test_page_shows_the_descriptors():
     page = to_markdown()
     shown = (FILE.parent.parent / "docs" / "parameters.md").read_text()
-    assert shown == page, "run: python -m rscmd_ros.parameters --markdown > docs/parameters.md"
+    assert shown == page, "run: python -m rscmd_ros.parameter_pages --markdown > docs/parameters.md"
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(TABLE)
 
