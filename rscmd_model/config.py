@@ -13,7 +13,7 @@ MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
 CHOICES = {
     "scale": SCALES,
-    "rsc": ("off", "own", "shared"),
+    "rsc": ("off", "own", "shared", "aux"),
     "md": ("off", "stop", "map", "project"),
     "branch": ("lean", "full"),
     "fusion": ("sum", "adapt"),
@@ -28,8 +28,9 @@ class ModelConfig:
         scale: width and depth of YOLOv8: n, s, m, l or x.
         modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
         rsc: representation space constraint, the loss that each modality bears alone. "off", "own" (a detection branch
-            for each modality, thrown in at training and shipped) or "shared" (the fused branch's weights answer for
-            each modality too; no extra parameters).
+            for each modality, thrown in at training and shipped), "shared" (the fused branch's weights answer for
+            each modality too; no extra parameters) or "aux" (no constraint but its control: the same two branches,
+            trained on the fused features and left unused afterwards; what they gain is deep supervision).
         md: modality decoupling, what of the fused loss reaches a backbone. "off" (all of it), "stop" (none), "map"
             (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size) or
             "project" (the same at its own size).
@@ -64,8 +65,10 @@ class ModelConfig:
             raise UserError(f"model modalities {self.modalities} are not visible, thermal or both")
         if len(self.modalities) == 1 and (self.rsc, self.md) != ("off", "off"):
             raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: rsc and md must be off")
-        if self.md != "off" and self.rsc == "off":
-            raise UserError(f"md={self.md} without rsc would leave the backbones untaught: set rsc to own or shared")
+        if self.md != "off" and self.rsc in ("off", "aux"):
+            raise UserError(
+                f"md={self.md} needs a unimodal loss for each backbone: set rsc to own or shared, or md to off"
+            )
         if not 0 <= self.md_from < self.md_until <= 1:
             raise UserError(
                 f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "
@@ -83,7 +86,12 @@ class ModelConfig:
         """Names of the answers this model can give, the main one first: "fused" and/or modalities."""
         if len(self.modalities) == 1:
             return self.modalities
-        return ("fused", *self.modalities) if self.rsc != "off" else ("fused",)
+        return ("fused", *self.modalities) if self.rsc in ("own", "shared") else ("fused",)
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Names of the answers that bear a loss in training, the main one first."""
+        return ("fused", *self.modalities) if self.rsc == "aux" else self.branches
 
     def weight(self, branch: str) -> float:
         """Weight of a branch's loss in the total."""
@@ -137,6 +145,7 @@ METHODS = {
     "visible": ModelConfig(modalities=("visible",), rsc="off", md="off"),
     "thermal": ModelConfig(modalities=("thermal",), rsc="off", md="off"),
     "sum": ModelConfig(rsc="off", md="off"),
+    "aux": ModelConfig(rsc="aux", md="off"),
     "rsc": ModelConfig(md="off"),
     "rscmd": ModelConfig(),
 }

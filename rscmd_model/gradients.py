@@ -175,7 +175,7 @@ def _measure_batch(
     for m in MODALITIES:
         if m in probes:
             answers["probe", m] = probes[m](features[m])
-        if m in own:
+        if m in model.config.branches:
             answers["own", m] = own[m]
         model.given = {o: f if o == m else [torch.zeros_like(level) for level in f] for o, f in features.items()}
         answers["alone", m] = model.answers(x, ["fused"])["fused"]

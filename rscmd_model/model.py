@@ -173,8 +173,8 @@ class RscmdModel(BaseModel):
             self.backbones[m] = _drawn(f"backbone {m}", Backbone, 3 if m == "visible" else 1, config.scale)
             if config.fusion == "adapt":
                 self.adapters[m] = _drawn(f"adapter {m}", Adapter, channels)
-        for name in config.branches if config.rsc != "shared" else ("fused",):
-            lean = config.rsc == "own" and config.branch == "lean" and name != "fused"
+        for name in config.taught if config.rsc != "shared" else ("fused",):
+            lean = config.rsc in ("own", "aux") and config.branch == "lean" and name != "fused"
             kind = LeanBranch if lean else Branch
             self.branches[name] = _drawn(f"branch {name}", kind, channels, config.scale, self.nc)
         self.progress = 0.0  # share of the training that is over; set by the trainer
@@ -202,11 +202,12 @@ class RscmdModel(BaseModel):
         return self.backbones[modality](x[:, _CHANNELS[modality]])
 
     def answers(self, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Any]:
-        """The answers of some branches ("fused", "visible", "thermal"; default all there are) to a batch of stacks.
+        """The answers of some branches ("fused", "visible", "thermal") to a batch of stacks.
 
-        Only what the named branches need is computed: a unimodal answer runs one backbone.
+        By default all that there are, in training all that are taught. Only what the named branches need is computed: a
+        unimodal answer runs one backbone.
         """
-        wanted = tuple(names) if names is not None else self.config.branches
+        wanted = tuple(names or (self.config.taught if self.training else self.config.branches))
         needed = self.config.modalities if "fused" in wanted else [m for m in self.config.modalities if m in wanted]
         alone = {m: self.features(x, m) for m in needed}
         out: dict[str, Any] = {}
@@ -217,7 +218,10 @@ class RscmdModel(BaseModel):
             if self.training and self.augmentation.modality_dropout:
                 to_fuse = self._drop_modalities(x, to_fuse)
             to_fuse = {m: self.adapters[m](f) if m in self.adapters else f for m, f in to_fuse.items()}
-            out["fused"] = self.branch("fused")([v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])])
+            fused = [v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])]
+            out["fused"] = self.branch("fused")(fused)
+            if self.config.rsc == "aux":
+                alone = dict.fromkeys(MODALITIES, fused)
         out.update({m: self.branch(m)(alone[m]) for m in MODALITIES if m in wanted})
         return out
 

@@ -107,7 +107,7 @@ class Objective:
         size = batch["img"].shape[0]
         total = torch.stack([self.config.weight(n) * p for n, parts in losses.items() for p in parts.values()]) * size
         items = {f"{part}_loss": value.detach() for part, value in losses[main].items()}
-        for name in self.config.branches[1:]:
+        for name in self.config.taught[1:]:
             if name in losses:
                 items[f"{name}_loss"] = torch.stack(list(losses[name].values())).sum().detach()
         return total, items

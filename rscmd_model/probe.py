@@ -132,7 +132,8 @@ def probe(
             file, device=f"cuda:{device}" if device.isdigit() else device, conf=LOWEST_SCORE, max_det=100
         )
         result = evaluate(predictor, config, pairs)
-        kind = "solo" if len(header.modalities) == 1 else "sum" if header.rsc == "off" else f"rsc={header.rsc}"
+        kind = {"off": "sum", "aux": "aux"}.get(header.rsc, f"rsc={header.rsc}")
+        kind = kind if len(header.modalities) == 2 else "solo"
         kind += f" md={header.md}" if header.md != "off" else ""
         found.append(ProbeScore(name, kind, modality, result["mAP50"], result["mAP50_95"], str(file)))
     return found

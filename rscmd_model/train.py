@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
     )
-    parser.add_argument("--rsc", choices=CHOICES["rsc"], help="unimodal branches: own, or sharing the fused one")
+    parser.add_argument(
+        "--rsc", choices=CHOICES["rsc"], help="unimodal branches: own, or sharing the fused one; aux: a control"
+    )
     parser.add_argument("--md", choices=CHOICES["md"], help="what of the fused loss reaches the backbones")
     parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
     parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")

@@ -241,7 +241,7 @@ class PairedTrainer(DetectionTrainer):
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
         """Named losses; those of further answers are not computed in validation and are left out there."""
         labelled = super().label_loss_items(loss_items, prefix)
-        extra = [f"val/{name}_loss" for name in unwrap_model(self.model).config.branches[1:]]
+        extra = [f"val/{name}_loss" for name in unwrap_model(self.model).config.taught[1:]]
         if isinstance(labelled, dict):
             return {k: v for k, v in labelled.items() if k not in extra}
         return [k for k in labelled if k not in extra]

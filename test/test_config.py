@@ -30,7 +30,8 @@ def test_methods_are_the_table_of_the_paper() -> None:
     ("changes", "says"),
     [
         ({"scale": "xl"}, "scale 'xl'"),
-        ({"rsc": "off"}, "without rsc"),
+        ({"rsc": "off"}, "needs a unimodal loss"),
+        ({"rsc": "aux"}, "needs a unimodal loss"),
         ({"lambda_visible": 0.0}, "more than 0"),
         ({"md": "half"}, "md 'half'"),
         ({"md_from": 0.5, "md_until": 0.5}, "md_from < md_until"),

@@ -83,6 +83,22 @@ def test_total_is_the_weighted_sum_of_the_branches(rsc: str) -> None:
     assert set(items) == {"box_loss", "cls_loss", "dfl_loss", "visible_loss", "thermal_loss"}
 
 
+@pytest.mark.parametrize(("method", "coupled"), [("rsc", False), ("aux", True)])
+def test_a_unimodal_loss_teaches_one_backbone_and_an_auxiliary_one_both(method: str, coupled: bool) -> None:
+    model = make_model(method_config(method))
+    loss = branch_losses(model, make_batch())["visible"]
+    assert total_norm(gradients(loss, model.backbones["visible"])) > 0
+    assert (total_norm(gradients(loss, model.backbones["thermal"])) > 0) == coupled
+
+
+def test_an_auxiliary_head_is_trained_and_never_answers() -> None:
+    model, twin = make_model(method_config("aux")), make_model(method_config("rsc"))
+    assert set(model.state_dict()) == set(twin.state_dict()), "the control has the heads of rsc"
+    _, items = model.loss(make_batch())
+    assert {"visible_loss", "thermal_loss"} < set(items)
+    assert list(model.eval().answers(torch.rand(1, 4, 64, 64))) == ["fused"]
+
+
 @pytest.mark.parametrize(("method", "independent"), [("rscmd+md=stop", True), ("rsc", False), ("sum", False)])
 def test_what_a_backbone_receives_under_stop_does_not_depend_on_the_other_modality(
     method: str, independent: bool
