@@ -23,6 +23,7 @@ from rscmd_model.header import HEADER, ModelHeader, parse_header
 
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
 ARCHIVE_HEADER = "header.json"
+BFLOAT16 = "bfloat16"  # marks an OpenVINO model that is to run in bfloat16
 _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "onnx": "onnx", "tensorrt": "tensorrt"}
 
 
@@ -108,8 +109,8 @@ class OpenVinoBackend:
     Args:
         source: path of a model.openvino, or the bytes of an ONNX model.
         where: what to call it in messages.
-        half: bfloat16 where the processor is made for it. Left to itself OpenVINO would take it there, and the answers
-            would depend on the machine.
+        half: bfloat16 where the processor is made for it; a file exported with --half has it anyway. Left to itself
+            OpenVINO would take it there, and the answers would depend on the machine.
     """
 
     name, device = "openvino", "cpu"
@@ -118,11 +119,6 @@ class OpenVinoBackend:
     def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
         openvino = needed("openvino", str(where))
         self._openvino, self._core = openvino, openvino.Core()
-        self._hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
-        }
         header = None
         if isinstance(source, bytes):
             self._parts = (source, b"")
@@ -140,6 +136,11 @@ class OpenVinoBackend:
         if isinstance(source, bytes):
             header = self._model.get_rt_info(["framework", HEADER]).astype(str)
         self.header = exported_header(header, where)
+        self._hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if half or self._model.has_rt_info(BFLOAT16) else "f32",
+        }
         self.fixed = fixed_input([d.get_length() if d.is_static else 0 for d in list(shape)[:3]])
         self._requests: dict[tuple[str, tuple[int, ...]], Any] = {}
 

@@ -41,14 +41,14 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
     suffix = path.suffix.lower()
     if suffix in (SUFFIXES["onnx"], SUFFIXES["openvino"]):
         _only_cpu(device, str(path))
-    if half and suffix in (SUFFIXES["onnx"], SUFFIXES["torchscript"], SUFFIXES["engine"]):
+    if half and suffix in SUFFIXES.values() and suffix != SUFFIXES["safetensors"]:
         raise UserError(
             f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half"
         )
     if suffix == SUFFIXES["onnx"]:
         return OnnxBackend(path, path), ""
     if suffix == SUFFIXES["openvino"]:
-        return OpenVinoBackend(path, path, half), ""
+        return OpenVinoBackend(path, path), ""
     if suffix == SUFFIXES["engine"]:
         from rscmd_model.engine import EngineBackend
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rscmd_model.backends import ARCHIVE_HEADER, Backend, needed, write_archive
+from rscmd_model.backends import ARCHIVE_HEADER, BFLOAT16, Backend, needed, write_archive
 from rscmd_model.choice import SUFFIXES, open_backend
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
@@ -64,7 +64,11 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--half", action="store_true", help="16-bit weights (openvino) or arithmetic (the others)")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="16-bit arithmetic; with openvino bfloat16, where the processor is made for it",
+    )
     parser.add_argument("--int8", action="store_true", help="8-bit convolutions; needs --data")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pairs per batch (default: %(default)s)")
     parser.add_argument(
@@ -263,6 +267,8 @@ def _write_openvino(path: Path, onnx: bytes, header: ModelHeader, half: bool) ->
     openvino = needed("openvino", "--format openvino")
     model = openvino.Core().read_model(onnx, b"")
     model.set_rt_info(header.to_json(), HEADER)
+    if half:
+        model.set_rt_info("yes", BFLOAT16)
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
         try:

@@ -60,7 +60,7 @@ class Settings:
         "its own.",
         choices=("auto", *BACKENDS),
     )
-    half: bool = _parameter(True, "Half precision on a CUDA device. The CPU always runs in full precision.")
+    half: bool = _parameter(True, "Half precision on a CUDA device. On the CPU the model file says: export --half.")
     confidence_threshold: float = _parameter(
         0.25, "Detections with a lower score are not published.", low=0.0, high=1.0, live=True
     )

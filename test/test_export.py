@@ -88,6 +88,21 @@ def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path
     assert done.stdout.strip() == "[]"
 
 
+def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(model: Path, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for half in (False, True):
+        out = tmp_path / f"half-{half}.openvino"
+        export(model, "openvino", out, size=(128, 96), half=half)
+        backend = Predictor(out, device="cpu").backend
+        backend.forward(stack_pair(*image(96, 128))[None], "fused")
+        (request,) = backend._requests.values()
+        precision = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
+        assert precision.get_type_name() == ("bf16" if half and able else "f32")
+        with pytest.raises(UserError, match="--half; leave half"):
+            Predictor(out, device="cpu", half=True)
+
+
 def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "HALF", Bound(1e-9, 1e-9))
     out = tmp_path / "m.torchscript"
