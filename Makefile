@@ -16,8 +16,8 @@ venv := .venv$(if $(filter-out jazzy,$(ROS)),.$(ROS))/bin/python
 help:
 	@echo "make demo       trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
 	@echo "make test       format, lint and type checks, then the tests; with ROS=kilted on ROS 2 Kilted"
-	@echo "make real       trains and compares the methods on photographs (some 20 minutes)"
-	@echo "make ablation   the tables of docs/ablation.md (some three hours)"
+	@echo "make real       trains the methods once on photographs, plays the scored pairs as a bag (some 20 minutes)"
+	@echo "make ablation   the tables of docs/ablation.md (hours)"
 	@echo "make setup      only makes .venv, which the others do by themselves"
 	@echo "make clean      removes the environments, runs and everything built"
 

@@ -7,8 +7,9 @@ configuration can be changed. Options in the form key=value are ultralytics' own
 chosen by its validation score: the model of the last epoch is scored.
 
 --out gets a folder for each run, results.csv (a row for each run and branch), table.csv and table.md (mean and spread
-over the seeds) and ablation.png. An ablation that was interrupted goes on where it stopped when it is called again: a
-finished run is not trained again, an unfinished one is resumed.
+over the seeds, and in table.md what each answer gains over its control, seed by seed) and ablation.png. An ablation
+that was interrupted goes on where it stopped when it is called again: a finished run is not trained again, an
+unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from rscmd_model.train import parse_options
 RECIPE = {"val": False, "plots": False, "verbose": False}  # what an ablation adds to ultralytics' defaults
 FIGURES = ("mAP50", "mAP50_95")
 COSTS = ("parameters", "gflops", "step_ms", "memory_mb")
+CONTROLS = {"fused": "sum", "visible": "visible", "thermal": "thermal"}  # what each answer has to beat
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None
             writer.writeheader()
             writer.writerows(lines)
     with whole_file(out / "table.md") as aside:
-        aside.write_text(markdown(table))
+        aside.write_text(markdown(table) + compare(rows))
     plot_ablation(out / "ablation.png", rows, title)
 
 
@@ -239,6 +241,26 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
         seen.add(method)
         lines.append(f"| {name} | {figure(line, 'mAP50')} | {figure(line, 'mAP50_95')} | {' | '.join(costs)} |")
     return "\n".join(lines) + "\n"
+
+
+def compare(rows: Sequence[dict[str, Any]]) -> str:
+    """What each answer gains over its control with the same seed, and so the same first weights, for people.
+
+    The control of a fused answer is `sum`, that of a branch alone the detector of that modality. Without a run of the
+    control there is no line, and without any line no table.
+    """
+    lines = []
+    scores = {(row["method"], row["branch"], row["seed"]): row["mAP50_95"] for row in rows}
+    for method, branch in dict.fromkeys((row["method"], row["branch"]) for row in rows):
+        control = CONTROLS[branch]
+        here = [seed for m, b, seed in scores if (m, b) == (method, branch) and (control, branch, seed) in scores]
+        gains = [100 * (scores[method, branch, seed] - scores[control, branch, seed]) for seed in here]
+        if gains and method != control:
+            name = method if branch == "fused" else f"{method}, {branch} branch alone"
+            each = ", ".join(f"{gain:+.1f}" for gain in gains)
+            lines.append(f"| {name} | {control} | {each} | {statistics.mean(gains):+.1f} |")
+    head = ["| points of mAP50:95 | over | seed by seed | mean |", "|---|---|---|---|"]
+    return "\n".join(["", *head, *lines, ""]) if lines else ""
 
 
 if __name__ == "__main__":

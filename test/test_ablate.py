@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.ablate import markdown, summarize
+from rscmd_model.ablate import compare, markdown, summarize
 from rscmd_model.config import method_config
 from rscmd_model.cost import gflops
 from rscmd_model.model import RscmdModel
@@ -103,9 +103,9 @@ def test_mistakes_are_one_line(tmp_path: Path, words: list[str], says: str) -> N
     assert not (tmp_path / "out").exists()
 
 
-def row(method: str, seed: int, value: float) -> dict[str, object]:
+def row(method: str, seed: int, value: float, branch: str = "fused") -> dict[str, object]:
     cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10.0 * seed, "memory_mb": 100.0}
-    return {"method": method, "seed": seed, "branch": "fused", "mAP50": value, "mAP50_95": value / 2, **cost}
+    return {"method": method, "seed": seed, "branch": branch, "mAP50": value, "mAP50_95": value / 2, **cost}
 
 
 def test_mean_and_spread_over_seeds() -> None:
@@ -118,6 +118,17 @@ def test_mean_and_spread_over_seeds() -> None:
         "| sum | 60.0 ± 14.1 | 30.0 ± 7.1 | 3.00 | 1.25 | 15 | 100 |",
         "| rsc | 90.0 | 45.0 | 3.00 | 1.25 | 10 | 100 |",
     ]
+
+
+def test_each_answer_is_compared_with_its_control_of_the_same_seed() -> None:
+    rows = [row("thermal", 1, 0.4, "thermal"), row("rsc", 1, 0.9), row("rsc", 1, 0.6, "thermal")]
+    rows += [row("sum", 2, 0.7), row("rsc", 2, 0.8), row("sum", 1, 0.5), row("rsc", 2, 0.5, "visible")]
+    assert compare(rows).splitlines()[3:] == [
+        "| rsc | sum | +20.0, +5.0 | +12.5 |",
+        "| rsc, thermal branch alone | thermal | +10.0 | +10.0 |",
+    ]
+    assert compare(rows[:3])  # no sum, but thermal
+    assert compare([row("rsc", 1, 0.9)]) == ""
 
 
 def test_arithmetic_of_the_plain_detector_is_ultralytics_figure() -> None:
