@@ -143,11 +143,12 @@ def format_table(scores: Sequence[ProbeScore]) -> str:
     """A line for each probe; where the modality's solo detector was probed, the difference to it."""
     solo = {s.modality: s.mAP50_95 for s in scores if s.kind == "solo"}
     width = max(len(s.model) for s in scores)
-    lines = [f"{'model':{width}}  {'modality':8}  {'backbone of':16}  mAP50  mAP50:95  against solo"]
+    wide = max(len("backbone of"), *(len(s.kind) for s in scores))
+    lines = [f"{'model':{width}}  {'modality':8}  {'backbone of':{wide}}  mAP50  mAP50:95  against solo"]
     for s in sorted(scores, key=lambda s: s.modality != "visible"):
         against = "" if s.kind == "solo" or s.modality not in solo else f"{100 * (s.mAP50_95 - solo[s.modality]):+.1f}"
         scores_here = f"{100 * s.mAP50:5.1f}  {100 * s.mAP50_95:8.1f}"
-        lines.append(f"{s.model:{width}}  {s.modality:8}  {s.kind:16}  {scores_here}  {against:>12}")
+        lines.append(f"{s.model:{width}}  {s.modality:8}  {s.kind:{wide}}  {scores_here}  {against:>12}")
     return "\n".join(lines)
 
 
