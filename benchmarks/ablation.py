@@ -1,6 +1,6 @@
 """The ablation of docs/ablation.md: synthetic worlds, balanced and not, and real photographs.
 
-    python benchmarks/ablation.py                        # everything; some three hours on two cores
+    python benchmarks/ablation.py                        # everything; one to three hours on two cores
     python benchmarks/ablation.py --only balanced --seeds 1 --methods sum,rscmd,rscmd+md=map
     python benchmarks/ablation.py --world-seed 100 --out runs/variants ...    # worlds to choose a variant on
     python benchmarks/ablation.py --only balanced --out runs/adamw optimizer=AdamW lr0=0.002    # another recipe
@@ -59,21 +59,15 @@ def main() -> None:
             if not LLVIP_MINI.is_file():
                 print(f"skipped: no {LLVIP_MINI}")
                 continue
-            run(*common, "--data", LLVIP_MINI, "--seeds", str(args.seeds or 5), *PHOTO_RECIPE.split(), *args.options)
+            seeds = ["--seeds", str(args.seeds or 5)]
+            run(*common, "--data", LLVIP_MINI, *seeds, *PHOTO_RECIPE.split(), *args.options)
             continue
         world = args.out / "worlds" / f"{name}-{args.world_seed}"
         if not (world / "data.yaml").is_file():
             dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", str(args.world_seed)]
             run("rscmd_model.synthetic", "--out", world, *dials)
-        run(
-            *common,
-            "--data",
-            world / "data.yaml",
-            "--seeds",
-            str(args.seeds or 3),
-            *WORLD_RECIPE.split(),
-            *args.options,
-        )
+        seeds = ["--seeds", str(args.seeds or 3)]
+        run(*common, "--data", world / "data.yaml", *seeds, *WORLD_RECIPE.split(), *args.options)
 
 
 if __name__ == "__main__":
