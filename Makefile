@@ -31,7 +31,7 @@ test: setup
 	@$(venv) -m ruff format --check .
 	@$(venv) -m ruff check .
 	@$(venv) -m mypy
-	@$(venv) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(venv) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 real: setup
 	@$(venv) benchmarks/real_pairs.py
