@@ -50,7 +50,7 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
 
 
 def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "") -> None:
-    """`run` in a process of its own: to be killed, or to fork a loader's workers, which one with DDS threads must not."""
+    """`run` in a process of its own: to be killed, or to fork a loader's workers (not where DDS has threads)."""
     program = f"from test_resume import Path, run; run(Path({str(data)!r}), Path({str(folder)!r}), {workers}, {kill!r})"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
