@@ -45,7 +45,13 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
         trainer.add_callback("on_train_batch_end", die)
     elif kill == "checkpoint":  # between the files of one epoch: best.pt is there, last.pt is not yet
         replace = Path.replace
-        Path.replace = lambda file, to: die() if "last" in file.name else None or replace(file, to)  # type: ignore
+
+        def die_or_replace(file: Path, to: Path) -> Path:
+            if "last" in file.name:
+                die()
+            return replace(file, to)
+
+        Path.replace = die_or_replace  # type: ignore  # this process alone, which dies by it
     trainer.train()
 
 
@@ -104,6 +110,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_pa
 def test_a_run_killed_between_two_files_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
     run_apart(world, tmp_path / "run", kill="checkpoint")
     assert len(curve(tmp_path / "run")) == 2, "the row of an epoch that has no checkpoint"
+    assert not is_finished(tmp_path / "run/weights/last.pt"), "the checkpoint of the epoch before"
     run(world, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
 
