@@ -27,6 +27,7 @@ setup:
 demo: setup
 	@$(venv) -m rscmd_ros.demo
 
+# A worker of pytest that crashes ends the run: with another in its place, xdist waits for the lost tests for ever.
 test: setup
 	@$(venv) -m ruff format --check .
 	@$(venv) -m ruff check .

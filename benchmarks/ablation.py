@@ -54,20 +54,19 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     for name in args.only:
         print(f"\n=== {name}", flush=True)
-        common = ["rscmd_model.ablate", "--methods", args.methods, "--out", args.out / name]
         if name == "llvip_mini":
-            if not LLVIP_MINI.is_file():
-                print(f"skipped: no {LLVIP_MINI}")
+            data, seeds, recipe = LLVIP_MINI, 5, PHOTO_RECIPE
+            if not data.is_file():
+                print(f"skipped: no {data}")
                 continue
-            seeds = ["--seeds", str(args.seeds or 5)]
-            run(*common, "--data", LLVIP_MINI, *seeds, *PHOTO_RECIPE.split(), *args.options)
-            continue
-        world = args.out / "worlds" / f"{name}-{args.world_seed}"
-        if not (world / "data.yaml").is_file():
-            dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", str(args.world_seed)]
-            run("rscmd_model.synthetic", "--out", world, *dials)
-        seeds = ["--seeds", str(args.seeds or 3)]
-        run(*common, "--data", world / "data.yaml", *seeds, *WORLD_RECIPE.split(), *args.options)
+        else:
+            world = args.out / "worlds" / f"{name}-{args.world_seed}"
+            data, seeds, recipe = world / "data.yaml", 3, WORLD_RECIPE
+            if not data.is_file():
+                dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", str(args.world_seed)]
+                run("rscmd_model.synthetic", "--out", world, *dials)
+        words = ["--data", data, "--methods", args.methods, "--seeds", str(args.seeds or seeds)]
+        run("rscmd_model.ablate", *words, "--out", args.out / name, *recipe.split(), *args.options)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ benchmarks/ablation.py.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ablation import LLVIP_MINI, METHODS, PHOTO_RECIPE, run
@@ -37,10 +36,6 @@ def main() -> None:
     bag, model, report = args.out / "bag", args.out / "rscmd-seed0" / "model.safetensors", args.out / "report.html"
     run("rscmd_ros.make_bag", *data, "--split", "val", "--out", bag, *BAG.split(), "--force")
     run("rscmd_ros.evaluate_bag", bag, "--model", model, "--json", args.out / "bag.json", "--report", report)
-    score = json.loads((args.out / "bag.json").read_text())
-    print(
-        f"\nrscmd as a bag: mAP50 {100 * score['mAP50']:.1f}, mAP50:95 {100 * score['mAP50_95']:.1f}; report: {report}"
-    )
 
 
 if __name__ == "__main__":

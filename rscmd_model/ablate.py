@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from rscmd_model.ablation_plot import plot_ablation
+from rscmd_model.ablation_plot import answer_name, plot_ablation
 from rscmd_model.config import SCALES, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
@@ -231,14 +231,11 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
         spread = line[f"{column}_spread"]
         return f"{line[column]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
-    seen = set()
     for line in table:
-        method, branch = line["method"], line["branch"]
-        name, costs = (method, []) if method not in seen else (f"{method}, {branch} branch alone", [""] * 4)
-        if not costs:
+        name, costs = answer_name(line["method"], line["branch"]), [""] * 4
+        if name == line["method"]:
             step = "" if line["step_ms"] is None else f"{line['step_ms']:.0f}"
             costs = [f"{line['parameters'] / 1e6:.2f}", f"{line['gflops']:.2f}", step, f"{line['memory_mb']:.0f}"]
-        seen.add(method)
         lines.append(f"| {name} | {figure(line, 'mAP50')} | {figure(line, 'mAP50_95')} | {' | '.join(costs)} |")
     return "\n".join(lines) + "\n"
 
@@ -250,15 +247,16 @@ def compare(rows: Sequence[dict[str, Any]]) -> str:
     control there is no line, and without any line no table.
     """
     lines = []
-    scores = {(row["method"], row["branch"], row["seed"]): row["mAP50_95"] for row in rows}
-    for method, branch in dict.fromkeys((row["method"], row["branch"]) for row in rows):
+    scores: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        scores.setdefault((row["method"], row["branch"]), {})[row["seed"]] = 100 * row["mAP50_95"]
+    for (method, branch), values in scores.items():
         control = CONTROLS[branch]
-        here = [seed for m, b, seed in scores if (m, b) == (method, branch) and (control, branch, seed) in scores]
-        gains = [100 * (scores[method, branch, seed] - scores[control, branch, seed]) for seed in here]
+        others = scores.get((control, branch), {})
+        gains = [value - others[seed] for seed, value in values.items() if seed in others]
         if gains and method != control:
-            name = method if branch == "fused" else f"{method}, {branch} branch alone"
             each = ", ".join(f"{gain:+.1f}" for gain in gains)
-            lines.append(f"| {name} | {control} | {each} | {statistics.mean(gains):+.1f} |")
+            lines.append(f"| {answer_name(method, branch)} | {control} | {each} | {statistics.mean(gains):+.1f} |")
     head = ["| points of mAP50:95 | over | seed by seed | mean |", "|---|---|---|---|"]
     return "\n".join(["", *head, *lines, ""]) if lines else ""
 

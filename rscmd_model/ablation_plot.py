@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.config import parse_method
 from rscmd_model.files import whole_file
 
 LABELS = {"mAP50": "mAP50", "mAP50_95": "mAP50:95"}
+
+
+def answer_name(method: str, branch: str) -> str:
+    """How an answer is called in tables and pictures: the method's main one by the method's name alone."""
+    return method if branch == parse_method(method).branches[0] else f"{method}, {branch} branch alone"
 
 
 def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -24,7 +30,7 @@ def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     import matplotlib.pyplot as plt
 
     groups = list(dict.fromkeys((row["method"], row["branch"]) for row in rows))
-    names = [m if b in ("fused", m) else f"{m}, {b} branch alone" for m, b in groups]
+    names = [answer_name(*group) for group in groups]
     # The answers to whole pairs and the controls stand out; a branch alone is the same method's part.
     colours = ["#2f6f9f" if b == "fused" else "#b65c2a" if m == b else "#c9c9c9" for m, b in groups]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.36 * len(groups)), sharey=True)
