@@ -130,6 +130,10 @@ class Cameras:
         self.publishers[stream] = self.node.create_publisher(kind, f"{stream}/image", qos)
         if kind is Image:
             self.spin_until(lambda: self.publishers[stream].get_subscription_count() > 0, f"subscription of {stream}")
+            # The detector has yet to learn of the publisher, which cannot be seen from here; its best-effort
+            # subscription loses what comes before.
+            known = time.monotonic() + 0.5
+            self.spin_until(lambda: time.monotonic() > known, "time to be known")
 
     def unpublish(self, stream: str) -> None:
         if stream in self.publishers:
