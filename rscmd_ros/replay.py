@@ -234,10 +234,14 @@ class _Link:
             self._client.wait_for_services(timeout_sec=5.0)
         if not self._client.services_are_ready():
             return None
-        future = self._client.get_parameters([name])
-        until = time.monotonic() + 5.0
-        while not future.done() and time.monotonic() < until:
-            time.sleep(0.01)
+        # The first answer is lost where the node has yet to learn of the client (ros2/rmw_fastrtps#842).
+        for _ in range(3):
+            future = self._client.get_parameters([name])
+            until = time.monotonic() + 5.0
+            while not future.done() and time.monotonic() < until:
+                time.sleep(0.01)
+            if future.done():
+                break
         if not future.done() or not future.result().values:
             return None
         from rclpy.parameter import parameter_value_to_python

@@ -122,6 +122,12 @@ class Cameras:
             assert time.monotonic() < until, f"{what}: did not come about; last diagnostics: {self.status}"
             self.executor.spin_once(timeout_sec=0.02)
 
+    def spin_until_known(self) -> None:
+        """The detector has yet to learn of what is new here, and that cannot be seen: until then its best-effort
+        subscription loses what comes, and its answer to a new client is lost (ros2/rmw_fastrtps#842)."""
+        known = time.monotonic() + 0.5
+        self.spin_until(lambda: time.monotonic() > known, "time to be known")
+
     def publish_to(self, stream: str, kind: type = Image, reliable: bool = True) -> None:
         """Replace the publisher of a topic and wait until the detector is there (or, for a wrong type, seen)."""
         self.unpublish(stream)
@@ -130,10 +136,7 @@ class Cameras:
         self.publishers[stream] = self.node.create_publisher(kind, f"{stream}/image", qos)
         if kind is Image:
             self.spin_until(lambda: self.publishers[stream].get_subscription_count() > 0, f"subscription of {stream}")
-            # The detector has yet to learn of the publisher, which cannot be seen from here; its best-effort
-            # subscription loses what comes before.
-            known = time.monotonic() + 0.5
-            self.spin_until(lambda: time.monotonic() > known, "time to be known")
+            self.spin_until_known()
 
     def unpublish(self, stream: str) -> None:
         if stream in self.publishers:
@@ -174,6 +177,7 @@ class Cameras:
     def call(self, kind: type, name: str, request: Any) -> Any:
         client = self.node.create_client(kind, f"/rscmd_detector/{name}")
         self.spin_until(client.service_is_ready, f"service {name}")
+        self.spin_until_known()
         future = client.call_async(request)
         self.spin_until(future.done, f"answer of {name}")
         self.node.destroy_client(client)
