@@ -3,6 +3,7 @@
     python benchmarks/ablation.py                        # everything; one to three hours on two cores
     python benchmarks/ablation.py --only balanced --seeds 1 --methods sum,rscmd,rscmd+md=map
     python benchmarks/ablation.py --world-seed 100 --out runs/variants ...    # worlds to choose a variant on
+    python benchmarks/ablation.py --only balanced --train 1920 --out runs/more    # more pairs to train on
     python benchmarks/ablation.py --only balanced --out runs/adamw optimizer=AdamW lr0=0.002    # another recipe
 
 Paints the worlds into OUT/worlds and calls `python -m rscmd_model.ablate` for each; its folder is OUT/NAME. Called
@@ -21,7 +22,7 @@ from rscmd_model.errors import UserError, run_cli
 LLVIP_MINI = Path(__file__).resolve().parents[2] / "shared" / "llvip_mini" / "data.yaml"
 METHODS = "visible,thermal,sum,aux,rsc,rscmd"
 # A frame of each scene, since variety teaches more than motion.
-WORLD = "--train 480 --val 200 --size 128 128 --train-sequence 1 --val-sequence 1"
+WORLD = "--val 200 --size 128 128 --train-sequence 1 --val-sequence 1"
 WORLD += " --hidden-in-visible 0.3 --hidden-in-thermal 0.3"
 WORLDS = {
     "balanced": "",
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS, help="as rscmd_model.ablate takes them (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="seeds of the trainings (default: 3, and 5 for llvip_mini)")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the worlds (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=480, help="a world's pairs to train on (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options in place of the recipe's")
     args = parser.parse_intermixed_args()
@@ -61,9 +63,11 @@ def main() -> None:
                 continue
         else:
             world = args.out / "worlds" / f"{name}-{args.world_seed}"
+            if args.train != parser.get_default("train"):
+                world = world.with_name(f"{world.name}-{args.train}")
             data, seeds, recipe = world / "data.yaml", 3, WORLD_RECIPE
             if not data.is_file():
-                dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", str(args.world_seed)]
+                dials = [*WORLD.split(), *WORLDS[name].split(), "--train", args.train, "--seed", args.world_seed]
                 run("rscmd_model.synthetic", "--out", world, *dials)
         words = ["--data", data, "--methods", args.methods, "--seeds", str(args.seeds or seeds)]
         run("rscmd_model.ablate", *words, "--out", args.out / name, *recipe.split(), *args.options)
