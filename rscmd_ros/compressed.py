@@ -84,7 +84,7 @@ def _png(view: np.ndarray, start: bytes) -> PictureHeader:
 def _jpeg(view: np.ndarray) -> PictureHeader:
     """Walk the segments up to the frame header (ITU T.81, B.2): 0xFF, marker, two bytes of length, content."""
     at = 2
-    while at + 9 <= len(view):
+    while at + 10 <= len(view):  # what a frame header takes up to its number of channels
         if view[at] != 0xFF:
             break
         marker = int(view[at + 1])

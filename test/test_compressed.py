@@ -156,6 +156,13 @@ def test_bad_thermal_images_are_named_without_decoding(msg, words, monkeypatch) 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("good", [encode(PICTURE, "jpg"), encode(PICTURE, "png")])
+def test_a_picture_cut_short_anywhere_is_refused(good: bytes) -> None:
+    for length in range(len(good) - 8):  # a PNG lacks nothing without its last checksum
+        with pytest.raises(ConversionError):
+            read_header(good[:length])
+
+
 def test_a_jpeg_says_its_size_before_it_is_decoded() -> None:
     data = bytearray(encode(PICTURE, "jpg"))
     at = data.index(b"\xff\xc0")
