@@ -231,22 +231,27 @@ class _Link:
 
         if self._client is None:
             self._client = AsyncParameterClient(self._node, self.full_name)
-            self._client.wait_for_services(timeout_sec=5.0)
+            if self._client.wait_for_services(timeout_sec=5.0):
+                # The first answer is lost where the node has yet to learn of the client (ros2/rmw_fastrtps#842).
+                for _ in range(2):
+                    if self._ask(name) is not None:
+                        break
         if not self._client.services_are_ready():
             return None
-        # The first answer is lost where the node has yet to learn of the client (ros2/rmw_fastrtps#842).
-        for _ in range(3):
-            future = self._client.get_parameters([name])
-            until = time.monotonic() + 5.0
-            while not future.done() and time.monotonic() < until:
-                time.sleep(0.01)
-            if future.done():
-                break
-        if not future.done() or not future.result().values:
+        answer = self._ask(name)
+        if answer is None or not answer.values:
             return None
         from rclpy.parameter import parameter_value_to_python
 
-        return parameter_value_to_python(future.result().values[0])
+        return parameter_value_to_python(answer.values[0])
+
+    def _ask(self, name: str) -> Any:
+        """What the node's parameter service answers, None where it is silent for 5 s."""
+        future = self._client.get_parameters([name])
+        until = time.monotonic() + 5.0
+        while not future.done() and time.monotonic() < until:
+            time.sleep(0.01)
+        return future.result() if future.done() else None
 
     def pairing_options(self, given: PairingOptions) -> PairingOptions:
         """The node's own pairing parameters, so that the bag is paired as the node pairs it."""
