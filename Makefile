@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; see underlay/environment.py.
 
-.PHONY: help setup demo test real ablation clean
+.PHONY: help setup demo test fuzz real ablation clean
 .DEFAULT_GOAL := help
 
 # Everything here runs on the wheels in .venv alone. A sourced ROS distribution is left out: its Python packages are
@@ -16,6 +16,7 @@ venv := .venv$(if $(filter-out jazzy,$(ROS)),.$(ROS))/bin/python
 help:
 	@echo "make demo       trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
 	@echo "make test       format, lint and type checks, then the tests; with ROS=kilted on ROS 2 Kilted"
+	@echo "make fuzz       spoilt files, messages and values against every reader for an hour; MINUTES=5 for five"
 	@echo "make real       trains the methods once on photographs, plays the scored pairs as a bag (some 20 minutes)"
 	@echo "make ablation   the tables of docs/ablation.md (hours)"
 	@echo "make setup      only makes .venv, which the others do by themselves"
@@ -33,6 +34,10 @@ test: setup
 	@$(venv) -m ruff check .
 	@$(venv) -m mypy
 	@$(venv) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+MINUTES := 60
+fuzz: setup
+	@$(venv) test/fuzz.py --minutes $(MINUTES)
 
 real: setup
 	@$(venv) benchmarks/real_pairs.py
