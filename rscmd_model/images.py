@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from rscmd_model.errors import UserError
+from rscmd_model.pictures import decode, is_picture, picture_header
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract, thermal_plane
 
@@ -16,7 +18,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
 def read_visible(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 BGR. Raises `UserError` naming a file that is missing or no readable image."""
-    return _read(path, cv2.IMREAD_COLOR)
+    return _decode(path, _bytes(path), cv2.IMREAD_COLOR)
 
 
 def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndarray:
@@ -32,27 +34,60 @@ def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndar
     Raises:
         UserError: naming the file: unreadable, a colour palette (`PaletteError`), or not of the contract's type.
     """
-    image = _read(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    image = _decode(path, _bytes(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     try:
         return thermal_plane(image) if contract is None else contract.counts(image)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def read_small(path: Path) -> np.ndarray:
-    """(h, w) uint8 grey at about an eighth of the size, far faster for a JPEG; otherwise as `read_visible`."""
-    return _read(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+class Glance(NamedTuple):
+    """A picture at a glance.
+
+    Attributes:
+        small: (h, w) uint8 grey at about an eighth of the size.
+        size: (width, height) px of the whole picture.
+        orientation: that of its EXIF data, obeyed already; 1 for none, and for other formats than PNG and JPEG.
+    """
+
+    small: np.ndarray
+    size: tuple[int, int]
+    orientation: int
 
 
-def _read(path: Path, flags: int) -> np.ndarray:
+def glance(path: Path) -> Glance:
+    """Look at a picture, far faster than `read_visible` for a JPEG; raises as that one."""
+    data = _bytes(path)
+    small = _decode(path, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    if is_picture(data):
+        header = picture_header(data)
+        return Glance(small, (header.width, header.height), header.orientation)
+    height, width = _decode(path, data, cv2.IMREAD_COLOR).shape[:2]
+    return Glance(small, (width, height), 1)
+
+
+def read_orientation(path: Path) -> int:
+    """The EXIF orientation of a picture, as `Glance` has it. Raises `UserError` naming a file that cannot be read."""
+    data = _bytes(path)
+    return picture_header(data).orientation if is_picture(data) else 1
+
+
+def _bytes(path: Path) -> np.ndarray:
     try:
-        data = np.fromfile(path, np.uint8)
+        return np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    # OpenCV decodes a truncated JPEG to a half-grey picture without a word, so its end is looked for here.
-    if data[:2].tobytes() == b"\xff\xd8" and b"\xff\xd9" not in data[-64:].tobytes():
-        raise UserError(f"{path} is cut short (a JPEG without its end)")
-    image = cv2.imdecode(data, flags) if data.size else None
+
+
+def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
+    try:
+        if is_picture(data):
+            return decode(data, flags)
+        image = cv2.imdecode(data, flags) if data.size else None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except cv2.error:  # more pixels than OpenCV takes, or than there is memory for
+        image = None
     if image is None:
         raise UserError(f"{path} is no readable image")
     return image

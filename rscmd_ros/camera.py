@@ -12,6 +12,7 @@ import numpy as np
 
 from rscmd_model.errors import UserError
 from rscmd_model.lens import Lens
+from rscmd_model.pictures import PictureHeader
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.compressed import (
     check_compressed_thermal,
@@ -140,11 +141,19 @@ class Camera:
             raise ConversionError(f"{self.stream} image does not fit its camera_info: {error}") from None
         return lens
 
+    def _refuse_turned(self, header: PictureHeader) -> None:
+        if self.calibrated and header.orientation != 1:
+            raise ConversionError(
+                f"{self.stream} image is turned by its EXIF orientation ({header.orientation}), and camera_info is of "
+                "the picture as the sensor gave it: let the driver write no orientation"
+            )
+
     def _check_visible(self, msg: Any) -> tuple[int, int]:
         if self.transport == "raw":
             check_visible(msg, self._limits)
             return msg.width, msg.height
         header = check_compressed_visible(msg, self._limits)
+        self._refuse_turned(header)
         return header.width, header.height
 
     def _check_thermal(self, msg: Any) -> tuple[int, int]:
@@ -154,6 +163,7 @@ class Camera:
             kind = f"encoding '{msg.encoding}'"
         else:
             depth, header = check_compressed_thermal(msg, self._limits, palette_ok)
+            self._refuse_turned(header)
             kind, size = f"format '{msg.format}'", (header.width, header.height)
         if self._contract is not None and depth != self._contract.source:
             hint = ""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from published_layouts import open_tiny, picture
 from test_pairs import write_world
+from test_pictures import with_orientation
 
 from rscmd_model.datasets import __main__ as command
 from rscmd_model.datasets.check import check
@@ -164,3 +165,24 @@ def test_real_photographs_are_clean(llvip_mini: Path) -> None:
     assert not report.problems
     assert {split: sum(counts.values()) for split, counts in report.boxes.items()} == {"train": 124, "val": 16}
     assert {split: len(found) for split, found in report.pairs.items()} == {"train": 32, "val": 6}
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (64, 48)), (6, (64, 48)), (6, (48, 64)), (6, (48, 48))])
+def test_an_exif_orientation_on_one_side_alone(orientation: int, size: tuple[int, int], tmp_path: Path) -> None:
+    """Stored lying beside an upright partner, the tag puts it right; any other turned picture may be wrong."""
+    data = distinct_world(tmp_path)
+    for stem in "ab":
+        jpeg = cv2.imencode(".jpg", picture(f"v{stem}", size, 3))[1].tobytes()
+        (tmp_path / f"visible/val/{stem}.png").unlink()
+        (tmp_path / f"visible/val/{stem}.jpg").write_bytes(with_orientation(jpeg, orientation))
+        cv2.imwrite(
+            str(tmp_path / f"thermal/val/{stem}.jpg"),
+            picture(f"t{stem}", (48, 48) if size == (48, 48) else (64, 48), 1),
+        )
+    report = check(open_data(data), near=None)
+    found = Counter(problem.kind for problem in report.problems)
+    if (orientation, size) == (6, (48, 64)):
+        assert not found
+        assert report.sizes["val"] == {"64x48": 4}
+    else:
+        assert found["orientation"] == 2

@@ -75,7 +75,6 @@ def test_every_imported_ros_package_is_declared() -> None:
     declared = {element.text for element in MANIFEST if element.tag in ("depend", "exec_depend")}
     keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
     keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
-    keys |= {"PIL": "python3-pil"}
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
     # These come from pip by hand: see package.xml; and what is optional.
     without_key = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}

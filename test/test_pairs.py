@@ -153,7 +153,7 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "thermal/train/c.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="3 of 4 pairs cannot be used") as error:
         check_pairs(data, pairs)
-    for name in ("a.jpg is cut short", "b.png is no readable image", "c.jpg is no readable image"):
+    for name in ("a.jpg: it is cut short", "b.png is no readable image", "c.jpg is no readable image"):
         assert name in str(error.value)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rscmd_model.datasets.pairs import KINDS, DataConfig, PairFiles, Problem, first
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_small, read_thermal, read_visible
+from rscmd_model.images import glance, read_orientation, read_thermal, read_visible
+from rscmd_model.pictures import LYING
 from rscmd_model.thermal import PaletteError
 
 THREADS = min(16, os.cpu_count() or 1)  # decoding releases the interpreter lock
@@ -48,9 +48,9 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
     problems: list[Problem] = []
     visible_size, thermal_size = (0, 0), (0, 0)
     visible, thermal = None, None
+    orientation = 1
     try:
-        visible = read_small(pair.visible)
-        visible_size = _size(pair.visible)
+        visible, visible_size, orientation = glance(pair.visible)
     except UserError as error:
         problems.append(Problem("unreadable", pair.visible, str(error)))
     try:
@@ -76,6 +76,8 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
     elif visible is not None and thermal is not None and _differ(data, visible_size, thermal_size):
         text = f"{pair.visible} is {_text(visible_size)} px and {pair.thermal} is {_text(thermal_size)} px"
         problems.append(Problem("size_mismatch", pair.thermal, text))
+    if visible is not None and thermal is not None:
+        problems += _turned(pair, orientation, visible_size, thermal_size)
     labels = data.reader.labels(pair, data.names)
     problems.extend(labels.problems)
     known = {size for size in (visible_size, thermal_size) if size != (0, 0)}
@@ -126,13 +128,22 @@ def summary(problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError):  # a form that OpenCV alone reads
-        height, width = read_visible(path).shape[:2]
-        return width, height
+def _turned(pair: PairFiles, orientation: int, visible: tuple[int, int], thermal: tuple[int, int]) -> list[Problem]:
+    """The problem that EXIF turns one image of a pair and not the other, where the shapes leave open which is right.
+
+    A picture stored lying, with the tag that puts it upright, fits its upright partner only when it is turned.
+    """
+    other = read_orientation(pair.thermal)
+    if orientation == other:
+        return []
+    stored = visible[::-1] if orientation in LYING else visible
+    if _same_shape(visible, thermal) and not _same_shape(stored, thermal[::-1] if other in LYING else thermal):
+        return []
+    text = (
+        f"{pair.visible} has EXIF orientation {orientation} and {pair.thermal} has {other}; each is turned by its own: "
+        "look at a pair (--sheet), and strip the tag where the pictures as stored show the same view"
+    )
+    return [Problem("orientation", pair.visible, text)]
 
 
 def _opens(path: Path) -> bool:
@@ -147,7 +158,11 @@ def _differ(data: DataConfig, visible: tuple[int, int], thermal: tuple[int, int]
     """Published pairs have one size; in others only another shape is suspicious, for cameras differ in resolution."""
     if data.tolerant:
         return visible != thermal
-    return abs(visible[0] * thermal[1] - visible[1] * thermal[0]) > 0.02 * visible[0] * thermal[1]
+    return not _same_shape(visible, thermal)
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return abs(one[0] * other[1] - one[1] * other[0]) <= 0.02 * one[0] * other[1]
 
 
 def _text(size: tuple[int, int]) -> str:

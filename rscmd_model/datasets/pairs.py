@@ -32,6 +32,7 @@ REPORTED = {
     "repeated_box": "the same box twice, used once",
     "crowd": "COCO crowd region, left out",
     "size_mismatch": "the two images differ in size; the thermal one is laid over the visible one",
+    "orientation": "EXIF turns one image of the pair and not the other",
     "label_size": "the label file names another image size than the image has; its own is believed",
     "pair_count": "not the number of pairs that was published",
     "old_labels": "as many boxes as before the set's labels were corrected",
