@@ -114,7 +114,7 @@ def test_a_chunk_longer_than_the_data_is_refused(length: int, name: bytes) -> No
 
 
 def test_only_the_chunks_of_the_picture_reach_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a text that unpacks to a gigabyte, a profile, an animation: decoders read these, and have had faults there."""
+    """Not a text that unpacks to a gigabyte, a profile, an animation: decoders read these, and have erred there."""
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000)))
     others = [chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(9999)))]
     data = PNG[:33] + b"".join([bomb, *others, chunk(b"tRNS", bytes(6))]) + PNG[33:]
