@@ -75,7 +75,7 @@ CASES = [(method, 0.0) for method in VARIANTS] + [(method, 0.5) for method in DR
 
 @pytest.mark.parametrize(("method", "dropout"), CASES)
 def test_three_steps_are_those_written_down(method: str, dropout: float) -> None:
-    """Not bit for bit, since processors differ. A part that is taught otherwise, or not at all, shows far above this."""
+    """Not bit for bit, since processors differ. A part that is taught otherwise shows far above this."""
     golden = json.loads(FILE.read_text())[f"{method} {dropout:g}"]
     found = record(method, dropout)
     assert found["losses"] == pytest.approx(golden["losses"], rel=2e-3)
