@@ -49,7 +49,8 @@ def one_bag(bag: Path, model: Path, rounds: int, batch: int) -> dict[str, float]
         f"batches of {batch}, read ahead": (batch, True),
     }
     predictor.warm_up()
-    answer_pairs(bag, TOPICS, PairingOptions(), predictor, batch=batch)
+    with open_bag(bag) as opened:
+        answer_pairs(opened, TOPICS, PairingOptions(), predictor, batch=batch)
     spent: dict[str, list[float]] = {}
     outcomes: dict[str, Outcome] = {}
     with open_bag(bag) as opened:
@@ -61,7 +62,8 @@ def one_bag(bag: Path, model: Path, rounds: int, batch: int) -> dict[str, float]
             spent.setdefault("reading and pairing", []).append((time.perf_counter() - started) / pairs * 1e3)
         for name, (size, overlap) in ways.items():
             started = time.perf_counter()
-            got: Answers = answer_pairs(bag, TOPICS, PairingOptions(), predictor, batch=size, overlap=overlap)
+            with open_bag(bag) as opened:
+                got: Answers = answer_pairs(opened, TOPICS, PairingOptions(), predictor, batch=size, overlap=overlap)
             spent.setdefault(name, []).append((time.perf_counter() - started) / pairs * 1e3)
             outcomes[name] = outcome(
                 got.pairing, got.by_stamp, truths, predictor.names, ledger=got.pairing.ledger, pairs=pairs

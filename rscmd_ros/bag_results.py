@@ -66,6 +66,8 @@ def save_result(path: Path, result: Result) -> None:
         "unknown": list(found.unknown),
         "truth": result.truth,
         "seconds": result.seconds,
+        "messages": result.messages,
+        "notes": list(result.notes),
         "titles": [sample.title for sample in result.samples],
     }
     frames = found.scored or ()
@@ -123,7 +125,7 @@ def load_result(path: Path) -> Result | None:
         scored if plain["has_truth"] else None,
         plain["unknown"],
     )
-    return Result(outcome, samples, plain["truth"], plain["seconds"])
+    return Result(outcome, samples, plain["truth"], plain["seconds"], plain["messages"], plain["notes"])
 
 
 def _packed(name: str, rows: list[Any]) -> Arrays:

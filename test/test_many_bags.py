@@ -84,7 +84,8 @@ def test_reading_ahead_and_batches_change_nothing(bags: list[Path], model: Path,
 
     def answers(batch: int, overlap: bool) -> Answers:
         options = PairingOptions(reuse=True)
-        return answer_pairs(bags[which], TOPICS, options, predictor, batch=batch, overlap=overlap, samples=3)
+        with open_bag(bags[which]) as bag:
+            return answer_pairs(bag, TOPICS, options, predictor, batch=batch, overlap=overlap, samples=3)
 
     plain = answers(1, False)
     assert_equal(plain, answers(1, True), 0.0)
