@@ -53,7 +53,7 @@ class Job:
 class Result:
     """What a job gave.
 
-    truth: where the truth came from. seconds: reading and inference, for telling only. messages: of each topic used, how
+    truth: where the truth came from. seconds: reading and inference, for telling only. messages: by topic used, how
     many were announced and how many read. notes: what of the bag was left aside, or is not as announced.
     """
 

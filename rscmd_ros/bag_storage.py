@@ -18,7 +18,7 @@ else:
     from backports import zstd  # rosbags brings it, and lz4
 
 MOST = 512 * 2**20
-"""Bytes that a message or a chunk of them may have once unpacked: what a few damaged bytes can claim must not be had."""
+"""Bytes that a message or a chunk of them may have once unpacked; a few damaged bytes can claim any number."""
 
 ZSTD = b"\x28\xb5\x2f\xfd"
 """How zstd data begin. No serialised message does: those of CDR begin with a zero."""

@@ -61,7 +61,6 @@ class Bag:
         self._announced = announced
         self._topics: dict[str, list[Topic]] = {}
         self._read: dict[str, int] = {}
-        self._stores: dict[str, Typestore] = {}
         for _, storage in self._storages:
             for topic in storage.topics:
                 self._topics.setdefault(topic.name, []).append(topic)
@@ -121,7 +120,8 @@ class Bag:
             raise UserError(f"{topic} in {self.path} is serialised as {', '.join(sorted(formats))}; only cdr is read")
         if self.count(topic) == 0:
             raise UserError(f"{topic} in {self.path} has no messages{though}")
-        self._store(next(iter(types)))
+        for kind in types:
+            self._check_definition(kind)
 
     def raw(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """(topic, time of recording in ns, serialised message) of the given topics, in the order of recording."""
@@ -137,9 +137,7 @@ class Bag:
         """The message of a `raw` entry, with the field names of ROS; arrays are numpy."""
         msgtype = self._topics[topic][0].msgtype
         try:
-            return self._store(msgtype).deserialize_cdr(data, msgtype)
-        except UserError:
-            raise
+            return typestore().deserialize_cdr(data, msgtype)
         except Exception as error:  # whatever the library stumbles over in bytes of unknown origin
             raise UserError(f"{self.path} holds an unreadable message on {topic}: {first_line(error)}") from None
 
@@ -187,59 +185,40 @@ class Bag:
         except (DamagedError, OSError) as error:
             raise damaged(file, error) from None
 
-    def _store(self, msgtype: str) -> Typestore:
-        """The types with which messages of a type were recorded; those of ROS 2 Jazzy where the bag does not tell."""
-        if msgtype not in self._stores:
-            self._stores[msgtype] = self._find_store(msgtype)
-        return self._stores[msgtype]
-
-    def _find_store(self, msgtype: str) -> Typestore:
-        fault: Exception | None = None
+    def _check_definition(self, msgtype: str) -> None:
+        """Raise a UserError where the bag's own definition of a type has other fields than the one used here."""
         for topic in chain.from_iterable(self._topics.values()):
             if topic.msgtype != msgtype or topic.encoding not in _DEFINITIONS or not topic.definition.strip():
                 continue
             try:
-                store = _recorded_types(msgtype, topic)
+                recorded = _recorded_types(topic)
             except Exception as error:  # the parser has many, and the text is of unknown origin
-                fault = error
+                note = f"The recorded definition of {msgtype} cannot be parsed ({first_line(error)}); ROS 2's is used."
+                if note not in self._notes:
+                    self._notes.append(note)
                 continue
-            if msgtype in (IMAGE, COMPRESSED_IMAGE) and _field_names(store, msgtype) != _field_names(
-                typestore(), msgtype
-            ):
-                raise UserError(f"{self.path}: {msgtype} was recorded with other fields than ROS 2 has")
-            return store
-        if msgtype in typestore().fielddefs:
-            if fault is not None:
-                self._notes.append(
-                    f"The recorded definition of {msgtype} cannot be parsed; that of ROS 2 Jazzy is used."
-                )
-            return typestore()
-        told = f"cannot be parsed: {first_line(fault)}" if fault else "is not in the bag"
-        raise UserError(f"{self.path}: the definition of {msgtype} {told}")
-
-
-def _field_names(store: Typestore, msgtype: str) -> list[str]:
-    return [name for name, _ in store.fielddefs[msgtype][1]]
+            ours = typestore().fielddefs
+            for name, (_, fields) in recorded.items():
+                if name in ours and fields != ours[name][1]:
+                    raise UserError(
+                        f"{topic.name} in {self.path} was recorded with another version of {msgtype} than is read: "
+                        f"its {name} has the fields {', '.join(field for field, _ in fields)}"
+                    )
 
 
 _DEFINITIONS = ("ros2msg", "ros2idl", "omgidl")
 
 
-def _recorded_types(msgtype: str, topic: Topic) -> Typestore:
-    """The types that a recorded definition tells, which are those of ours where it is a type of ours."""
-    types: dict[str, Any] = {}
+def _recorded_types(topic: Topic) -> dict[str, Any]:
+    """The types that a topic's definition tells, as `Typestore.fielddefs` has them."""
     line = "=" * 80 + "\n"
     if topic.encoding == "ros2msg":
-        types.update(get_types_from_msg(topic.definition, msgtype))
-    elif topic.definition.startswith(f"{line}IDL: "):
-        for part in topic.definition.split(line)[1:]:
-            types.update(get_types_from_idl(part.split("\n", 1)[1]))
-    else:
-        types.update(get_types_from_idl(topic.definition))
-    store = get_typestore(Stores.EMPTY)
-    store.register(types)
-    store.get_msgdef(msgtype)
-    return store
+        return dict(get_types_from_msg(topic.definition, topic.msgtype))
+    types: dict[str, Any] = {}
+    parts = topic.definition.split(line)[1:] if topic.definition.startswith(f"{line}IDL: ") else [topic.definition]
+    for part in parts:
+        types.update(get_types_from_idl(part.split("\n", 1)[1] if part.startswith("IDL: ") else part))
+    return types
 
 
 def damaged(path: Path, error: BaseException) -> UserError:

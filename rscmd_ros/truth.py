@@ -50,17 +50,12 @@ def truth_from_topic(bag: Bag, topic: str) -> FrameTruths:
     for _, _, message in bag.messages([topic]):
         stamp = stamp_ns(message.header)
         rows = truths.by_stamp.setdefault(stamp, [])
-        try:
-            for detection in message.detections:
-                if not detection.results:
-                    raise UserError(f"{topic} in {bag.path} has a box without a class (its results are empty)")
-                centre, box = detection.bbox.center.position, detection.bbox
-                x0, y0 = centre.x - box.size_x / 2, centre.y - box.size_y / 2
-                rows.append((detection.results[0].hypothesis.class_id, (x0, y0, x0 + box.size_x, y0 + box.size_y)))
-        except AttributeError as error:
-            raise UserError(
-                f"{topic} in {bag.path} was recorded with another version of vision_msgs than 4 ({error})"
-            ) from None
+        for detection in message.detections:
+            if not detection.results:
+                raise UserError(f"{topic} in {bag.path} has a box without a class (its results are empty)")
+            centre, box = detection.bbox.center.position, detection.bbox
+            x0, y0 = centre.x - box.size_x / 2, centre.y - box.size_y / 2
+            rows.append((detection.results[0].hypothesis.class_id, (x0, y0, x0 + box.size_x, y0 + box.size_y)))
     return truths
 
 
