@@ -150,7 +150,7 @@ class SqliteFile:
         sound.commit()
         (count,) = sound.execute("SELECT count(*) FROM messages WHERE topic_id IN (SELECT id FROM topics)").fetchone()
         if not count:
-            raise DamagedError(f"it is damaged or cut short ({fault}), and no message of it can be read")
+            raise DamagedError(f"{fault}; `sqlite3 {path.name} .recover` may still find messages")
         self.notes.append(f"{path.name} is damaged or cut short ({fault}): read are the {count} messages before that")
 
     def _room(self) -> Path:

@@ -104,13 +104,12 @@ class Bag:
         """
         wanted = {IMAGE, COMPRESSED_IMAGE} if msgtype == IMAGE else {msgtype}
         announced = self._announced.by_topic.get(topic, 0)
-        though = f", though metadata.yaml announces {announced}" if announced else ""
+        though = f", though metadata.yaml announces {announced} messages" if announced else ""
         if topic not in self._topics:
             fitting = sorted(name for name in self._topics if self._types(name) <= wanted)
             offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
-            missing = f"; metadata.yaml announces {announced} messages on it that are not there" if announced else ""
             raise UserError(
-                f"{self.path} has no topic {topic} of type {msgtype}; {offer} (choose with {option}){missing}"
+                f"{self.path} has no topic {topic} of type {msgtype}{though}; {offer} (choose with {option})"
             )
         types = self._types(topic)
         if len(types) > 1 or not types <= wanted:
