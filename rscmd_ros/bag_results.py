@@ -10,6 +10,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def result_file(folder: Path, job: Job, digests: dict[Path, str]) -> Path:
     Raises FileNotFoundError where a file of the job is not there.
     """
     bag = job.bag.resolve()
-    parts = sorted(part for part in bag.iterdir() if part.is_file()) if bag.is_dir() else [bag]
+    beside = bag.iterdir() if bag.is_dir() else bag.parent.glob(f"{escape(bag.name)}*")  # with a log of SQLite
+    parts = sorted(part for part in beside if part.is_file())
+    if not parts:
+        raise FileNotFoundError(bag)
     stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     contents = {
         name: _digest(path, digests) for name in ("model", "truth", "registration") if (path := getattr(job, name))

@@ -106,17 +106,19 @@ class Bag:
         announced = self._announced.by_topic.get(topic, 0)
         though = f", though metadata.yaml announces {announced} messages" if announced else ""
         if topic not in self._topics:
-            fitting = sorted(name for name in self._topics if self._types(name) <= wanted)
+            fitting = sorted(_shown(name) for name in self._topics if self._types(name) <= wanted)
             offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
             raise UserError(
                 f"{self.path} has no topic {topic} of type {msgtype}{though}; {offer} (choose with {option})"
             )
         types = self._types(topic)
         if len(types) > 1 or not types <= wanted:
-            raise UserError(f"{topic} in {self.path} is {', '.join(sorted(types))}, not {msgtype}")
+            raise UserError(f"{topic} in {self.path} is {', '.join(map(_shown, sorted(types)))}, not {msgtype}")
         formats = {part.serialization for part in self._topics[topic]} - {"cdr"}
         if formats:
-            raise UserError(f"{topic} in {self.path} is serialised as {', '.join(sorted(formats))}; only cdr is read")
+            raise UserError(
+                f"{topic} in {self.path} is serialised as {', '.join(map(_shown, sorted(formats)))}; only cdr is read"
+            )
         if self.count(topic) == 0:
             raise UserError(f"{topic} in {self.path} has no messages{though}")
         for kind in types:
@@ -162,7 +164,9 @@ class Bag:
                 notes.append(f"{name}: metadata.yaml announces {messages} messages, and {held[name]} are in it.")
         for topic, messages in announced.by_topic.items():
             if messages and topic not in self._topics:
-                notes.append(f"{topic}: metadata.yaml announces {messages} messages, and no file has this topic.")
+                notes.append(
+                    f"{_shown(topic)}: metadata.yaml announces {messages} messages, and no file has this topic."
+                )
         for file, storage in self._storages:
             strays = storage.total - sum(topic.count for topic in storage.topics)
             if strays:
@@ -203,6 +207,11 @@ class Bag:
                         f"{topic.name} in {self.path} was recorded with another version of {msgtype} than is read: "
                         f"its {name} has the fields {', '.join(field for field, _ in fields)}"
                     )
+
+
+def _shown(text: str) -> str:
+    """A name out of a bag, which may be anything, as it goes into a line of text."""
+    return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!r}"
 
 
 _DEFINITIONS = ("ros2msg", "ros2idl", "omgidl")
