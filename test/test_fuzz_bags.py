@@ -78,7 +78,7 @@ def check(files: dict[str, bytes], lone: str | None = None) -> None:
         assert [file.name for file in Path(room).iterdir()] == ["bag"]
 
 
-@examples(120)
+@examples(30)
 @given(st.data())
 def test_damaged_storage_files(data: st.DataObject) -> None:
     files = dict(sound(data.draw(st.sampled_from(sorted(KINDS)))))
@@ -94,7 +94,7 @@ def test_damaged_storage_files(data: st.DataObject) -> None:
             check(files)
 
 
-@examples(60)
+@examples(30)
 @given(st.data())
 def test_damaged_metadata(data: st.DataObject) -> None:
     files = dict(sound("mcap"))
@@ -102,7 +102,7 @@ def test_damaged_metadata(data: st.DataObject) -> None:
     check(files)
 
 
-@examples(60)
+@examples(30)
 @given(st.data())
 def test_odd_values_in_metadata(data: st.DataObject) -> None:
     """One value at any depth is another; the text stays YAML."""
@@ -120,7 +120,7 @@ def test_odd_values_in_metadata(data: st.DataObject) -> None:
     check(files)
 
 
-@examples(60)
+@examples(30)
 @given(st.sampled_from(("-wal", "-journal")), st.data())
 def test_something_beside_a_database(suffix: str, data: st.DataObject) -> None:
     """A log or journal of any content: SQLite takes it for what a killed recorder left."""
