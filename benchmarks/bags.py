@@ -30,7 +30,7 @@ from rscmd_model.inference import Predictor
 from rscmd_model.synthetic import write_world
 from rscmd_ros.bag_answers import BATCH, Answers, answer_pairs
 from rscmd_ros.bag_job import LOWEST_SCORE
-from rscmd_ros.bag_pairs import PairingOptions, pair_up
+from rscmd_ros.bag_pairs import Pairing, PairingOptions, read_pairs
 from rscmd_ros.bag_score import Outcome, figures, outcome
 from rscmd_ros.bags import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
 from rscmd_ros.make_bag import main as make_bag
@@ -49,7 +49,8 @@ def one_bag(bag: Path, model: Path, rounds: int, batch: int) -> dict[str, float]
         f"batches of {batch}, read ahead": (batch, True),
     }
     predictor.warm_up()
-    answer_pairs(bag, TOPICS, PairingOptions(), predictor, batch=batch)
+    with open_bag(bag) as opened:
+        answer_pairs(opened, TOPICS, PairingOptions(), predictor, batch=batch)
     spent: dict[str, list[float]] = {}
     outcomes: dict[str, Outcome] = {}
     with open_bag(bag) as opened:
@@ -57,11 +58,12 @@ def one_bag(bag: Path, model: Path, rounds: int, batch: int) -> dict[str, float]
     for _ in range(rounds):
         with open_bag(bag) as opened:
             started = time.perf_counter()
-            pairs = len(pair_up(opened, TOPICS, PairingOptions(), predictor.thermal).pairs)
+            pairs = sum(1 for _ in read_pairs(opened, TOPICS, PairingOptions(), Pairing(), predictor.thermal))
             spent.setdefault("reading and pairing", []).append((time.perf_counter() - started) / pairs * 1e3)
         for name, (size, overlap) in ways.items():
             started = time.perf_counter()
-            got: Answers = answer_pairs(bag, TOPICS, PairingOptions(), predictor, batch=size, overlap=overlap)
+            with open_bag(bag) as opened:
+                got: Answers = answer_pairs(opened, TOPICS, PairingOptions(), predictor, batch=size, overlap=overlap)
             spent.setdefault(name, []).append((time.perf_counter() - started) / pairs * 1e3)
             outcomes[name] = outcome(
                 got.pairing, got.by_stamp, truths, predictor.names, ledger=got.pairing.ledger, pairs=pairs

@@ -12,12 +12,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rscmd_ros.bag_pairs import Pairing, PairingOptions, Pictures, read_pairs
 from rscmd_ros.bag_score import Answer, spread
-from rscmd_ros.bags import open_bag
+from rscmd_ros.bags import Bag
 
 if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
@@ -42,7 +41,7 @@ class Answers:
 
 
 def answer_pairs(
-    path: Path,
+    bag: Bag,
     topics: dict[str, str],
     options: PairingOptions,
     predictor: Predictor,
@@ -63,9 +62,7 @@ def answer_pairs(
     kept = _Even[Pictures](samples)
 
     def pairs() -> Generator[Pictures, None, None]:
-        # Opened here and not by the caller: SQLite files may only be read by the thread that opened them.
-        with open_bag(path) as bag:
-            yield from read_pairs(bag, topics, options, result.pairing, predictor.thermal)
+        yield from read_pairs(bag, topics, options, result.pairing, predictor.thermal)
 
     source = ahead(pairs(), 2 * batch) if overlap else pairs()
     started = told = time.monotonic()

@@ -51,12 +51,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job gave. truth: where the truth came from. seconds: reading and inference, for telling only."""
+    """What a job gave.
+
+    truth: where the truth came from. seconds: reading and inference, for telling only. messages: by topic used, how
+    many were announced and how many read. notes: what of the bag was left aside, or is not as announced.
+    """
 
     outcome: Outcome
     samples: Sequence[Sample]
     truth: str | None
     seconds: dict[str, float] = field(default_factory=dict)
+    messages: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | None = None) -> Result:
@@ -66,20 +72,26 @@ def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | N
     """
     with open_bag(job.bag) as bag:
         truths, source = truths_of(bag, job)
-    # Not before the bag is known good: torch and a model take seconds to load.
-    if threads is not None:
-        import torch
+        # Not before the bag is known good: torch and a model take seconds to load.
+        if threads is not None:
+            import torch
 
-        torch.set_num_threads(threads)
-    predictor = _predictor(job.model, job.model.stat().st_mtime_ns, job.device, job.registration)
-    answers = answer_pairs(job.bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, said=said)
+            torch.set_num_threads(threads)
+        predictor = _predictor(job.model, _changed(job.model), job.device, job.registration)
+        answers = answer_pairs(bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, said=said)
+        messages, notes = bag.counts(), bag.notes()
     pairing = answers.pairing
     found = outcome(pairing, answers.by_stamp, truths, predictor.names, ledger=pairing.ledger, pairs=len(pairing.pairs))
     samples = [
         sample(pictures, answers.by_stamp, truths, predictor.names, predictor.thermal, predictor.registration)
         for pictures in answers.samples
     ]
-    return Result(found, samples, source, answers.seconds)
+    return Result(found, samples, source, answers.seconds, messages, notes)
+
+
+def _changed(model: Path) -> int:
+    """When the file was changed last, 0 where there is none: the predictor says so."""
+    return model.stat().st_mtime_ns if model.exists() else 0
 
 
 @lru_cache(maxsize=1)

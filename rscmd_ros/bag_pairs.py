@@ -6,7 +6,7 @@ Nothing here depends on the speed of the machine: the time of recording of each 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,19 +71,26 @@ class Pairing:
     places: dict[str, dict[int, int]] = field(default_factory=lambda: {stream: {} for stream in STREAMS})
 
 
-def _converters(
-    bag: Bag, topics: dict[str, str], contract: ThermalContract | None
-) -> dict[str, Callable[[Any], npt.NDArray[Any]]]:
+Frame = tuple[tuple[int, int], "npt.NDArray[Any] | None"]
+"""Size (width, height) of a frame and its picture, if it is wanted."""
+
+
+def _readers(
+    bag: Bag, topics: dict[str, str], contract: ThermalContract | None, decode: bool = True
+) -> dict[str, Callable[[Any], Frame]]:
     """How each stream's messages are read; what the node refuses with its default limits is refused here too."""
     limits = Limits(Settings.max_image_megapixels * 1e6, Settings.max_decoded_megabytes * 1e6)
 
-    def reader(stream: Stream) -> Callable[[Any], npt.NDArray[Any]]:
+    def reader(stream: Stream) -> Callable[[Any], Frame]:
         transport = bag.transport(topics[stream])
         camera = Camera(stream, transport=transport, limits=limits, contract=contract if stream == "thermal" else None)
 
-        def read(message: Any) -> npt.NDArray[Any]:
-            camera.check(message)
-            return camera.decode(message)
+        def read(message: Any) -> Frame:
+            size = camera.check(message)
+            if not decode:
+                return size, None
+            picture = camera.decode(message)
+            return (picture.shape[1], picture.shape[0]), picture
 
         return read
 
@@ -97,9 +104,12 @@ Pictures = tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]
 def pair_up(
     bag: Bag, topics: dict[str, str], options: PairingOptions, contract: ThermalContract | None = None
 ) -> Pairing:
-    """Pair a whole bag; see `read_pairs`."""
+    """Pair a whole bag as `read_pairs` does, without decoding a picture.
+
+    Like the node's callback: compressed data that are damaged within show only where they are decoded.
+    """
     pairing = Pairing()
-    for _ in read_pairs(bag, topics, options, pairing, contract):
+    for _ in _paired(bag, topics, options, pairing, _readers(bag, topics, contract, decode=False)):
         pass
     return pairing
 
@@ -120,6 +130,20 @@ def read_pairs(
     A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
     first fault is raised as a UserError at the end.
     """
+    for pair, visible, thermal in _paired(bag, topics, options, pairing, _readers(bag, topics, contract)):
+        assert visible is not None
+        assert thermal is not None
+        yield pair, visible, thermal
+
+
+def _paired(
+    bag: Bag,
+    topics: dict[str, str],
+    options: PairingOptions,
+    pairing: Pairing,
+    readers: Mapping[str, Callable[[Any], Frame]],
+) -> Iterator[tuple[BagPair, npt.NDArray[Any] | None, npt.NDArray[Any] | None]]:
+    """See `read_pairs`."""
     try:
         pairer = make_pairer(
             options.pairing_policy,
@@ -134,13 +158,12 @@ def read_pairs(
     except ImportError as error:
         raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
     stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
-    convert = _converters(bag, topics, contract)
     recorded: dict[tuple[str, int], int] = {}
     faults: dict[str, str] = {}
     deadlines: deque[int] = deque()
     now = 0
 
-    def take(found: list[Any]) -> Iterator[Pictures]:
+    def take(found: list[Any]) -> Iterator[tuple[BagPair, npt.NDArray[Any] | None, npt.NDArray[Any] | None]]:
         for pair in found:
             (v, visible), (t, thermal) = pair.visible.payload, pair.thermal.payload
             later = max(recorded["visible", v], recorded["thermal", t])
@@ -159,7 +182,7 @@ def read_pairs(
         pairing.frames[stream] += 1
         recorded[stream, index] = time
         try:
-            picture = convert[stream](message)
+            size, picture = readers[stream](message)
         except UserError as error:
             faults.setdefault(stream, str(error))
             pairer.invalid(stream)
@@ -167,7 +190,7 @@ def read_pairs(
         stamp = stamp_ns(message.header)
         pairing.places[stream].setdefault(stamp, index)
         if stream == "visible":
-            pairing.visible_frames[stamp] = (picture.shape[1], picture.shape[0])
+            pairing.visible_frames[stamp] = size
         deadlines.append(time + round(options.deadline_ms * MS))
         yield from take(pairer.add(stream, stamp, (index, picture), now))
     for moment in deadlines:
@@ -193,7 +216,7 @@ def load_pictures(
         waiting.setdefault(("visible", pair.visible_index), []).append(pair)
         waiting.setdefault(("thermal", pair.thermal_index), []).append(pair)
     stream_of = {topic: stream for stream, topic in topics.items()}
-    convert = _converters(bag, topics, contract)
+    readers = _readers(bag, topics, contract)
     counts = {"visible": 0, "thermal": 0}
     held: dict[tuple[str, int], npt.NDArray[Any]] = {}
     for topic, _, data in bag.raw(stream_of):
@@ -202,7 +225,9 @@ def load_pictures(
         counts[stream] += 1
         if key not in waiting:
             continue
-        held[key] = convert[stream](bag.deserialise(topic, data))
+        picture = readers[stream](bag.deserialise(topic, data))[1]
+        assert picture is not None
+        held[key] = picture
         for pair in list(waiting[key]):
             ends = (("visible", pair.visible_index), ("thermal", pair.thermal_index))
             if all(end in held for end in ends):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def result_file(folder: Path, job: Job, digests: dict[Path, str]) -> Path:
     Raises FileNotFoundError where a file of the job is not there.
     """
     bag = job.bag.resolve()
-    parts = sorted(part for part in bag.iterdir() if part.is_file()) if bag.is_dir() else [bag]
+    beside = bag.iterdir() if bag.is_dir() else bag.parent.glob(f"{escape(bag.name)}*")  # with a log of SQLite
+    parts = sorted(part for part in beside if part.is_file())
+    if not parts:
+        raise FileNotFoundError(bag)
     stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     contents = {
         name: _digest(path, digests) for name in ("model", "truth", "registration") if (path := getattr(job, name))
@@ -66,6 +70,8 @@ def save_result(path: Path, result: Result) -> None:
         "unknown": list(found.unknown),
         "truth": result.truth,
         "seconds": result.seconds,
+        "messages": result.messages,
+        "notes": list(result.notes),
         "titles": [sample.title for sample in result.samples],
     }
     frames = found.scored or ()
@@ -123,7 +129,7 @@ def load_result(path: Path) -> Result | None:
         scored if plain["has_truth"] else None,
         plain["unknown"],
     )
-    return Result(outcome, samples, plain["truth"], plain["seconds"])
+    return Result(outcome, samples, plain["truth"], plain["seconds"], plain["messages"], plain["notes"])
 
 
 def _packed(name: str, rows: list[Any]) -> Arrays:

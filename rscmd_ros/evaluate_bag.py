@@ -159,10 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _direct(args: argparse.Namespace, job: Job) -> None:
-    with open_bag(job.bag) as bag:
-        truths_of(bag, job)
-    header = _header(args.model)
     found = run(job, threads=args.threads, said=lambda line: print(line, flush=True))
+    header = _header(args.model)
     pairs = found.outcome.pairs
     if pairs:
         spent = 1e3 / pairs
@@ -170,8 +168,9 @@ def _direct(args: argparse.Namespace, job: Job) -> None:
         print(f"{told}, waiting for pictures {spent * found.seconds['reading']:.1f} ms")
     result = figures([found.outcome], header.names)
     config = _config(args, str(job.bag), "offline", job.options, found.truth, args.registration, header)
-    summary = {**result.summary, "config": config}
-    _finish(args, header, result, summary, _notes(summary), f"{args.model.name} on {job.bag.name}", found.samples)
+    summary = {**result.summary, "messages": found.messages, "config": config}
+    notes = [*found.notes, *_notes(summary)]
+    _finish(args, header, result, summary, notes, f"{args.model.name} on {job.bag.name}", found.samples)
 
 
 def _live(args: argparse.Namespace, job: Job, ros_args: list[str]) -> None:
@@ -195,8 +194,8 @@ def _live(args: argparse.Namespace, job: Job, ros_args: list[str]) -> None:
         result = figures([found], header.names)
         config = _config(args, str(job.bag), "live", played.options, source, extra.pop("registration"), header)
         config["lowest_score"] = extra.pop("confidence_threshold")
-        summary = {**result.summary, **extra, "config": config}
-        notes = [*played.notes, *_notes(summary)]
+        summary = {**result.summary, "messages": bag.counts(), **extra, "config": config}
+        notes = [*bag.notes(), *played.notes, *_notes(summary)]
         samples: list[Sample] = []
         if args.report:
             used, registration = config["registration"], header.registration
@@ -244,6 +243,7 @@ def _many(args: argparse.Namespace, jobs: list[Job]) -> None:
     )
     summary = {**found.merged.summary, "bags": found.rows, "config": config}
     notes = [f"{bag} failed and is left out: {reason}" for bag, reason in found.failed.items()]
+    notes += [f"{bag}: {note}" for bag, result in found.results.items() for note in result.notes]
     bare = sum(result.outcome.scored is None for result in found.results.values())
     if 0 < bare < len(found.results):
         notes.append(f"{bare} of {len(found.results)} bags hold no truth; they do not count in mAP.")
@@ -366,7 +366,7 @@ def _finish(
         )
         write_report(args.report, data, drawn_from=args.conf)
     if args.json:
-        write_json(args.json, summary)
+        write_json(args.json, {**summary, "notes": notes})
     _print(summary, notes)
     if args.report:
         print(f"report: {args.report}")

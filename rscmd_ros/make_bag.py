@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,12 @@ def write_bag(
     """Write `pairs` to the bag folder `out`; returns the number of messages by topic.
 
     The bag grows in `out` + ".partial" and is renamed when complete. An existing `out` is a UserError; with `force`
-    an earlier bag there is replaced, but nothing else is.
+    an earlier bag there is replaced, but nothing else is. Where the bag cannot be written (full disk, missing
+    permission) nothing of it stays, and a UserError says why.
     """
     out = Path(out)
+    if storage == "sqlite3" and set("?#%") & set(str(out)):
+        raise UserError(f"{out}: a sqlite3 bag cannot be written where a name has ?, # or %; choose another --out")
     if out.exists() or out.is_symlink():
         if not force:
             raise UserError(f"{out} exists already; choose another --out, or replace that bag with --force")
@@ -134,17 +138,20 @@ def write_bag(
         if not any(shot.stream == stream for shot in shots):
             raise UserError(f"--drop {timing.drop} left no {stream} frame of {len(pairs)} pairs; drop fewer")
     partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
     try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
         # The storage file takes its name from the folder, so the folder has its final name from the start.
         counts = _write(data, pairs, partial / out.name, shots, storage, progress)
         if out.exists():
             shutil.rmtree(out)
         (partial / out.name).rename(out)
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"cannot write {out}: {reason}; nothing of it was kept") from None
     finally:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 

@@ -112,7 +112,7 @@ def merge(results: Sequence[Result], names: dict[int, str]) -> Figures:
 
 
 def _row(result: Result, names: dict[int, str]) -> dict[str, Any]:
-    return merge([result], names).summary
+    return {**merge([result], names).summary, "messages": result.messages, "notes": list(result.notes)}
 
 
 def _attempt(job: Job, threads: int | None, said: Callable[[str], None] | None = None) -> tuple[Result | str, float]:

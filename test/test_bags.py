@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,25 @@ def test_an_existing_bag_is_kept_unless_forced(world: Path, tmp_path: Path) -> N
 def test_make_bag_refuses(world: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write(world, tmp_path / "bag", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(world: Path, tmp_path: Path, storage: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*bag: .*; nothing of it was kept"):
+            write(world, tmp_path / "bag", "--storage", storage)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_sqlite_would_not_take_as_they_are_are_refused(world: Path, tmp_path: Path) -> None:
+    for name in ("drive #1", "50%", "what?"):
+        with pytest.raises(UserError, match="choose another --out"):
+            write(world, tmp_path / name, "--storage", "sqlite3")
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rscmd_model.errors import UserError
 from rscmd_model.synthetic import write_world
 from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_pairs import PairingOptions, load_pictures, pair_up
+from rscmd_ros.bag_pairs import Pairing, PairingOptions, load_pictures, pair_up, read_pairs
 from rscmd_ros.bags import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC, open_bag, typestore
 from rscmd_ros.make_bag import main as make
 
@@ -69,9 +69,23 @@ def test_png_topics_give_the_pairs_and_the_pictures_of_the_raw_ones(raw: Path, t
 
 def test_a_damaged_image_is_counted_and_the_rest_goes_on(raw: Path, tmp_path: Path) -> None:
     with open_bag(compress(raw, tmp_path / "damaged", "png", damaged=1)) as bag:
-        pairing = pair_up(bag, COMPRESSED, PairingOptions(), ThermalContract())
+        pairing = Pairing()
+        read = list(read_pairs(bag, COMPRESSED, PairingOptions(), pairing, ThermalContract()))
         assert pairing.ledger["thermal"]["invalid"] == 1
-        assert len(pairing.pairs) == len(list(load_pictures(bag, COMPRESSED, pairing.pairs, ThermalContract()))) == 3
+        assert len(read) == len(pairing.pairs) == 3
+        assert len(list(load_pictures(bag, COMPRESSED, pairing.pairs, ThermalContract()))) == 3
+
+
+@pytest.mark.parametrize("topics", [RAW, COMPRESSED])
+def test_no_picture_is_decoded_to_learn_which_stamps_pair(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topics: dict[str, str]
+) -> None:
+    """As in the node, whose callback looks at headers alone."""
+    with open_bag(raw if topics is RAW else compress(raw, tmp_path / "png", "png")) as bag:
+        expected = Pairing()
+        assert len(list(read_pairs(bag, topics, PairingOptions(), expected))) == 4
+        monkeypatch.setattr("rscmd_ros.camera.Camera.decode", lambda *_: pytest.fail("a picture was decoded"))
+        assert pair_up(bag, topics, PairingOptions()) == expected
 
 
 def test_a_model_of_16_bits_refuses_a_bag_of_8(raw: Path, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_a_bag_is_registered_as_files_are(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
     from rscmd_ros.bag_answers import answer_pairs
     from rscmd_ros.bag_pairs import PairingOptions
-    from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC
+    from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
     from rscmd_ros.evaluate_bag import main as evaluate_bag
     from rscmd_ros.make_bag import main as make_bag
 
@@ -263,7 +263,8 @@ def test_a_bag_is_registered_as_files_are(plain: Path, tmp_path: Path) -> None:
         file = write_data(tmp_path / name, wider)
         make_bag(["--data", str(file), "--split", "val", "--out", str(tmp_path / f"bag_{name}")])
         predictor = Predictor(plain, device="cpu", conf=0.05, registration=WIDE if wider else None)
-        answers.append(answer_pairs(tmp_path / f"bag_{name}", topics, PairingOptions(), predictor).by_stamp)
+        with open_bag(tmp_path / f"bag_{name}") as bag:
+            answers.append(answer_pairs(bag, topics, PairingOptions(), predictor).by_stamp)
     assert answers[0].keys() == answers[1].keys()
     for stamp, answer in answers[0].items():
         assert_same(answers[1][stamp].detections, answer.detections, 1e-3)

@@ -84,7 +84,7 @@ def test_the_node_answers_as_the_direct_evaluation_does(
         run = replay(opened, TOPICS, PairingOptions(), NAMES, wait=120, ros_args=NAMESPACE)
         assert run.options == PairingOptions(slop_ms=SLOP)
         pairing = pair_up(opened, TOPICS, run.options)
-        direct = answer_pairs(bag, TOPICS, run.options, Predictor(model, device="cpu", conf=1e-6)).by_stamp
+        direct = answer_pairs(opened, TOPICS, run.options, Predictor(model, device="cpu", conf=1e-6)).by_stamp
     assert run.extra["sent"] == run.extra["received"] == pairing.frames
     assert run.extra["confidence_threshold"] == 1e-6
     for stream in TOPICS:
