@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
 def test_a_file_from_before_lean_branches_has_full_ones() -> None:
     config = method_config("rscmd", branch="full")
     plain = json.loads(ModelHeader(config, NAMES, 64, ThermalContract()).to_json())
-    del plain["config"]["branch"]
+    assert "branch" not in plain["config"]
     assert ModelHeader.from_json(json.dumps(plain)).config == config
 
 
