@@ -129,7 +129,12 @@ class OnnxBackend:
         # Waiting threads sleep: on a robot the processor is never idle, and spinning ones would hold up the others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _FATAL
-        return self._runtime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return self._runtime.InferenceSession(
+            part.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider, with four printed lines
+        )
 
 
 class OpenVinoBackend:

@@ -225,7 +225,7 @@ class Predictor:
         shape = (pairs, 4 + len(self.names))
         if answer.ndim != 3 or answer.shape[:2] != shape:
             raise UserError(
-                f"{self._file}: its {branch} answer has shape {answer.shape}, by its header it begins with {shape}: copy "
+                f"{self._file}: its {branch} answer has shape {answer.shape}; its header says {shape} and boxes: copy "
                 "or export the file again"
             )
         if not np.isfinite(answer).all():

@@ -18,6 +18,7 @@ from detector_process import ROOT, Cameras, Detector
 
 from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
+from rscmd_model.inference import Predictor
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, save_model
 from rscmd_model.thermal import ThermalContract
@@ -130,3 +131,36 @@ def test_a_model_file_cannot_run_code(tmp_path: Path, kind: str) -> None:
     if kind == "pickle":
         pickle.loads(buffer.getvalue())
         assert mark.is_dir()
+
+
+class Program(torch.nn.Module):
+    """Loading it writes a file."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return torch.zeros(1), self.mark, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.mark = state[1]
+        self.training = state[2]
+        torch.save(state[0], state[1])
+
+
+def test_torchscript_is_a_program_and_is_not_loaded(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for name, says in (("m.torchscript", "TorchScript is a program"), ("m.safetensors", "not a model file")):
+        file = tmp_path / name
+        torch.jit.save(torch.jit.script(Program(str(mark))), file)
+        with pytest.raises(UserError, match=says):
+            Predictor(file, device="cpu")
+        assert not mark.exists()
+    torch.jit.load(file)
+    assert mark.exists()
