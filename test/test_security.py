@@ -133,9 +133,11 @@ def test_a_model_file_cannot_run_code(tmp_path: Path, kind: str) -> None:
         assert mark.is_dir()
 
 
-class Program(torch.nn.Module):
-    """Loading it writes a file."""
+PROGRAM = """
+import sys
+import torch
 
+class Program(torch.nn.Module):
     def __init__(self, mark: str) -> None:
         super().__init__()
         self.mark = mark
@@ -153,14 +155,21 @@ class Program(torch.nn.Module):
         self.training = state[2]
         torch.save(state[0], state[1])
 
+torch.jit.save(torch.jit.script(Program(sys.argv[1])), sys.argv[2])
+"""
+"""Makes a TorchScript file that writes a file when it is loaded."""
 
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit, about its own age
 def test_torchscript_is_a_program_and_is_not_loaded(tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    for name, says in (("m.torchscript", "TorchScript is a program"), ("m.safetensors", "not a model file")):
-        file = tmp_path / name
-        torch.jit.save(torch.jit.script(Program(str(mark))), file)
+    mark, file, renamed = tmp_path / "ran", tmp_path / "m.torchscript", tmp_path / "m.safetensors"
+    (tmp_path / "make.py").write_text(PROGRAM)
+    subprocess.run([sys.executable, tmp_path / "make.py", mark, file], check=True, capture_output=True)
+    renamed.write_bytes(file.read_bytes())
+    for name, says in ((file, "TorchScript is a program"), (renamed, "not a model file")):
         with pytest.raises(UserError, match=says):
-            Predictor(file, device="cpu")
-        assert not mark.exists()
+            Predictor(name, device="cpu")
+    assert not mark.exists()
+    # And it would have run, had it been loaded.
     torch.jit.load(file)
     assert mark.exists()
