@@ -240,8 +240,8 @@ def test_requests_that_make_no_sense_are_one_line(model: Path, tmp_path: Path) -
         export(model, "onnx", tmp_path / "m.pt")
     with pytest.raises(UserError, match="needs --data"):
         export(model, "onnx", tmp_path / "m.onnx", int8=True)
-    with pytest.raises(UserError, match="5000 pairs of 640x512 px"):
-        export(model, "onnx", tmp_path / "m.onnx", batch=5000, size=(640, 512))
+    with pytest.raises(UserError, match="50000 pairs of 128x128 px"):
+        export(model, "onnx", tmp_path / "m.onnx", batch=50_000)
     with pytest.raises(UserError, match="backend 'tvm'"):
         Predictor(model, backend="tvm")
     file = tmp_path / "m.onnx"
