@@ -37,7 +37,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 
 SIZE = (640, 512)
-EXPORTED = ("onnx", "openvino", "torchscript")
+EXPORTED = ("onnx", "openvino")
 WARMUP = 2
 # Prints when each part was over, seconds after the interpreter started this program.
 STARTUP = """
@@ -273,7 +273,7 @@ def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
     data = open_data(spec)
     pairs = find_pairs(data, "val")
     kinds = [("onnx", {}), ("onnx", {"int8": True}), ("openvino", {}), ("openvino", {"int8": True})]
-    kinds += [("openvino", {"half": True}), ("torchscript", {})]
+    kinds += [("openvino", {"half": True})]
     files = {"torch": model}
     for form, options in kinds:
         name = " ".join([form, *options])

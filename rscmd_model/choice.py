@@ -14,7 +14,6 @@ SUFFIXES = {
     "safetensors": ".safetensors",
     "onnx": ".onnx",
     "openvino": ".openvino",
-    "torchscript": ".torchscript",
     "engine": ".engine",
 }
 BACKENDS = ("torch", "onnxruntime", "openvino")  # for a model.safetensors
@@ -39,6 +38,11 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
     if not path.is_file():
         raise UserError(f"no model file {path}")
     suffix = path.suffix.lower()
+    if suffix == ".torchscript":
+        raise UserError(
+            f"{path}: TorchScript is a program, which runs on loading, and is not read: give the model.safetensors, or "
+            "what rscmd_model.export makes of it today"
+        )
     if suffix in (SUFFIXES["onnx"], SUFFIXES["openvino"]):
         _only_cpu(device, str(path))
     if half and suffix in SUFFIXES.values() and suffix != SUFFIXES["safetensors"]:
@@ -53,10 +57,8 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
         from rscmd_model.engine import EngineBackend
 
         return EngineBackend(path, device), ""
-    from rscmd_model.torch_backends import TorchBackend, TorchScriptBackend
+    from rscmd_model.torch_backends import TorchBackend
 
-    if suffix == SUFFIXES["torchscript"]:
-        return TorchScriptBackend(path, device), ""
     if backend in ("onnxruntime", "openvino"):
         _only_cpu(device, f"backend {backend}")
         return _converted(TorchBackend(path, "cpu", None), path, backend, half), ""

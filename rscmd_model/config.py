@@ -18,6 +18,27 @@ CHOICES = {
     "branch": ("lean", "full"),
     "fusion": ("sum", "adapt"),
 }
+MOST_CLASSES = 10_000
+_LARGEST_NUMBER = 1e6
+_LONGEST_NAME = 200
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float (not a bool); NaN and infinities are."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_names(names: Mapping[Any, Any]) -> None:
+    """Raises `UserError` unless they are different texts, by index 0, 1, ... without a gap, at most `MOST_CLASSES`."""
+    if not 0 < len(names) <= MOST_CLASSES:
+        raise UserError(f"names: a model has 1 to {MOST_CLASSES} classes, and here are {len(names)}")
+    if set(names) != set(range(len(names))):
+        raise UserError(f"names need the numbers 0, 1, ... without a gap, got {', '.join(map(repr, names))}")
+    for name in names.values():
+        if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise UserError(f"names: {name!r} is not printable text of at most {_LONGEST_NAME} characters")
+    if len(set(names.values())) < len(names):
+        raise UserError("names: two classes have one name")
 
 
 @dataclass(frozen=True)
@@ -57,10 +78,16 @@ class ModelConfig:
     lambda_thermal: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.modalities, list | tuple):
+            raise UserError(f"model modalities are a list, as in [visible, thermal], got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"model {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("md_from", "md_until", "lambda_visible", "lambda_thermal"):
+            value = getattr(self, name)
+            if not is_number(value) or not abs(value) <= _LARGEST_NUMBER:
+                raise UserError(f"model {name} {value!r} is not a number, or beyond {_LARGEST_NUMBER:g}")
         if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
             raise UserError(f"model modalities {self.modalities} are not visible, thermal or both")
         if len(self.modalities) == 1 and (self.rsc, self.md) != ("off", "off"):
@@ -105,7 +132,7 @@ class ModelConfig:
         known = [field.name for field in fields(ModelConfig)]
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
+                near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
                 raise UserError(f"unknown model setting {key!r}{hint}")
         return ModelConfig(**data)

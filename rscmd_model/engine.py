@@ -1,7 +1,7 @@
 """TensorRT: engines built from ONNX, and the backend that runs them. Written from its documentation; not measured.
 
 An engine is bound to one kind of GPU and one version of TensorRT. `model.engine` holds one for each branch, so that the
-fused answer does not pay for the others.
+fused answer does not pay for the others. It is a program, which docs/security.md says more of.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.backends import ARCHIVE_HEADER, INPUT, exported_header, fixed_input, needed, read_archive
+from rscmd_model.backends import INPUT, fixed_input, needed, pick, read_archive
 from rscmd_model.errors import UserError
 
 _WORKSPACE = 4 << 30
@@ -61,8 +61,9 @@ class EngineBackend:
     name = "tensorrt"
 
     def __init__(self, path: Path, device: str) -> None:
-        members = read_archive(path)
-        self.header = exported_header(members.get(ARCHIVE_HEADER, b"").decode(errors="replace"), path)
+        self.header, members = read_archive(path)
+        branches = self.header.config.branches
+        parts = pick(members, [f"{branch}.engine" for branch in branches], path)
         self._trt = needed("tensorrt", str(path))
         import torch
 
@@ -74,12 +75,12 @@ class EngineBackend:
         self.device = str(self._device)
         runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         self._contexts: dict[str, Any] = {}
-        for branch in self.header.config.branches:
-            engine = runtime.deserialize_cuda_engine(members[f"{branch}.engine"])
+        for branch, part in zip(branches, parts):
+            engine = runtime.deserialize_cuda_engine(part)
             if engine is None:
                 raise UserError(f"{path} was built for another GPU or version of TensorRT: export it again here")
             self._contexts[branch] = engine.create_execution_context()
-        self.fixed = fixed_input(list(engine.get_tensor_shape(INPUT)[:3]))
+        self.fixed = fixed_input(list(engine.get_tensor_shape(INPUT)[:3]), path)
 
     def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
         """See `Backend`; it waits for the device once, for the answer."""

@@ -16,6 +16,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def bounded(text: str, most: int = 300) -> str:
+    """Text of a stranger on one line: what a terminal would act on is escaped, what passes `most` characters is cut."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return line if len(text) <= most else f"{line}..."
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line; with its kind, unless it is a user's mistake, which says everything."""
     return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

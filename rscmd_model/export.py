@@ -4,8 +4,8 @@
     python -m rscmd_model.export --model model.safetensors --format onnx --int8 --data data.yaml --out model.onnx
 
 `Predictor`, the commands with --model and the node take the file by its name. onnx and openvino run on the CPU,
-torchscript where torch runs, engine on the NVIDIA GPU it was built on. Without --dynamic the file takes one input size
-(other images are fitted into it) and batches of --batch pairs.
+engine on the NVIDIA GPU it was built on. Without --dynamic the file takes one input size (other images are fitted into
+it) and batches of --batch pairs.
 
 The file is put in place only if it answers real pairs as the model does: those of --data's val split, or drawn scenes
 without --data. --int8 (onnx, openvino, engine) needs --data: its train split shows the range of values.
@@ -14,22 +14,21 @@ without --data. --int8 (onnx, openvino, engine) needs --data: its train split sh
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rscmd_model.backends import ARCHIVE_HEADER, BFLOAT16, Backend, needed, write_archive
+from rscmd_model.backends import ARCHIVE_HEADER, BFLOAT16, Backend, fixed_input, needed, sealed, write_archive
 from rscmd_model.choice import SUFFIXES, open_backend
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError, first_line, run_cli
 from rscmd_model.files import whole_file
-from rscmd_model.header import HEADER, ModelHeader
+from rscmd_model.header import HEADER, STRIDE, ModelHeader
 from rscmd_model.images import read_thermal, read_visible, stack_pair
-from rscmd_model.preprocess import STRIDE, fill, place
+from rscmd_model.preprocess import fill, place
 
 FORMATS = tuple(f for f in SUFFIXES if f != "safetensors")
 COUNTS = 0.05  # boxes below this score in both answers are not compared: nobody would see them
@@ -118,8 +117,8 @@ def export(
     """
     if out.suffix.lower() != SUFFIXES[format]:
         raise UserError(f"--out {out}: a file of format {format} ends in {SUFFIXES[format]}")
-    if int8 and (data is None or format == "torchscript"):
-        raise UserError("--int8 needs --data, and is for onnx, openvino and engine")
+    if int8 and data is None:
+        raise UserError("--int8 needs --data")
     if format == "engine":
         needed("tensorrt", "--format engine")
     if format == "openvino":
@@ -130,13 +129,10 @@ def export(
     header = eager.header
     stacks = read_stacks(data, "val", header, CHECKED, size) if data else drawn_stacks(header, size)
     height, width = stacks[0].shape[:2]
-    fixed = None if dynamic else (batch, height, width)
+    fixed = fixed_input((0, 0, 0) if dynamic else (batch, height, width), out)
     with whole_file(out) as aside:
-        if format == "torchscript":
-            _write_torchscript(aside, eager, fixed, half)
-        else:
-            calibration = read_stacks(data, "train", header, CALIBRATED, size) if int8 and data else None
-            _write_graph(aside, format, eager, fixed, half, calibration, (batch, height, width))
+        calibration = read_stacks(data, "train", header, CALIBRATED, size) if int8 and data else None
+        _write_graph(aside, format, eager, fixed, half, calibration, (batch, height, width))
         made, _ = open_backend(aside, "auto", None, "torch")
         bound = INT8 if int8 else HALF if half else EXACT
         box, score = compare(eager, made, stacks, bound.whole)
@@ -210,23 +206,6 @@ def drawn_stacks(header: ModelHeader, size: tuple[int, int] | None) -> list[np.n
     return [stack_pair(frame.visible, frame.thermal) for _, frame in frames]
 
 
-def _write_torchscript(path: Path, eager: Backend, fixed: tuple[int, int, int] | None, half: bool) -> None:
-    import torch
-
-    from rscmd_model.graphs import Methods, exporting
-
-    network = eager.network.half() if half else eager.network  # type: ignore[attr-defined]
-    example = torch.zeros((*(fixed or (1, 64, 96)), 4), dtype=torch.uint8)
-    with exporting(network, fixed is None):
-        graph = Methods(network, eager.header.config.branches).eval()
-        traced = torch.jit.trace_module(graph, dict.fromkeys(graph.branches, example), check_trace=False)
-        extra = {HEADER: eager.header.to_json(), "fixed": " ".join(map(str, fixed or ()))}
-        content = io.BytesIO()  # writing the file itself, torch ends the process on a full disk
-        torch.jit.save(traced, content, _extra_files=extra)
-    path.write_bytes(content.getvalue())
-    network.float()
-
-
 def _write_graph(
     path: Path,
     format: str,
@@ -250,7 +229,7 @@ def _write_graph(
         return content if calibration is None else quantised(content, calibration, largest[0] if fixed else 1)
 
     if format == "onnx":
-        path.write_bytes(graph())
+        path.write_bytes(sealed(graph()))
     elif format == "openvino":
         _write_openvino(path, graph(), eager.header, half)
     else:

@@ -44,26 +44,6 @@ class Graph(nn.Module):
         return pair.permute(0, 3, 1, 2).to(next(self.network.parameters()).dtype) / 255
 
 
-class Methods(Graph):
-    """The same with a method for each branch: what TorchScript keeps."""
-
-    def fused(self, pair: Tensor) -> Tensor:
-        """One branch's answer to what `Graph.forward` takes."""
-        return self._one(pair, "fused")
-
-    def visible(self, pair: Tensor) -> Tensor:
-        """As `fused`."""
-        return self._one(pair, "visible")
-
-    def thermal(self, pair: Tensor) -> Tensor:
-        """As `fused`."""
-        return self._one(pair, "thermal")
-
-    def _one(self, pair: Tensor, branch: str) -> Tensor:
-        answer: Tensor = self.network.answers(self.pixels(pair), [branch])[branch]
-        return answer.float()
-
-
 @contextlib.contextmanager
 def exporting(network: RscmdModel, open_sizes: bool) -> Iterator[None]:
     """The heads give the decoded boxes alone, and with `open_sizes` make their anchors anew for each input."""

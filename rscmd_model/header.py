@@ -1,27 +1,53 @@
 """What a model file says of itself: one JSON object, the same in every format. Reading it needs no torch.
 
-The header grows by new keys. A file has the lowest format version whose reader does not misread it: a reader of
-version 1 would stretch thermal images where a registration is asked for, so a file with one has version 2, and every
-other file stays readable for both.
+The header grows by new keys, which older readers leave alone. A file has the lowest format version whose reader does
+not misread it: a reader of version 1 would stretch thermal images where a registration is asked for, so a file with one
+has version 2, and every other file stays readable for both. Of the model's settings only those are written that differ
+from what a reader takes without them (`UNWRITTEN`): a new setting keeps out no reader of today until it is used.
+
+Model files are read, never mapped: a file that is overwritten while it is mapped ends the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from rscmd_model import __version__
-from rscmd_model.config import ModelConfig
-from rscmd_model.errors import UserError
+from rscmd_model.config import ModelConfig, check_names, is_number
+from rscmd_model.errors import UserError, bounded
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
 FORMAT_VERSION = 2  # the newest this reader knows
 HEADER = "rscmd"
 """Under this name the header lies in the metadata of a file."""
+DIGEST = "rscmd_sha256"
+"""Under this name lies a SHA-256 over the header and all it describes. Files from before it was written have none."""
+
+STRIDE = 32
+LARGEST_SIDE = 4096
+"""Of the network's input, in px. A pair of that size takes gigabytes; a number beyond it is damage."""
+LARGEST_FILE = 4 << 30
+_LARGEST_INDEX = 8 << 20  # of a safetensors file: some 100 bytes for each tensor, and the header
+
+UNWRITTEN: dict[str, Any] = {
+    "scale": "n",
+    "modalities": ["visible", "thermal"],
+    "rsc": "own",
+    "md": "project",
+    "md_from": 0.0,
+    "md_until": 1.0,
+    "branch": "full",  # files from before there were lean branches do not name the kind they have
+    "fusion": "sum",
+    "lambda_visible": 1.0,
+    "lambda_thermal": 1.0,
+}
+"""What a setting is that a header does not name. Never change a value here: files would be misread. A setting that is
+new in `ModelConfig` gets the value that means "as before"."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +56,16 @@ class ModelHeader:
 
     Attributes:
         config: architecture and objective.
-        names: class names by index.
-        image_size: longer side in pixels at which the network was trained, a multiple of 32.
+        names: class names by index 0, 1, ...
+        image_size: longer side in pixels at which the network was trained, a multiple of 32, at most `LARGEST_SIDE`.
         thermal: the thermal contract of its training data.
         data: name of the training data and hash of its train split, {"name": ..., "split_hash": ...}.
         metrics: figures of its own validation during training, by name; empty if none.
         registration: where thermal pixels lay in the visible images of the training data; None where they were aligned.
         code_version: version of this package that wrote the file.
+
+    Raises:
+        UserError: a value is not of that kind.
     """
 
     config: ModelConfig
@@ -48,6 +77,16 @@ class ModelHeader:
     registration: Registration | None = None
     code_version: str = __version__
 
+    def __post_init__(self) -> None:
+        check_names(self.names)
+        check_image_size(self.image_size)
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in self.data.items()):
+            raise UserError(f"data {self.data!r} is not text by name")
+        if not all(isinstance(k, str) and is_number(v) for k, v in self.metrics.items()):
+            raise UserError(f"metrics {self.metrics!r} are not numbers by name")
+        if not isinstance(self.code_version, str):
+            raise UserError(f"code_version {self.code_version!r} is not text")
+
     @property
     def format_version(self) -> int:
         """Version of the file's format; see the module."""
@@ -55,9 +94,17 @@ class ModelHeader:
 
     def to_json(self) -> str:
         """One JSON object."""
-        plain = {**asdict(self), "config": self.config.to_dict(), "thermal": self.thermal.to_dict()}
-        plain["format_version"] = self.format_version
-        del plain["registration"]
+        settings = self.config.to_dict()
+        plain: dict[str, Any] = {
+            "config": {k: v for k, v in settings.items() if k not in UNWRITTEN or v != UNWRITTEN[k]},
+            "names": self.names,
+            "image_size": self.image_size,
+            "thermal": self.thermal.to_dict(),
+            "data": self.data,
+            "metrics": self.metrics,
+            "code_version": self.code_version,
+            "format_version": self.format_version,
+        }
         if self.registration is not None:
             plain["registration"] = self.registration.to_dict()
         return json.dumps(plain, sort_keys=True)
@@ -67,20 +114,58 @@ class ModelHeader:
         """Read `to_json`'s output.
 
         Raises:
-            KeyError, TypeError, ValueError, UserError: something is missing or of the wrong form.
+            UserError: something is missing or of the wrong form.
+            ValueError, RecursionError: it is no JSON.
         """
-        plain = json.loads(text)
+        plain = _mapping(json.loads(text), "the header")
+        if missing := sorted(
+            {"config", "names", "image_size", "thermal", "data", "metrics", "code_version"} - set(plain)
+        ):
+            raise UserError(f"{' and '.join(missing)} missing")
+        names = _mapping(plain["names"], "names")
+        numbers: dict[str, Any] = {str(i): i for i in range(len(names))}
         return ModelHeader(
-            # Files from before there were lean branches do not name the kind they have.
-            config=ModelConfig.from_dict({"branch": "full", **plain["config"]}),
-            names={int(k): str(v) for k, v in plain["names"].items()},
-            image_size=int(plain["image_size"]),
+            config=ModelConfig.from_dict({**UNWRITTEN, **_mapping(plain["config"], "config")}),
+            names={numbers.get(k, k): v for k, v in names.items()},
+            image_size=plain["image_size"],
             thermal=ThermalContract.from_dict(plain["thermal"]),
-            data=dict(plain["data"]),
-            metrics=dict(plain["metrics"]),
-            registration=Registration.from_dict(plain["registration"]) if plain.get("registration") else None,
-            code_version=str(plain["code_version"]),
+            data=dict(_mapping(plain["data"], "data")),
+            metrics=dict(_mapping(plain["metrics"], "metrics")),
+            registration=Registration.from_dict(plain["registration"])
+            if plain.get("registration") is not None
+            else None,
+            code_version=plain["code_version"],
         )
+
+
+def check_image_size(size: Any) -> None:
+    """Raises `UserError` for what is no side of a network's input in px."""
+    if isinstance(size, bool) or not isinstance(size, int) or size % STRIDE or not 0 < size <= LARGEST_SIDE:
+        raise UserError(f"image_size {size!r} is not a multiple of {STRIDE} from {STRIDE} to {LARGEST_SIDE}")
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what} is no JSON object but {value!r}")
+    return value
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a model file of any format.
+
+    Raises:
+        UserError: no such file; it cannot be read; or it is larger than any model.
+    """
+    if not path.is_file():
+        raise UserError(f"no model file {path}")
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size > LARGEST_FILE:
+                raise UserError(f"{path} has {size} bytes, and no model file has more than {LARGEST_FILE}")
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_header(path: str | Path) -> ModelHeader:
@@ -93,35 +178,67 @@ def read_header(path: str | Path) -> ModelHeader:
     if not path.is_file():
         raise UserError(f"no model file {path}")
     try:
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(damage(path, error)) from None
+        with path.open("rb") as file:
+            start = file.read(8)
+            start += file.read(min(int.from_bytes(start, "little"), _LARGEST_INDEX))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return parse_header(path, read_metadata(path, start)[HEADER])
+
+
+def read_metadata(path: Path, content: bytes) -> dict[str, str]:
+    """The metadata of a model.safetensors, with the entry `HEADER`.
+
+    Args:
+        path: of the file, for messages.
+        content: of the file; its first part, as far as the tensors, is enough.
+
+    Raises:
+        UserError: cut short or damaged, or not one of ours.
+    """
+    # A safetensors file begins with the length of its JSON index (8 bytes, little endian) and that index.
+    length = int.from_bytes(content[:8], "little")
+    if content[8:9] != b"{":
+        raise UserError(f"{path} is not a model file: expected the model.safetensors that rscmd_model.train writes")
+    if length > min(len(content) - 8, _LARGEST_INDEX):
+        raise damage(path, f"its index is to have {length} bytes")
+    try:
+        metadata = json.loads(content[8 : 8 + length].decode()).get("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise damage(path, error) from None
     if HEADER not in metadata:
         raise UserError(f"{path} is a safetensors file but not a model of rscmd_model (it has no {HEADER!r} header)")
-    return parse_header(path, metadata[HEADER])
+    return dict(metadata)
 
 
 def parse_header(path: Path, text: str) -> ModelHeader:
     """A header's JSON text, found in the file `path`. Raises `UserError`: damaged, or of a newer version."""
+    version: Any = None
+    written_by: Any = None
     try:
-        version = json.loads(text)["format_version"]
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {version}, newer than the {FORMAT_VERSION} that rscmd_model {__version__} "
-                "reads: update rscmd_model"
-            )
-        return ModelHeader.from_json(text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a damaged header ({error!r}): export or train the model again") from None
+        plain = _mapping(json.loads(text), "it")
+        version, written_by = plain.get("format_version"), plain.get("code_version")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise UserError(f"format_version {version!r} is not a number from 1")
+        if version <= FORMAT_VERSION:
+            return ModelHeader.from_json(text)
+    except (UserError, ValueError, OverflowError, RecursionError) as error:
+        problem = bounded(str(error))
+    else:
+        raise UserError(
+            f"{path} has format version {bounded(str(version), 20)}, newer than the {FORMAT_VERSION} that rscmd_model "
+            f"{__version__} reads: update rscmd_model"
+        )
+    if isinstance(written_by, str) and written_by != __version__:
+        raise UserError(
+            f"{path} was written by rscmd_model {bounded(written_by, 20)}, and {__version__} cannot use its header "
+            f"({problem}): update rscmd_model, or else export or train the model again"
+        )
+    raise UserError(f"{path} has a damaged header ({problem}): export or train the model again")
 
 
-def damage(path: Path, error: Exception) -> str:
-    """What to say of a model.safetensors that cannot be read."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A safetensors file begins with the length of its JSON header (8 bytes, little endian) and "{".
-    if len(start) == 9 and start[8:] == b"{":
-        return f"{path} is cut short or damaged ({size} bytes; {error}): copy it again"
-    return f"{path} is not a model file: expected the model.safetensors that rscmd_model.train writes"
+def damage(path: Path, problem: object) -> UserError:
+    """What to say of a model.safetensors that cannot be read or is not what was written."""
+    return UserError(f"{path} is cut short or damaged ({bounded(str(problem))}): copy it again")

@@ -51,8 +51,7 @@ class Predictor:
     """A trained model, ready to answer.
 
     Args:
-        model: path of a model.safetensors, or of what `rscmd_model.export` made of one (.onnx, .openvino, .torchscript,
-            .engine).
+        model: path of a model.safetensors, or of what `rscmd_model.export` made of one (.onnx, .openvino, .engine).
         device: "auto", "cpu" or "cuda:N".
         half: half precision; None means on CUDA and only there. On a CPU OpenVINO alone can (bfloat16). An exported
             file has its precision already.
@@ -75,7 +74,8 @@ class Predictor:
         modalities: the cameras it can answer for alone when the other is lost.
 
     Raises:
-        UserError: a bad model file, an absent device, or a package that is needed and not installed.
+        UserError: a bad model file, an absent device, or a package that is needed and not installed. Damage that only
+            answers show is told by the first of them; `warm_up` asks for one of each branch.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Predictor:
         registration: Registration | None = None,
         palette_ok: bool = False,
     ) -> None:
-        self.backend, self.trial = open_backend(Path(model), device, half, backend)
+        self._file = Path(model)
+        self.backend, self.trial = open_backend(self._file, device, half, backend)
         self.header, self.device = self.backend.header, self.backend.device
         self.times: StageTimes | None = None
         self.conf, self.iou, self.max_det = conf, iou, max_det
@@ -138,8 +139,8 @@ class Predictor:
             detections by falling score, boxes clipped to the image.
 
         Raises:
-            UserError: both images are None, one has the wrong type or shape (of its own, or for the registration), or
-                the branch needed is not in the model.
+            UserError: both images are None, one has the wrong type or shape (of its own, or for the registration), the
+                branch needed is not in the model, or the model's answer is none (NaN, or of another shape).
         """
         return self.predict_batch([visible], [thermal], conf=conf, iou=iou, max_det=max_det, size=size)[0]
 
@@ -173,7 +174,7 @@ class Predictor:
                 if fixed and len(members) < most:
                     batch = np.concatenate((batch, np.zeros((most - len(members), *network, 4), np.uint8)))
                 begun = time.perf_counter()
-                answer = self.backend.forward(batch, branch)
+                answer = self._sound(self.backend.forward(batch, branch), len(batch), branch)
                 answered = time.perf_counter()
                 kept = suppress(
                     answer[: len(members)],
@@ -203,15 +204,37 @@ class Predictor:
         return lay_over(pair.plane, pair.placement.frame[::-1], self.registration)
 
     def warm_up(self) -> None:
-        """Run every branch once at the trained size, so that the first real answer is not a slow one."""
+        """Run every branch once at the trained size, so that the first real answer is not a slow one.
+
+        Raises:
+            UserError: an answer is none (NaN, or of another shape): the model is damaged.
+        """
         side = self.header.image_size
         depth = np.uint16 if self.thermal.source == "mono16" else np.uint8
-        visible, thermal = np.zeros((side, side, 3), np.uint8), np.zeros((side, side), depth)
+        wide, narrow = (side, side), (side, side)
         if self.registration is not None:  # made for images of these sizes
-            visible = np.zeros((*self.registration.visible_size[::-1], 3), np.uint8)
-            thermal = np.zeros(self.registration.thermal_size[::-1], depth)
+            wide, narrow = self.registration.visible_size[::-1], self.registration.thermal_size[::-1]
+        noise = np.random.default_rng(0)  # black would go through many a damaged weight
+        visible = noise.integers(0, 256, (*wide, 3), np.uint8)
+        thermal = noise.integers(0, np.iinfo(depth).max, narrow, depth)
         for branch in self.config.branches:
             self.predict(None if branch == "thermal" else visible, None if branch == "visible" else thermal)
+
+    def _sound(self, answer: np.ndarray, pairs: int, branch: str) -> np.ndarray:
+        """The answer of a branch to so many pairs, if it is one: a damaged model would find nothing, for ever."""
+        shape = (pairs, 4 + len(self.names))
+        if answer.ndim != 3 or answer.shape[:2] != shape:
+            raise UserError(
+                f"{self._file}: its {branch} answer has shape {answer.shape}; its header says {shape} and boxes: copy "
+                "or export the file again"
+            )
+        if not np.isfinite(answer).all():
+            less = "; half precision may be too little for it" if getattr(self.backend, "half", False) else ""
+            raise UserError(
+                f"{self._file}: its {branch} answer is not finite (NaN or infinite numbers){less}: copy or export the "
+                "file again, or train the model again"
+            )
+        return answer
 
     def _prepare(self, visible: np.ndarray | None, thermal: np.ndarray | None) -> _Prepared:
         """Check a pair; see `predict`."""

@@ -1,20 +1,23 @@
 """`model.safetensors`: the weights of everything shipped and a JSON header that says what they are. No pickle.
 
-The header is the entry "rscmd" of the safetensors metadata; `header.py` describes it.
+The header is the entry "rscmd" of the safetensors metadata; `header.py` describes it. A digest beside it tells a file
+that is no longer what was written.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
-from rscmd_model.header import HEADER, ModelHeader, damage, read_header
+from rscmd_model.header import DIGEST, HEADER, ModelHeader, damage, parse_header, read_header, read_metadata, read_whole
 from rscmd_model.model import RscmdModel
 
 __all__ = ["ModelHeader", "load_model", "read_header", "save_model"]
@@ -35,29 +38,49 @@ def save_model(path: str | Path, model: RscmdModel, header: ModelHeader) -> None
         k: v.detach().cpu().float().contiguous() if v.is_floating_point() else v.detach().cpu()
         for k, v in model.state_dict().items()
     }
+    text = header.to_json()
     with whole_file(path) as aside:
         # Written by Python, with the permissions of any new file; save_file would let nobody but its user read it.
-        aside.write_bytes(save(weights, metadata={HEADER: header.to_json()}))
+        aside.write_bytes(save(weights, metadata={HEADER: text, DIGEST: _digest(text, weights)}))
 
 
 def load_model(path: str | Path) -> tuple[RscmdModel, ModelHeader]:
     """Load a model file into a model in evaluation mode, float32 on the CPU.
 
     Raises:
-        UserError: as `read_header`, or the weights do not fit the header.
+        UserError: as `read_header`, or the weights are not those that were written, are not finite, or do not fit the
+            header.
     """
-    header = read_header(path)
-    weights: dict[str, Any] = {}
+    path = Path(path)
+    content = read_whole(path)
+    metadata = read_metadata(path, content)
+    header = parse_header(path, metadata[HEADER])
     try:
-        with safe_open(str(path), framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                weights[key] = file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise UserError(damage(Path(path), error)) from None
+        weights = load(content)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+        raise damage(path, error) from None
+    del content
+    if DIGEST in metadata and metadata[DIGEST] != _digest(metadata[HEADER], weights):
+        raise damage(path, f"its content is not what its {DIGEST} stands for")
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: weight {name!r} is not finite; copy the file again, or train the model again")
     with torch.random.fork_rng():  # building draws initial weights, which must not disturb the caller's random state
         model = RscmdModel(header.config, header.names)
     try:
+        kinds = {k: v.dtype for k, v in model.state_dict().items()}
+        if any(kinds.get(k, v.dtype) != v.dtype for k, v in weights.items()):
+            raise RuntimeError("of another type")
         model.load_state_dict(weights)
     except RuntimeError:
         raise UserError(f"{path}: its weights do not fit its own header; the file is damaged or was edited") from None
     return model.eval(), header
+
+
+def _digest(header: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header and every weight: name, type, shape, numbers. The order in the file does not matter."""
+    digest = hashlib.sha256(header.encode(errors="surrogatepass"))
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode(errors="surrogatepass"))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from rscmd_model.header import STRIDE
 from rscmd_model.images import lay_over
 from rscmd_model.registration import Registration
 
-STRIDE = 32  # the network's coarsest; its input sides are multiples
 GREY = 114  # of the padding, as in training
 # Which channel of (blue, green, red, thermal plane) becomes which of (red, green, blue, thermal); -1 is black.
 _PAIR = (2, 0, 1, 1, 0, 2, 3, 3)

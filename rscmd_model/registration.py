@@ -23,7 +23,11 @@ FILL = 114
 """Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
 borders, by which a network learns that there is nothing to see. 0 would mean cold, and would draw a sharp edge."""
 
+LARGEST_SIDE = 16_384
+"""Of an image that a registration is for, in px; a number beyond it is damage, and its images would fill the memory."""
+
 _LEAST_OVERLAP = 0.01
+_LARGEST_ENTRY = 1e9  # of a homography between images of those sizes; beyond it is damage
 _SHAPE_SLACK = 0.02
 
 
@@ -48,22 +52,25 @@ class Registration:
 
     def __post_init__(self) -> None:
         try:
-            matrix = np.array(self.homography, np.float64)
-        except (TypeError, ValueError):
+            matrix = np.array([[float(x) for x in row] for row in self.homography], np.float64)
+        except (TypeError, ValueError, OverflowError):
             matrix = np.zeros(0)
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
             raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {self.homography!r}")
         for name in ("thermal_size", "visible_size"):
             size = getattr(self, name)
-            whole = (
-                isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-            )
-            if not whole:
+            whole = isinstance(size, tuple | list) and len(size) == 2
+            if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
                 raise UserError(f"registration: {name} is [width, height] in pixels, got {size!r}")
+            if max(size) > LARGEST_SIDE:
+                raise UserError(f"registration: {name} {size!r} is larger than any camera's, {LARGEST_SIDE} px a side")
             object.__setattr__(self, name, tuple(size))
         if abs(matrix[2, 2]) > 1e-12:
-            matrix = matrix / matrix[2, 2]
+            with np.errstate(over="ignore"):
+                matrix = matrix / matrix[2, 2]
         object.__setattr__(self, "homography", tuple(tuple(float(x) for x in row) for row in matrix))
+        if not np.abs(matrix).max() <= _LARGEST_ENTRY:
+            raise UserError(f"registration: homography {self.homography!r} sends pixels nowhere near the visible image")
         if problem := _problem(matrix, self.thermal_size, self.visible_size):
             raise UserError(f"registration: {problem}")
 

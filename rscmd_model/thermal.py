@@ -20,6 +20,7 @@ from rscmd_model.errors import UserError
 _SOURCES: dict[str, np.dtype[Any]] = {"mono8": np.dtype(np.uint8), "mono16": np.dtype(np.uint16)}
 
 _FORM = "{source: mono8, scale: [0, 255]} or {source: mono16, scale: {percentile: [1, 99]}}"
+_WIDEST, _NARROWEST = 1e6, 1e-3  # counts; beyond them the arithmetic of the table ends
 
 
 class PaletteError(UserError):
@@ -40,7 +41,8 @@ class ThermalContract:
             may not even rise with it; a model trained so needs the same palette ever after. Source mono8 only.
 
     Raises:
-        UserError: unknown source, low not below high, or a palette of 16-bit counts.
+        UserError: unknown source, low not below high, a scale that leaves nothing to see, or a palette of 16-bit
+            counts.
     """
 
     source: str = "mono8"
@@ -56,6 +58,17 @@ class ThermalContract:
             raise UserError(f"thermal contract: scale ({low}, {high}) needs its first number below its second")
         if self.percentile and not (low >= 0 and high <= 100):
             raise UserError(f"thermal contract: percentiles ({low}, {high}) lie outside 0 to 100")
+        largest = np.iinfo(_SOURCES[self.source]).max
+        if not self.percentile and not (low < largest and high > 0):
+            raise UserError(
+                f"thermal contract: scale ({low}, {high}) leaves out every count of {self.source}, 0 to {largest}: all "
+                "images would be one grey"
+            )
+        if not self.percentile and not (low >= -_WIDEST and high <= _WIDEST and high - low >= _NARROWEST):
+            raise UserError(
+                f"thermal contract: scale ({low}, {high}) shows nothing: its numbers lie within {_WIDEST:g} of 0 and "
+                f"{_NARROWEST:g} or more apart"
+            )
         if self.palette_ok and self.source != "mono8":
             raise UserError(f"thermal contract: palette_ok goes with source mono8, and this one is {self.source}")
 
@@ -79,8 +92,10 @@ class ThermalContract:
                 )
             scale = scale["percentile"]
         try:
+            if not isinstance(scale, list | tuple) or any(isinstance(x, bool) for x in scale):
+                raise TypeError
             low, high = (float(x) for x in scale)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f"thermal contract: scale needs two numbers, got {scale!r}") from None
         palette_ok = data.get("palette_ok", False)
         if not isinstance(palette_ok, bool):

@@ -1,4 +1,4 @@
-"""The backends that need torch: a model.safetensors on the CPU or a CUDA GPU, and TorchScript.
+"""The backend that needs torch: a model.safetensors on the CPU or a CUDA GPU.
 
 On a GPU (written from the documentation, not measured): one upload of 8-bit pixels from pinned memory for each pair,
 normalisation and decoding on the device, half precision, channels last, the launches recorded once as a CUDA graph, and
@@ -8,7 +8,6 @@ the two further waits of the device's NMS.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rscmd_model.backends import exported_header, fixed_input
-from rscmd_model.errors import UserError, first_line
-from rscmd_model.header import HEADER, ModelHeader
+from rscmd_model.errors import UserError
 
 _MOST_GRAPHS = 8  # CUDA graphs kept, each with its own memory
 
@@ -113,36 +110,3 @@ class TorchBackend:
                 given = self._answer(taken, branch)
             head: Any = self.network.branch(branch).head
             return graph, taken, given, (head.anchors, head.strides)
-
-
-class TorchScriptBackend:
-    """A model.torchscript; one method for each branch.
-
-    Args:
-        path: the file.
-        device: as `select_device` takes it.
-    """
-
-    name = "torchscript"
-
-    def __init__(self, path: Path, device: str) -> None:
-        self._device = select_device(device)
-        self.device = str(self._device)
-        extra = {HEADER: "", "fixed": ""}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of its own age
-                self._module = torch.jit.load(str(path), map_location=self._device, _extra_files=extra)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{path} is cut short or no TorchScript file ({first_line(error)}): export it again"
-            ) from None
-        texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in extra.items()}
-        self.header: ModelHeader = exported_header(texts[HEADER], path)
-        self.fixed = fixed_input([int(n) for n in texts["fixed"].split()] or [0, 0, 0])
-
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
-        """See `Backend`."""
-        with torch.inference_mode():
-            answer: Tensor = getattr(self._module, branch)(torch.from_numpy(batch).to(self._device))
-            return answer.cpu().numpy()

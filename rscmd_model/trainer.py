@@ -25,13 +25,14 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig
+from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.cost import StepMeter
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file, write_json
+from rscmd_model.header import check_image_size
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.pretrained import load_yolov8, read_yolov8
@@ -187,6 +188,9 @@ class PairedTrainer(DetectionTrainer):
         if self.device.type == "cpu":
             self.args.amp = False  # as the engine's check finds, but it asks rank 0 alone
         super()._setup_train()
+        # What the model file would refuse, before hours of training and not after.
+        check_names(self.data["names"])
+        check_image_size(int(self.args.imgsz))
 
     def _build_train_pipeline(self) -> None:
         if self.device.type == "cpu" and self.args.channels_last is not False:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +20,19 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
 from rscmd_model import export as exporting
+from rscmd_model.backends import read_archive, write_archive
 from rscmd_model.choice import SUFFIXES
+from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
 from rscmd_model.export import Bound, export
+from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
 from rscmd_model.preprocess import fill, place
 from rscmd_model.suppression import suppress
+from rscmd_model.thermal import ThermalContract
 
-NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "torchscript": ()}
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
 def require(form: str) -> None:
@@ -44,7 +52,7 @@ def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, tmp
     export(model, form, out, dynamic=True)
     eager, made = (Predictor(file, device="cpu", conf=0.05) for file in (model, out))
     assert made.header == eager.header
-    assert made.backend.name in ("onnxruntime", "openvino", "torchscript")
+    assert made.backend.name in ("onnxruntime", "openvino")
     for height, width in ((96, 128), (128, 96), (60, 200)):
         visible, thermal = image(height, width)
         placement = place((height, width), 128)
@@ -105,9 +113,10 @@ def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(model: Path, tm
 
 def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "HALF", Bound(1e-9, 1e-9))
-    out = tmp_path / "m.torchscript"
+    require("onnx")
+    out = tmp_path / "m.onnx"
     with pytest.raises(UserError, match="is not written"):
-        export(model, "torchscript", out, half=True)
+        export(model, "onnx", out, half=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,11 +154,94 @@ def test_compressed_archives_are_refused(tmp_path: Path) -> None:
         Predictor(file)
 
 
+def test_archives_that_zip_allows_and_export_does_not_write_are_one_line(tmp_path: Path) -> None:
+    """Of a file of 4 MB that names one member 2000 times, 2000 times 4 MB would be read."""
+    file = tmp_path / "m.openvino"
+    header = ModelHeader(method_config("visible"), {0: "person"}, 64, ThermalContract())
+    write_archive(file, {"header.json": header.to_json().encode(), "model.xml": b"<net/>", "model.bin": b"1" * 4000})
+    sound = file.read_bytes()
+    assert read_archive(file)[0] == header
+    entry, end = sound.index(b"PK\x01\x02"), sound.index(b"PK\x05\x06")
+
+    def refusal(content: bytes) -> str:
+        file.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            read_archive(file)
+        assert str(error.value).startswith(str(file))
+        return str(error.value)
+
+    def changed(at: int, value: bytes) -> bytes:
+        return sound[:at] + value + sound[at + len(value) :]
+
+    assert "encrypted" in refusal(changed(entry + 8, b"\x01"))
+    refusal(changed(entry + 6, b"\xff"))  # a version of zip to come
+    refusal(changed(end + 16, b"\xff\xff\xff\x7f"))  # where the directory begins
+    refusal(changed(entry + 42, b"\xff\xff\xff\x7f"))  # where a member begins
+    assert "CRC" in refusal(changed(sound.index(b"1111"), b"2"))
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2000):
+            archive.writestr("model.bin", b"")
+        archive.writestr("model.bin", bytes(4 << 20))
+    started = time.monotonic()
+    assert "'model.bin' is in it more than once" in refusal(file.read_bytes())
+    assert time.monotonic() - started < 2
+    write_archive(file, {"header.json": header.to_json().encode(), "model.xml": b"<net/>"})
+    with pytest.raises(UserError, match=r"m\.openvino has no model\.bin"):
+        Predictor(file, device="cpu")
+
+
+def test_an_onnx_file_that_is_not_what_was_written_is_one_line(model: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    require("onnx")
+    file = tmp_path / "m.onnx"
+    export(model, "onnx", file, dynamic=True)
+    sound = file.read_bytes()
+    file.write_bytes(bytes([*sound[:9999], sound[9999] ^ 1, *sound[10000:]]))
+    with pytest.raises(UserError, match=r"m\.onnx is not what rscmd_model\.export wrote"):
+        Predictor(file, device="cpu")
+    onnx.save(onnx.load_model_from_string(sound), file)  # written again, the same
+    Predictor(file, device="cpu")
+
+    def refusal(change: Callable[[Any], None]) -> str:
+        edited = onnx.load_model_from_string(sound)
+        del edited.metadata_props[-1]  # the digest, as who edits it on purpose does
+        change(edited)
+        onnx.save(edited, file)
+        with pytest.raises(UserError) as error:
+            Predictor(file, device="cpu").warm_up()
+        assert str(file) in str(error.value)
+        assert len(str(error.value)) < 700
+        return str(error.value)
+
+    def kind(edited: Any) -> None:
+        node = next(n for n in edited.graph.node if n.op_type == "Conv")
+        node.op_type = "Sigmoid"
+        node.ClearField("attribute")
+
+    def weights(edited: Any) -> Any:
+        return next(t for t in edited.graph.initializer if t.name.endswith("conv.weight"))
+
+    def elsewhere(edited: Any) -> None:
+        onnx.external_data_helper.set_external_data(weights(edited), "../../etc/passwd")
+        weights(edited).ClearField("raw_data")
+
+    assert "cannot run it" in refusal(kind)
+    assert "cannot run it" in refusal(lambda edited: weights(edited).dims.__setitem__(0, 7))
+    assert "cannot run it" in refusal(lambda edited: edited.graph.output.pop(1))
+    assert "has no input" in refusal(lambda edited: edited.graph.input.pop())
+    assert "in other files" in refusal(elsewhere)
+    nan = np.full(2, np.nan, np.float32).tobytes()
+    assert "not finite" in refusal(lambda e: setattr(weights(e), "raw_data", nan + weights(e).raw_data[len(nan) :]))
+
+
 def test_requests_that_make_no_sense_are_one_line(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.onnx"):
         export(model, "onnx", tmp_path / "m.pt")
     with pytest.raises(UserError, match="needs --data"):
         export(model, "onnx", tmp_path / "m.onnx", int8=True)
+    with pytest.raises(UserError, match="50000 pairs of 128x128 px"):
+        export(model, "onnx", tmp_path / "m.onnx", batch=50_000)
     with pytest.raises(UserError, match="backend 'tvm'"):
         Predictor(model, backend="tvm")
     file = tmp_path / "m.onnx"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rscmd_model.config import METHODS, method_config
+from rscmd_model.config import METHODS, ModelConfig, method_config
 from rscmd_model.errors import UserError
-from rscmd_model.header import FORMAT_VERSION
+from rscmd_model.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, read_header, save_model
 from rscmd_model.thermal import ThermalContract
@@ -82,6 +89,12 @@ def rewrite(path: Path, **changes: object) -> None:
     save_file(model.state_dict(), str(path), metadata={"rscmd": json.dumps(plain)})
 
 
+def tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Weights and metadata of a file, not checked."""
+    with safe_open(str(path), "pt") as file:
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata()  # noqa: SIM118
+
+
 def test_foreign_newer_and_damaged_headers(tmp_path: Path) -> None:
     file = tmp_path / "m.safetensors"
     save_file({"x": torch.zeros(1)}, str(file))
@@ -114,7 +127,7 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
 def test_a_file_from_before_lean_branches_has_full_ones() -> None:
     config = method_config("rscmd", branch="full")
     plain = json.loads(ModelHeader(config, NAMES, 64, ThermalContract()).to_json())
-    del plain["config"]["branch"]
+    assert "branch" not in plain["config"]
     assert ModelHeader.from_json(json.dumps(plain)).config == config
 
 
@@ -123,3 +136,150 @@ def test_a_model_file_may_be_read_by_others(tmp_path: Path) -> None:
     (tmp_path / "any").write_text("")
     saved(tmp_path / "m.safetensors", "visible")
     assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_flipped_bit_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    saved(file, "visible")
+    sound = file.read_bytes()
+    start = 8 + int.from_bytes(sound[:8], "little")
+    name = sound.index(b"person")
+    for at in (start, start + 3, (start + len(sound)) // 2, len(sound) - 1, name):
+        data = bytearray(sound)
+        data[at] ^= 0x40 if at != name else 0x02
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=r"m\.safetensors is cut short or damaged"):
+            load_model(file)
+
+
+def test_the_digest_is_of_the_content_and_not_of_its_order(tmp_path: Path) -> None:
+    """A file that another program wrote again is the same; one from before digests, or with none, is taken."""
+    file = tmp_path / "m.safetensors"
+    saved(file, "visible")
+    weights, metadata = tensors(file)
+    assert set(metadata) == {HEADER, DIGEST}
+    save_file(dict(reversed(weights.items())), str(file), metadata={k: metadata[k] for k in sorted(metadata)})
+    load_model(file)
+    save_file(weights, str(file), metadata={HEADER: metadata[HEADER]})
+    load_model(file)
+
+
+def test_weights_that_cannot_answer_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    saved(file, "visible")
+    weights, metadata = tensors(file)
+    key = next(k for k in weights if k.endswith("conv.weight"))
+
+    def refusal(**changed: torch.Tensor) -> str:
+        save_file({**weights, **changed}, str(file), metadata={HEADER: metadata[HEADER]})
+        with pytest.raises(UserError, match=r"m\.safetensors") as error:
+            load_model(file)
+        return str(error.value)
+
+    for value in (float("nan"), float("inf"), -float("inf")):
+        spoilt = weights[key].clone()
+        spoilt.view(-1)[0] = value
+        assert f"{key!r} is not finite" in refusal(**{key: spoilt})
+    for other in (weights[key].double(), weights[key].round().to(torch.int8), weights[key].flatten(), torch.zeros(0)):
+        assert "do not fit" in refusal(**{key: other})
+    assert "do not fit" in refusal(further=torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"image_size": size} for size in (0, -640, 33, 9_600_000, 640.0, True, "640", float("inf"), None)),
+        *({"names": names} for names in ({}, None, ["a", "b"], {"0": "a", "2": "b"}, {"-1": "a", "0": "b"})),
+        *({"names": names} for names in ({"0": "a", "00": "b"}, {"0": "a", "1": "a"}, {"0": "a", "1": None})),
+        {"names": {"0": "a", "1": "\x1b[2Jb"}},
+        {"names": {str(i): f"c{i}" for i in range(10_001)}},
+        {"config": {"md_until": 10**400}},
+        {"config": {"scale": []}},
+        {"config": {"modalities": 1}},
+        {"config": None},
+        *({"thermal": {"source": "mono8", "scale": s}} for s in ([1e308, 1.1e308], [-1e308, 1e308], [0, 5e-324], "12")),
+        {"thermal": {"source": "mono8", "scale": {"percentile": [float("nan"), 99]}}},
+        {"metrics": {"a": "b"}},
+        {"metrics": 7},
+        {"data": {"name": 1}},
+        {"code_version": None},
+        {"format_version": None},
+        {"format_version": True},
+        {"format_version": 10**400},
+        {"registration": []},
+        *(
+            {"registration": {"homography": h, "thermal_size": [160, 128], "visible_size": s}}
+            for h, s in (
+                ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [1_000_000, 800_000]),
+                ([[1, 0, 0], [0, 1, 0], [0, 0, 10**400]], [160, 128]),
+                ([[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1e-10]], [160, 128]),
+                ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [True, 128]),
+            )
+        ),
+    ],
+    ids=lambda changes: json.dumps(changes)[:60],
+)
+def test_every_field_of_a_header_is_checked(changes: dict[str, Any]) -> None:
+    plain = {**json.loads(ModelHeader(method_config("rscmd"), NAMES, 64, ThermalContract()).to_json()), **changes}
+    with pytest.raises(UserError) as error:
+        parse_header(Path("some/m.safetensors"), json.dumps(plain))
+    message = str(error.value)
+    assert message.startswith("some/m.safetensors has ")
+    assert len(message) < 500
+    assert message.isprintable()
+
+
+def test_a_header_that_is_no_header_is_one_line() -> None:
+    for text in ("", "[" * 100_000, "[]", "7", "null", "{", '{"format_version": 1}', "9" * 10_000):
+        with pytest.raises(UserError, match=r"^m has a damaged header") as error:
+            parse_header(Path("m"), text)
+        assert len(str(error.value)) < 500
+
+
+def test_a_header_of_tomorrow_is_read_or_named_with_its_remedy() -> None:
+    header = ModelHeader(method_config("rscmd"), NAMES, 64, ThermalContract())
+    plain = {**json.loads(header.to_json()), "code_version": "9.1"}
+    assert parse_header(Path("m"), json.dumps({**plain, "licence": "MIT"})).config == header.config
+    for key, value in (("config", {"distilled": 0.5}), ("config", {"scale": "xx"}), ("thermal", {"source": "mono12"})):
+        with pytest.raises(UserError, match=r"^m was written by rscmd_model 9\.1, .*: update rscmd_model") as error:
+            parse_header(Path("m"), json.dumps({**plain, key: {**plain[key], **value}}))
+        assert str(next(iter(value))) in str(error.value)
+
+
+def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_is_missing() -> None:
+    assert set(UNWRITTEN) == set(asdict(ModelConfig()))
+    ModelConfig.from_dict(UNWRITTEN)
+    for method, config in METHODS.items():
+        header = ModelHeader(config, NAMES, 64, ThermalContract())
+        assert ModelHeader.from_json(header.to_json()).config == config, method
+    assert json.loads(ModelHeader(ModelConfig(), NAMES, 64, ThermalContract()).to_json())["config"] == {
+        "branch": "lean"
+    }
+
+
+_LOADING = """
+import sys, time
+from rscmd_model.errors import UserError
+from rscmd_model.model_file import load_model
+print("ready", flush=True)
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    try: load_model(sys.argv[1])
+    except UserError: pass
+print("alive")
+"""
+
+
+def test_a_file_that_is_overwritten_while_it_is_loaded_ends_no_process(tmp_path: Path) -> None:
+    """As `cp` does it: cut to nothing, then filled. Mapped, it would be a SIGBUS."""
+    sound, file = tmp_path / "sound.safetensors", tmp_path / "m.safetensors"
+    saved(sound, "visible")
+    shutil.copyfile(sound, file)
+    child = subprocess.Popen([sys.executable, "-c", _LOADING, str(file)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    while child.poll() is None:
+        shutil.copyfile(sound, file)
+        time.sleep(0.01)
+    assert child.stdout.read() == "alive\n"
+    assert child.returncode == 0

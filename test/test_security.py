@@ -18,6 +18,7 @@ from detector_process import ROOT, Cameras, Detector
 
 from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
+from rscmd_model.inference import Predictor
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, save_model
 from rscmd_model.thermal import ThermalContract
@@ -130,3 +131,45 @@ def test_a_model_file_cannot_run_code(tmp_path: Path, kind: str) -> None:
     if kind == "pickle":
         pickle.loads(buffer.getvalue())
         assert mark.is_dir()
+
+
+PROGRAM = """
+import sys
+import torch
+
+class Program(torch.nn.Module):
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return torch.zeros(1), self.mark, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.mark = state[1]
+        self.training = state[2]
+        torch.save(state[0], state[1])
+
+torch.jit.save(torch.jit.script(Program(sys.argv[1])), sys.argv[2])
+"""
+"""Makes a TorchScript file that writes a file when it is loaded."""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit, about its own age
+def test_torchscript_is_a_program_and_is_not_loaded(tmp_path: Path) -> None:
+    mark, file, renamed = tmp_path / "ran", tmp_path / "m.torchscript", tmp_path / "m.safetensors"
+    (tmp_path / "make.py").write_text(PROGRAM)
+    subprocess.run([sys.executable, tmp_path / "make.py", mark, file], check=True, capture_output=True)
+    renamed.write_bytes(file.read_bytes())
+    for name, says in ((file, "TorchScript is a program"), (renamed, "not a model file")):
+        with pytest.raises(UserError, match=says):
+            Predictor(name, device="cpu")
+    assert not mark.exists()
+    # And it would have run, had it been loaded.
+    torch.jit.load(file)
+    assert mark.exists()
