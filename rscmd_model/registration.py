@@ -14,10 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
+from rscmd_model.text import read_yaml, shown
 
 FILL = 114
 """Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
@@ -49,17 +49,19 @@ class Registration:
     def __post_init__(self) -> None:
         try:
             matrix = np.array(self.homography, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             matrix = np.zeros(0)
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {self.homography!r}")
+            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {shown(self.homography)}")
         for name in ("thermal_size", "visible_size"):
             size = getattr(self, name)
             whole = (
-                isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+                isinstance(size, tuple | list)
+                and len(size) == 2
+                and all(isinstance(n, int) and 0 < n <= 1_000_000 for n in size)
             )
             if not whole:
-                raise UserError(f"registration: {name} is [width, height] in pixels, got {size!r}")
+                raise UserError(f"registration: {name} is [width, height] in pixels, got {shown(size)}")
             object.__setattr__(self, name, tuple(size))
         if abs(matrix[2, 2]) > 1e-12:
             matrix = matrix / matrix[2, 2]
@@ -76,12 +78,12 @@ class Registration:
         """
         known = ("homography", "thermal_size", "visible_size")
         if not isinstance(data, Mapping):
-            raise UserError(f"registration: expected the keys {', '.join(known)}, got {data!r}")
+            raise UserError(f"registration: expected the keys {', '.join(known)}, got {shown(data)}")
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
+                near = difflib.get_close_matches(str(key)[:60], known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"registration: unknown key {key!r}; {hint}")
+                raise UserError(f"registration: unknown key {shown(key)}; {hint}")
         if missing := [key for key in known if key not in data]:
             raise UserError(f"registration: {' and '.join(missing)} missing")
         return Registration(*(data[key] for key in known))
@@ -129,12 +131,7 @@ class Registration:
 def load_registration(path: str | Path) -> Registration:
     """Read a registration file. Raises `UserError` naming the file for one that is missing, no YAML, or refused."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read registration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"registration {path} is not YAML: {str(error).splitlines()[0]}") from None
+    data = read_yaml(path, "registration")
     try:
         return Registration.from_dict(data)
     except UserError as error:

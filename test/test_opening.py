@@ -144,7 +144,7 @@ def test_root_on_the_command_line_wins(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{reader: lvip, root: .}", "no reader 'lvip'; did you mean llvip?"),
-        ("{reader: tiff}", "no reader 'tiff'; there are yolo, coco, flir"),
+        ("{reader: tiff}", "no reader 'tiff'; there are yolo, coco, cvat, label_studio, flir"),
         ("{reader: llvip}", "llvip needs root"),
         ("{reader: llvip, root: ., names: [x]}", "has its own class names"),
         ("{reader: mfad, root: ., path: .}", "path and root mean the same"),
