@@ -22,7 +22,9 @@ from rscmd_model.errors import UserError, first_line
 _MOST = 1 << 26  # bytes of a file that people write by hand; the labels of 100 pictures have some kB
 _MOST_OF_A_SET = 1 << 30  # bytes of a file with the labels of a whole set
 _MOST_OF_YAML = 1 << 20  # PyYAML reads some 200 kB in a second
-_MOST_NODES = 200_000  # of a YAML file, aliases unfolded
+_MOST_NODES = 100_000  # of a YAML file, aliases unfolded
+_TOO_MANY = f"it has more than {_MOST_NODES} values, or its aliases unfold to as many"
+_DEEPEST = 100  # levels of a YAML file
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -62,14 +64,14 @@ def parse_yaml(text: str, where: str, *, words: bool = False, typed: Collection[
     if len(text) > _MOST_OF_YAML:
         raise UserError(f"{where} is not read: it has more than {_MOST_OF_YAML >> 20} MiB of YAML")
     try:
-        loader = _Words(text) if words else yaml.SafeLoader(text)
+        loader = _Words(text) if words else _Plain(text)
         node = loader.get_single_node()
         if node is None:
             return None
         _walk(node)
         value = loader.construct_document(node)
         if typed and isinstance(value, dict):
-            plain = yaml.SafeLoader(text)
+            plain = _Plain(text)
             again = plain.get_single_node()
             for key, part in again.value if again is not None else ():
                 if key.value in typed:
@@ -78,7 +80,8 @@ def parse_yaml(text: str, where: str, *, words: bool = False, typed: Collection[
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where} is not YAML: {line}{getattr(error, 'problem', None) or first_line(error)}") from None
+        said = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{where} is not YAML: {line}{said[:120]}") from None
     except RecursionError:
         raise UserError(f"{where} is not read: it is nested too deep") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # as for the date 2026-13-45
@@ -132,7 +135,9 @@ def _refusal(text: str) -> Callable[..., None]:
 def _read(path: str | Path, most: int, what: str = "") -> bytes:
     try:
         with Path(path).open("rb") as file:
-            content = file.read(most + 1)
+            content = bytearray()  # in pieces: a read of so many bytes would hold as many at once
+            while len(content) <= most and (piece := file.read(1 << 20)):
+                content += piece
     except OSError as error:
         raise UserError(f"cannot read {what}{path}: {error.strerror}") from None
     except ValueError:  # a zero byte in the name
@@ -141,7 +146,7 @@ def _read(path: str | Path, most: int, what: str = "") -> bytes:
         raise UserError(f"{path} is not read: it has more than {most >> 20} MiB")
     if content.startswith(_UTF16):
         raise UserError(f"{path} is UTF-16 text: save it as UTF-8")
-    return content
+    return bytes(content)
 
 
 def _decoded(content: bytes, path: str | Path) -> str:
@@ -157,7 +162,26 @@ def _decoded(content: bytes, path: str | Path) -> str:
 _KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
-class _Words(yaml.SafeLoader):
+class _Plain(yaml.SafeLoader):
+    """PyYAML's own, which ends where it would nest too deep."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        self.count += 1
+        if self.depth > _DEEPEST:
+            raise RecursionError
+        if self.count > _MOST_NODES:
+            raise ValueError(_TOO_MANY)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Words(_Plain):
     """Scalars as they were written; no value, and null, stay None."""
 
 
@@ -175,7 +199,7 @@ def _walk(root: yaml.Node) -> None:
         node = pending.pop()
         left -= 1
         if left < 0:
-            raise ValueError(f"it has more than {_MOST_NODES} values, or its aliases unfold to as many")
+            raise ValueError(_TOO_MANY)
         if isinstance(node, yaml.MappingNode):
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             twice, count = keys.most_common(1)[0] if keys else ("", 0)

@@ -202,7 +202,7 @@ def read_split_file(file: Path, sha256: str | None = None) -> dict[str, tuple[st
         stems = _stems_of(words)
         if not stems:
             raise UserError(
-                f"{file}, line {number}: expected 'SPLIT STEM', or 'SPLIT FIRST LAST' with two numbers of as many digits, "
+                f"{file}, line {number}: expected 'SPLIT STEM', or 'SPLIT FIRST LAST' with numbers of as many digits, "
                 f"up to {_MOST_OF_A_RUN} apart, got {shown(line.strip())}"
             )
         lists.setdefault(words[0], []).extend(stems)
