@@ -199,7 +199,7 @@ def test_what_is_sound_is_read(kind: str, room: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
-@examples(60)
+@examples(25)
 @given(data=st.data())
 def test_damaged_text(kind: str, room: Path, data: st.DataObject) -> None:
     name, sound, read = READERS[kind]
@@ -230,7 +230,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("kind", ["coco", "label_studio", "description", "registration", "truth"])
-@examples(80)
+@examples(40)
 @given(data=st.data())
 def test_odd_values(kind: str, room: Path, data: st.DataObject) -> None:
     name, sound, read = READERS[kind]
@@ -252,24 +252,24 @@ BOMBS = {
         "names",
     ),
     "an alias of itself": ("description", "names: &n [*n]\ntrain: v\nthermal: {train: t}", ""),
-    "deep YAML": ("description", "names: " + "[" * 2000, "too deep"),
+    "deep YAML": ("description", "names: " + "[" * 300, "too deep"),
     "deep registration": ("registration", "{a: " * 2000, "too deep"),
     "a date that is none": ("registration", "homography: 2026-13-45", "cannot be read|is out of range|month"),
     "a key twice": ("description", "train: v\ntrain: w\nnames: [x]\nthermal: {train: t}", "'train' stands there twice"),
     "entities": ("voc", f"{ENTITIES}]><annotation>&e11;</annotation>", None),
     "entities in CVAT": ("cvat", f"{ENTITIES}]><annotations>&e11;</annotations>", "document type"),
-    "deep XML": ("cvat", "<annotations>" + "<a>" * 200_000 + "</a>" * 200_000 + "</annotations>", "lists no image"),
+    "deep XML": ("cvat", "<annotations>" + "<a>" * 30_000 + "</a>" * 30_000 + "</annotations>", "lists no image"),
     "deep JSON": ("coco", '{"images": ' + "[" * 200_000, "too deep|no readable"),
     "a deep truth": ("truth", "[" * 200_000, "too deep|no readable"),
     "a number without end": ("coco", '{"images": ' + "9" * 10_000 + "}", "is no"),
     "a run without end": ("splits", "train 000000000000 999999999999", "line 1: expected"),
-    "runs without end": ("splits", "".join(f"s{i} 000000 099999\n" for i in range(100)), "more than"),
+    "runs without end": ("splits", "".join(f"s{i} 000000 099999\n" for i in range(5)), "more than"),
     "a superscript run": ("splits", "train ² ³", "line 1: expected"),
-    "half a million boxes": ("yolo", "0 0.5 0.5 0.1 0.1\n" * 500_000, None),
-    "a long name": ("description", f"names: [{'x' * 100_000}]\ntrain: v\nthermal: {{train: t}}", "a name is wanted"),
+    "many boxes": ("yolo", "0 0.5 0.5 0.1 0.1\n" * 50_000, None),
+    "a long name": ("description", f"names: [{'x' * 20_000}]\ntrain: v\nthermal: {{train: t}}", "a name is wanted"),
     "a long key": (
         "description",
-        f"names: [x]\ntrain: v\nthermal: {{train: t}}\n? {'k' * 100_000}\n: 1",
+        f"names: [x]\ntrain: v\nthermal: {{train: t}}\n? {'k' * 20_000}\n: 1",
         "unknown key",
     ),
     "megabytes of YAML": ("description", "names: [x]\n" + "#" * 2_000_000, "more than 1 MiB"),

@@ -207,8 +207,8 @@ def read_split_file(file: Path, sha256: str | None = None) -> dict[str, tuple[st
             )
         lists.setdefault(words[0], []).extend(stems)
         count += len(stems)
-        if count > 10 * _MOST_OF_A_RUN:
-            raise UserError(f"{file}, line {number}: more than {10 * _MOST_OF_A_RUN} pairs")
+        if count > 3 * _MOST_OF_A_RUN:
+            raise UserError(f"{file}, line {number}: more than {3 * _MOST_OF_A_RUN} pairs")
     if not lists:
         raise UserError(f"{file} lists nothing")
     found = {split: tuple(sorted(stems)) for split, stems in lists.items()}
