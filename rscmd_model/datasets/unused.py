@@ -90,7 +90,10 @@ class _Names:
     ) -> None:
         self.reader = data.reader
         self.places = sorted(places, key=lambda place: -len(place.folder.parts))  # the innermost first
-        self.labels = [place for place in self.places if place.kind == "labels"]
+        self.labels = sorted((place for place in places if place.kind == "labels"), key=lambda place: place.folder)
+        parents = {place.folder.parent for place in self.labels if _within(place.folder.parent, data.root)}
+        images = [place.folder for place in places if place.kind != "labels"]
+        self.above = [parent for parent in parents if not any(folder.is_relative_to(parent) for folder in images)]
         self.images: _ByName = {}
         self.incomplete: _ByName = {}
         for split, listing in listings.items():
@@ -122,7 +125,8 @@ class _Names:
             reason = f"pictures of the format {suffix} are not read: convert to PNG or JPEG"
             return Unused(file, reason, "unused_image")
         in_labels = place is not None and place.kind == "labels"
-        if suffix.lower() not in _LABELS or not is_label(file.name) or not (in_labels or self._like(stem)):
+        near_labels = in_labels or any(file.is_relative_to(parent) for parent in self.above)
+        if suffix.lower() not in _LABELS or not is_label(file.name) or not (near_labels or self._like(stem)):
             return Unused(file, "no image and no label file")
         if stem in self.unused and (place is None or not place.split):
             return Unused(file, f"{self.unused[stem]}, which has its name, is not used")
@@ -131,13 +135,16 @@ class _Names:
         incomplete = self._like(stem, self.incomplete) if whole_set else self.incomplete.get(stem.lower(), [])
         if in_labels and any(whole_set or inner == row[1] for row in incomplete):
             return Unused(file, "its image is in no whole pair")  # which is a problem of its own
-        return Unused(file, self._label(file, stem, inner, place if in_labels else None), "unused_label")
+        own_split = place.split if place is not None else ""
+        return Unused(file, self._label(file, stem, inner, place if in_labels else None, own_split), "unused_label")
 
-    def _label(self, file: Path, stem: str, inner: str, place: Place | None) -> str:
+    def _label(self, file: Path, stem: str, inner: str, place: Place | None, own_split: str) -> str:
         """Why a label file (`inner`: its path below its folder, without suffix) belongs to no pair."""
         if place is None:
-            where = self.labels[-1].folder if self.labels else "the file of annotations alone"
-            return f"labels are read from {where}"
+            folders = [str(p.folder) for p in self.labels if own_split in ("", p.split)] or [
+                "the label file of the set"
+            ]
+            return f"labels are read from {' and '.join(dict.fromkeys(folders[:3]))}"
         if file.suffix != place.suffix:
             return f"its suffix is {file.suffix}, and {place.suffix} is read"
         own = [row for row in self.images.get(stem.lower(), []) if place.split in ("", row[0])]
