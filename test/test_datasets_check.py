@@ -219,3 +219,16 @@ def test_many_unused_files_are_counted(tmp_path: Path) -> None:
     lines = check(open_data(data), near=None).lines()
     assert sum(line.startswith("unused: ") for line in lines) == 21
     assert "unused: 30 files in all (30 x unused_label); --json FILE lists them" in lines
+
+
+def test_a_list_of_classes_in_another_order_is_told(tmp_path: Path) -> None:
+    """Label Studio writes classes.txt in alphabetic order, whatever data.yaml says."""
+    data = open_data(distinct_world(tmp_path))
+    (tmp_path / "labels/train/classes.txt").write_text("person\ncar\n")
+    (tmp_path / "labels/obj.names").write_text("person\r\ncar")
+    assert not check(data, near=None).problems
+    (tmp_path / "labels/classes.txt").write_text("car\nperson\n")
+    (problem,) = check(data, near=None).problems
+    assert problem.kind == "class_list"
+    assert problem.text.endswith("it lists 'car, person', and names has 'person, car'")
+    assert unused_line(data) == ""

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import examples, mutated, odd_json
 
-from rscmd_model.datasets import coco, cvat, label_studio
+from rscmd_model.datasets import coco, cvat, folders, label_studio
 from rscmd_model.datasets.entries import Listed
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import Labels, list_pairs
@@ -146,8 +146,8 @@ def opened(file: Path) -> None:
 
 def listed_by(form: str) -> Callable[[Path], None]:
     def read(file: Path) -> None:
-        folders = "visible: {train: visible/train}, thermal: {train: thermal/train}, names: [person, car]"
-        text = f"{{reader: {form}, path: {file.parent}, {folders}, annotations: {{train: {file.name}}}}}"
+        images = "visible: {train: visible/train}, thermal: {train: thermal/train}, names: [person, car]"
+        text = f"{{reader: {form}, path: {file.parent}, {images}, annotations: {{train: {file.name}}}}}"
         data = open_data(text)
         for pair in list_pairs(data, "train").pairs:
             sound_labels(data.reader.labels(pair, NAMES))
@@ -189,6 +189,19 @@ def attempt(file: Path, content: bytes, read: Callable[[Path], Any]) -> str | No
         assert file.name in text or str(file.parent) in text
         return text
     return None
+
+
+@pytest.fixture(autouse=True)
+def small_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path may turn into that of the whole disk, which is not to be walked through here."""
+    monkeypatch.setattr(folders, "_MOST", 500)
+
+
+def test_the_root_of_a_disk_is_not_walked_through(room: Path) -> None:
+    sound = json.dumps({**TREE, "train": "/"}).encode()
+    (room / "data.yaml").write_bytes(sound)
+    with pytest.raises(UserError, match=r"/ has more than 500 entries below it: is it the folder of the images\?"):
+        list_pairs(open_data(room / "data.yaml"), "train")
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -263,7 +276,7 @@ BOMBS = {
     "a deep truth": ("truth", "[" * 200_000, "too deep|no readable"),
     "a number without end": ("coco", '{"images": ' + "9" * 10_000 + "}", "is no"),
     "a run without end": ("splits", "train 000000000000 999999999999", "line 1: expected"),
-    "runs without end": ("splits", "".join(f"s{i} 000000 099999\n" for i in range(5)), "more than"),
+    "runs without end": ("splits", "".join(f"s{i} 000000 099999\n" for i in range(4)), "more than"),
     "a superscript run": ("splits", "train ² ³", "line 1: expected"),
     "many boxes": ("yolo", "0 0.5 0.5 0.1 0.1\n" * 50_000, None),
     "a long name": ("description", f"names: [{'x' * 20_000}]\ntrain: v\nthermal: {{train: t}}", "a name is wanted"),

@@ -10,6 +10,8 @@ from rscmd_model.datasets.pairs import Problem
 from rscmd_model.errors import UserError
 from rscmd_model.images import IMAGE_SUFFIXES
 
+_MOST = 1_000_000  # entries below a folder
+
 
 def walk(folder: Path, without: Collection[Path] = (), deep: bool = True) -> Iterator[str]:
     """Every file below a folder as its path from there, with "/" between folders, in order of names.
@@ -23,11 +25,11 @@ def walk(folder: Path, without: Collection[Path] = (), deep: bool = True) -> Ite
         hidden files as well; of a hidden folder its own name with "/" behind it, not what it holds.
 
     Raises:
-        UserError: a folder is missing or may not be read.
+        UserError: a folder is missing, may not be read, or has a million entries below it, as the root of a disk has.
     """
     skipped = {os.path.realpath(other) for other in without}
     seen: set[str] = set()
-    pending = [""]
+    pending, count = [""], 0
     while pending:
         inner = pending.pop()
         here = os.path.join(folder, inner)
@@ -45,6 +47,9 @@ def walk(folder: Path, without: Collection[Path] = (), deep: bool = True) -> Ite
         except ValueError:
             raise UserError(f"no folder {here!r}") from None
         below = []
+        count += len(found)
+        if count > _MOST:
+            raise UserError(f"{folder} has more than {_MOST} entries below it: is it the folder of the images?")
         for entry in found:
             name = f"{inner}/{entry.name}" if inner else entry.name
             if not _is_dir(entry):

@@ -13,12 +13,14 @@ from rscmd_model.datasets.pairs import DataConfig, Listing, Place, Problem, list
 from rscmd_model.datasets.yolo import is_label
 from rscmd_model.errors import UserError
 from rscmd_model.images import IMAGE_SUFFIXES
+from rscmd_model.text import read_text, shown
 
 # Pictures that are not read, raw recordings of thermal cameras among them.
 _PICTURES = (
     ".arw", ".avif", ".cr2", ".csq", ".dng", ".exr", ".fff", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl",
     ".mpo", ".nef", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".raw", ".rjpeg", ".seq", ".tga", ".webp",
 )  # fmt: skip
+_CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt")
 _ByName = dict[
     str, list[tuple[str, str, Path]]
 ]  # split, stem of the pair, image by the file's own stem in small letters
@@ -75,11 +77,13 @@ def unused_line(data: DataConfig) -> str:
     problems = problems_of(find_unused(data, list_all(data)))
     if not problems:
         return ""
-    counts = Counter(problem.kind for problem in problems)
+    counts = Counter(problem.kind for problem in problems if problem.kind.startswith("unused_"))
+    if not counts:
+        return ""
     said = " and ".join(f"{counts[k]} {k.removeprefix('unused_')} files" for k in sorted(counts, reverse=True))
-    return f"{said} below the data's folders are not used (`rscmd_model.datasets check` lists them), first: " + (
-        problems[0].text
-    )
+    first = next(problem.text for problem in problems if problem.kind in counts)
+    where = "below the data's folders are not used (`rscmd_model.datasets check` lists them)"
+    return f"{said} {where}, first: {first}"
 
 
 class _Names:
@@ -89,6 +93,7 @@ class _Names:
         self, data: DataConfig, listings: Mapping[str, Listing], places: tuple[Place, ...], unused: Collection[str]
     ) -> None:
         self.reader = data.reader
+        self.names = list(data.names.values())
         self.places = sorted(places, key=lambda place: -len(place.folder.parts))  # the innermost first
         self.labels = sorted((place for place in places if place.kind == "labels"), key=lambda place: place.folder)
         parents = {place.folder.parent for place in self.labels if _within(place.folder.parent, data.root)}
@@ -126,6 +131,8 @@ class _Names:
             return Unused(file, reason, "unused_image")
         in_labels = place is not None and place.kind == "labels"
         near_labels = in_labels or any(file.is_relative_to(parent) for parent in self.above)
+        if near_labels and file.name in _CLASS_LISTS:
+            return self._class_list(file)
         if suffix.lower() not in _LABELS or not is_label(file.name) or not (near_labels or self._like(stem)):
             return Unused(file, "no image and no label file")
         if stem in self.unused and (place is None or not place.split):
@@ -161,6 +168,17 @@ class _Names:
         return f"no image of {place.split or 'any split'} has its name" + (
             f"; the nearest is {nearest}" if nearest else ""
         )
+
+    def _class_list(self, file: Path) -> Unused:
+        """A tool's own list of classes: label files have numbers, so another order is another class in silence."""
+        try:
+            classes = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        except UserError:
+            classes = []
+        if classes in ([], self.names):
+            return Unused(file, "no image and no label file")
+        reason = f"it lists {shown(', '.join(classes))}, and names has {shown(', '.join(self.names))}"
+        return Unused(file, reason, "class_list")
 
     def _like(self, stem: str, known: _ByName | None = None) -> list[tuple[str, str, Path]]:
         """Images of that stem, or of one that lacks what stands before or after a dot, a line or a dash in it."""
