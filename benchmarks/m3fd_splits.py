@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from rscmd_model.datasets import published
-from rscmd_model.datasets.coco import load_coco
+from rscmd_model.datasets import coco, published
 from rscmd_model.errors import UserError, run_cli
 
 REACH = 40
@@ -42,10 +41,10 @@ def main() -> None:
     folder = parser.parse_args().annotations
     pairs: dict[int, Pair] = {}
     for file in ("m3fd_train_new.json", "m3fd_val_new.json"):
-        for name, image in load_coco(folder / file)[0].items():
-            corners = [[x, y, x + w, y + h] for _, x, y, w, h, _ in image.boxes]
-            boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
-            pairs[int(Path(name).stem)] = (image.size, [box[0] for box in image.boxes], boxes)
+        for name, image in coco.load(folder / file).images.items():
+            assert image.size is not None  # COCO files have it
+            boxes = torch.tensor([shape.box for shape in image.shapes], dtype=torch.float32).reshape(-1, 4)
+            pairs[int(Path(name).stem)] = (image.size, [shape.name for shape in image.shapes], boxes)
     if len(pairs) != 4199:
         raise UserError(f"{folder} has {len(pairs)} pairs, not the 4199 of DAMSDet")
     shipped = Path(published.__file__).parent / "splits"

@@ -35,7 +35,7 @@ def read_rows(path: str | Path) -> list[GradientRow]:
         UserError: no such file, or not one of ours.
     """
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             table = list(csv.DictReader(file))
         return [
             GradientRow(**{f.name: _KINDS[str(f.type)](line[f.name]) for f in fields(GradientRow)}) for line in table

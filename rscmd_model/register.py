@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 
 from rscmd_model.alignment import Estimate, GreyPair, from_images, from_points
 from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
@@ -27,6 +26,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.images import lay_over, read_thermal, read_visible
 from rscmd_model.registration import Registration, save_registration
+from rscmd_model.text import parse_yaml, read_text, shown
 from rscmd_model.thermal import ThermalContract
 
 _SHOWN = 3  # pairs in the overlay
@@ -46,15 +46,9 @@ def read_points(path: Path) -> np.ndarray:
     Raises:
         UserError: naming the file and the row.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read points {path}: {getattr(error, 'strerror', None) or 'no text'}") from None
+    text = read_text(path, what="points")
     if path.suffix.lower() in (".yaml", ".yml"):
-        try:
-            rows = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        rows = parse_yaml(text, str(path))
         if not isinstance(rows, list):
             raise UserError(f"{path}: expected a list of rows [x_thermal, y_thermal, x_visible, y_visible]")
     else:
@@ -66,12 +60,12 @@ def read_points(path: Path) -> np.ndarray:
     for number, row in enumerate(rows, 1):
         try:
             x, y, u, v = (float(value) for value in row)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{path}, row {number}: expected x_thermal y_thermal x_visible y_visible, got {row!r}"
+                f"{path}, row {number}: expected x_thermal y_thermal x_visible y_visible, got {shown(row)}"
             ) from None
         if not np.isfinite([x, y, u, v]).all():
-            raise UserError(f"{path}, row {number}: {row!r} is not finite")
+            raise UserError(f"{path}, row {number}: {shown(row)} is not finite")
         points.append((x, y, u, v))
     return np.array(points, np.float64).reshape(-1, 4)
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
+from rscmd_model.text import read_yaml, shown
 
 FILL = 114
 """Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
@@ -56,21 +56,25 @@ class Registration:
         except (TypeError, ValueError, OverflowError):
             matrix = np.zeros(0)
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {self.homography!r}")
+            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {shown(self.homography)}")
         for name in ("thermal_size", "visible_size"):
             size = getattr(self, name)
             whole = isinstance(size, tuple | list) and len(size) == 2
             if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-                raise UserError(f"registration: {name} is [width, height] in pixels, got {size!r}")
+                raise UserError(f"registration: {name} is [width, height] in pixels, got {shown(size)}")
             if max(size) > LARGEST_SIDE:
-                raise UserError(f"registration: {name} {size!r} is larger than any camera's, {LARGEST_SIDE} px a side")
+                raise UserError(
+                    f"registration: {name} {shown(size)} is larger than any camera's, {LARGEST_SIDE} px a side"
+                )
             object.__setattr__(self, name, tuple(size))
         if abs(matrix[2, 2]) > 1e-12:
             with np.errstate(over="ignore"):
                 matrix = matrix / matrix[2, 2]
         object.__setattr__(self, "homography", tuple(tuple(float(x) for x in row) for row in matrix))
         if not np.abs(matrix).max() <= _LARGEST_ENTRY:
-            raise UserError(f"registration: homography {self.homography!r} sends pixels nowhere near the visible image")
+            raise UserError(
+                f"registration: homography {shown(self.homography)} sends pixels nowhere near the visible image"
+            )
         if problem := _problem(matrix, self.thermal_size, self.visible_size):
             raise UserError(f"registration: {problem}")
 
@@ -83,12 +87,12 @@ class Registration:
         """
         known = ("homography", "thermal_size", "visible_size")
         if not isinstance(data, Mapping):
-            raise UserError(f"registration: expected the keys {', '.join(known)}, got {data!r}")
+            raise UserError(f"registration: expected the keys {', '.join(known)}, got {shown(data)}")
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
+                near = difflib.get_close_matches(str(key)[:60], known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"registration: unknown key {key!r}; {hint}")
+                raise UserError(f"registration: unknown key {shown(key)}; {hint}")
         if missing := [key for key in known if key not in data]:
             raise UserError(f"registration: {' and '.join(missing)} missing")
         return Registration(*(data[key] for key in known))
@@ -136,12 +140,7 @@ class Registration:
 def load_registration(path: str | Path) -> Registration:
     """Read a registration file. Raises `UserError` naming the file for one that is missing, no YAML, or refused."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read registration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"registration {path} is not YAML: {str(error).splitlines()[0]}") from None
+    data = read_yaml(path, "registration")
     try:
         return Registration.from_dict(data)
     except UserError as error:

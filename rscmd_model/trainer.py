@@ -30,6 +30,7 @@ from rscmd_model.cost import StepMeter
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
+from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file, write_json
 from rscmd_model.header import check_image_size
@@ -84,6 +85,8 @@ class PairedTrainer(DetectionTrainer):
             for split, found in pairs.items():
                 if problem := count_problem(config, split, len(found)):
                     LOGGER.warning(problem.text)
+            if line := unused_line(config):
+                LOGGER.warning(line)
             write_description(config, pairs, self.save_dir / "data.yaml")
         return {
             "config": config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 
 from rscmd_model.errors import UserError
 from rscmd_model.scoring import Truth
+from rscmd_model.text import read_json
 from rscmd_ros.bags import DETECTIONS, Bag
 from rscmd_ros.conversions import stamp_ns
 
@@ -63,12 +63,7 @@ def truth_from_file(path: Path) -> FrameTruths:
     """Read a COCO detection file. A frame is known by its stamp: the key `stamp` of the image entry (integer ns), or
     a file name made of it, as 1700000000123456789.png or 1700000000.123456789.png. Raises UserError naming the fault.
     """
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable JSON file: {error}") from None
+    data: Any = read_json(path)
     try:
         names = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
         stamps = {entry["id"]: _stamp(entry, path) for entry in data["images"]}
@@ -79,7 +74,7 @@ def truth_from_file(path: Path) -> FrameTruths:
             x, y, w, h = (float(value) for value in entry["bbox"])
             rows = truths.by_stamp[stamps[entry["image_id"]]]
             rows.append((names[entry["category_id"]], (x, y, x + w, y + h)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not a COCO detection file: {type(error).__name__} {error}") from None
     return truths
 

@@ -21,6 +21,7 @@ from rscmd_model.datasets import __main__ as command
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.near_copies import near_copies, perceptual_hash
 from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError
 
 
@@ -186,3 +187,70 @@ def test_an_exif_orientation_on_one_side_alone(orientation: int, size: tuple[int
         assert report.sizes["val"] == {"64x48": 4}
     else:
         assert found["orientation"] == 2
+
+
+def test_files_that_nothing_uses_are_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "set"
+    data = distinct_world(root, ("a", "b", "c", "d", "e"))
+    labels = root / "labels/train"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    (labels / "b.txt").rename(labels / "b_visible.txt")
+    (labels / "c.txt").rename(labels / "C.txt")
+    (labels / "more").mkdir()
+    (labels / "d.txt").rename(labels / "more/d.txt")
+    (labels / "e.txt").rename(root / "visible/train/e.txt")
+    for name in ("labels/0815.txt", "labels/train/gone.txt", "labels/train/classes.txt", "visible/train/a.webp"):
+        (root / name).write_text("")
+    for name in ("visible/test/z.png", "thermal/test/z.jpg", "labels/test/z.txt", "visible/train/.DS_Store"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("")
+    (root / "labels/e.txt").write_text("")
+    out = tmp_path / "check.json"
+    assert run(monkeypatch, "--data", data, "--json", out) == 1
+    result = json.loads(out.read_text())
+    reasons = {str(Path(u["file"]).relative_to(root)): u["reason"] for u in result["unused"]}
+    for name, reason in {
+        "labels/train/a.TXT": "its suffix is .TXT, and .txt is read",
+        "labels/train/b_visible.txt": "the nearest is " + str(root / "visible/train/b.png"),
+        "labels/train/C.txt": "c.png differs from its name in upper and lower case",
+        "labels/train/more/d.txt": f"its label file would be {labels / 'd'}.txt",
+        "visible/train/e.txt": f"labels are read from {labels}",
+        "labels/e.txt": "labels are read from",
+        "labels/train/gone.txt": "no image of train has its name",
+        "visible/train/a.webp": "pictures of the format .webp are not read",
+        "visible/test/z.png": "in the folder of no split",
+        "thermal/test/z.jpg": "in the folder of no split",
+        "labels/test/z.txt": "is not used",
+        "visible/train/.DS_Store": "hidden",
+        "labels/train/classes.txt": "no image and no label file",
+        "labels/0815.txt": f"labels are read from {labels} and {root / 'labels/val'}",
+    }.items():
+        assert reason in reasons.pop(name), name
+    assert not reasons
+    assert result["problem_counts"] == {"unused_label": 8, "foreign_labels": 1, "unused_image": 1}
+    line = unused_line(open_data(data))
+    assert line.startswith("8 label files and 1 image files below the data's folders are not used")
+    assert "\n" not in line
+    assert unused_line(open_data(distinct_world(tmp_path / "clean"))) == ""
+
+
+def test_many_unused_files_are_counted(tmp_path: Path) -> None:
+    data = distinct_world(tmp_path)
+    for number in range(30):
+        (tmp_path / f"labels/train/x{number}.txt").write_text("")
+    lines = check(open_data(data), near=None).lines()
+    assert sum(line.startswith("unused: ") for line in lines) == 21
+    assert "unused: 30 files in all (30 x unused_label); --json FILE lists them" in lines
+
+
+def test_a_list_of_classes_in_another_order_is_told(tmp_path: Path) -> None:
+    """Label Studio writes classes.txt in alphabetic order, whatever data.yaml says."""
+    data = open_data(distinct_world(tmp_path))
+    (tmp_path / "labels/train/classes.txt").write_text("person\ncar\n")
+    (tmp_path / "labels/obj.names").write_text("person\r\ncar")
+    assert not check(data, near=None).problems
+    (tmp_path / "labels/classes.txt").write_text("car\nperson\n")
+    (problem,) = check(data, near=None).problems
+    assert problem.kind == "class_list"
+    assert problem.text.endswith("it lists 'car, person', and names has 'person, car'")
+    assert unused_line(data) == ""

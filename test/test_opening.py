@@ -15,7 +15,7 @@ from published_layouts import llvip, open_tiny, write_image
 from test_pairs import write_world
 
 from rscmd_model.datasets.check import check
-from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.pairs import DataConfig, find_pairs, read_labels
 from rscmd_model.errors import UserError
 from rscmd_model.thermal import ThermalContract
@@ -144,7 +144,7 @@ def test_root_on_the_command_line_wins(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{reader: lvip, root: .}", "no reader 'lvip'; did you mean llvip?"),
-        ("{reader: tiff}", "no reader 'tiff'; there are yolo, coco, flir"),
+        ("{reader: tiff}", "no reader 'tiff'; there are yolo, coco, cvat, label_studio, flir"),
         ("{reader: llvip}", "llvip needs root"),
         ("{reader: llvip, root: ., names: [x]}", "has its own class names"),
         ("{reader: mfad, root: ., path: .}", "path and root mean the same"),
@@ -167,3 +167,83 @@ def test_deep_thermal_images_in_coco(tmp_path: Path) -> None:
         deep = cv2.imread(str(png), cv2.IMREAD_GRAYSCALE).astype(np.uint16) * 120
         assert cv2.imwrite(str(png), deep)
     assert not check(open_data(file)).problems
+
+
+def test_a_class_name_is_the_text_that_was_written(tmp_path: Path) -> None:
+    """YAML takes these for dates, booleans and numbers."""
+    words = ["2026-11-26", "on", "007", "no", "off", "1e3", "1_000", "12:30:00", "0x10", "1.50", "y", "größe"]
+    file = write_world(tmp_path)
+    for text in (f"[{', '.join(words)}]", "".join(f"\n  {i}: {word}" for i, word in enumerate(words))):
+        file.write_text(f"train: visible/train\nthermal: {{train: thermal/train}}\nnames: {text}\n", encoding="utf-8")
+        data = open_data(file)
+        assert list(data.names.values()) == words
+        write_description(data, {}, tmp_path / "kept.yaml")
+        for again in (open_data(data.spec), open_data(tmp_path / "kept.yaml")):
+            assert again.names == data.names
+    for text, says in (
+        ("[a, ~]", "the name of class 1 is None"),
+        ("[a, '']", "the name of class 1 is ''"),
+        ('["a\\nb"]', "a name is wanted"),
+        ("[[a]]", "a name is wanted"),
+        ("{0: a, 0: b}", "the key '0' stands there twice"),
+        ("{00: a}", "names must list the classes"),
+    ):
+        with pytest.raises(UserError, match=says):
+            open_data(f"{{names: {text}, train: v, thermal: {{train: t}}}}")
+
+
+def test_folders_are_text_as_well(tmp_path: Path) -> None:
+    write_world(tmp_path)
+    for kind, name in (("visible", "007"), ("thermal", "on")):
+        (tmp_path / kind / "train").rename(tmp_path / name)
+    file = tmp_path / "odd.yaml"
+    file.write_text(
+        "names: [person, car]\npath:\ntrain: 007\nval: visible/val\ntest:\nthermal: {train: on, val: thermal/val}\n"
+    )
+    assert [pair.stem for pair in find_pairs(open_data(file), "train")] == ["a", "b"]
+
+
+def read_all(file: Path) -> None:
+    data = open_data(file)
+    for pair in [pair for split in data.splits for pair in find_pairs(data, split)]:
+        read_labels(data, pair)
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
+def test_byte_order_marks_and_line_ends(mark: bytes, tmp_path: Path) -> None:
+    """Whatever an editor makes of data.yaml, JSON, label files and registration."""
+    yolo, coco = write_world(tmp_path / "yolo"), write_coco(tmp_path / "coco")
+    (tmp_path / "yolo/r.yaml").write_text(
+        "homography: [[1, 0, 0], [0, 1, 0], [0, 0, 1]]\nthermal_size: [32, 24]\nvisible_size: [32, 24]\n"
+    )
+    yolo.write_text(yolo.read_text() + "registration: r.yaml\n")
+    files = [*tmp_path.rglob("*.yaml"), *tmp_path.rglob("*.json"), *tmp_path.rglob("labels/*/*.txt")]
+    assert len(files) == 9
+    for file in files:
+        file.write_bytes(mark + file.read_bytes().replace(b"\n", b"\r\n"))
+    for file in (yolo, coco):
+        data = open_data(file)
+        assert not check(data, near=None).problems
+        assert len(read_labels(data, find_pairs(data, "train")[0])) == 1
+    for file in files:
+        text = file.read_text(encoding="utf-8-sig")
+        file.write_bytes(text.encode("utf-16"))
+        with pytest.raises(UserError, match=r"is UTF-16 text: save it as UTF-8") as error:
+            read_all(yolo if "yolo" in str(file) else coco)
+        assert str(file) in str(error.value)
+        file.write_bytes(text.encode())
+
+
+def test_coco_boxes_in_other_units(tmp_path: Path) -> None:
+    data = open_data(write_coco(tmp_path))
+    notes = json.loads((tmp_path / "val.json").read_text())["annotations"]
+    for box, kind, says in (
+        ([0.1, 0.25, 0.5, 0.5], "units", "its numbers are fractions, and pixels are wanted"),
+        ([20, 10, 36, 30], "outside", "as corners x1 y1 x2 y2 the numbers lie inside, but COCO wants x y width height"),
+        ([float("nan"), 1, 5, 5], "empty_box", "is empty"),
+        ([1, 1, float("inf"), 5], "empty_box", "lies outside the image"),
+    ):
+        edit(tmp_path / "val.json", {"annotations": [{**notes[0], "bbox": box}]})
+        (problem,) = data.reader.labels(find_pairs(data, "val")[0], data.names).problems
+        assert problem.kind == kind
+        assert says in problem.text

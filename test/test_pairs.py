@@ -120,7 +120,10 @@ def test_bad_data_yaml(tmp_path: Path, text: str, says: str) -> None:
         ("2 0.5 0.5 0.2 0.2", "class 2 is unknown"),
         ("-1 0.5 0.5 0.2 0.2", "class -1 is unknown"),
         ("0 0.95 0.5 0.2 0.2", "partly outside the image"),
-        ("0 320 240 20 20", "lies outside the image"),
+        ("0 320 240 20 20", "lies outside the image: fractions from 0 to 1 are wanted, and these look like pixels"),
+        ("0 50 50 20 20", "these look like percent"),
+        ("0 0.6 0.6 0.9 0.9", "as corners x1 y1 x2 y2 the numbers lie inside, but YOLO wants centre and size"),
+        ("0 1e400 0.5 0.2 0.2", "is empty"),
         ("0 0.5 0.5 0 0.2", "is empty"),
         ("0 nan 0.5 0.2 0.2", "is empty"),
     ],
@@ -190,3 +193,53 @@ def test_real_pairs(llvip_mini: Path) -> None:
         assert len(pairs) == count
         assert sum(len(read_labels(data, p)) for p in pairs) == boxes
     assert check_pairs(data, pairs)[0][0]["size"] == (1024, 1280)
+
+
+def test_pairs_and_labels_in_sub_folders(tmp_path: Path) -> None:
+    """KAIST's way; and a thermal folder within the visible one is not taken for visible pictures."""
+    data = open_data(write_world(tmp_path))
+    for kind, suffix in (("visible", "png"), ("thermal", "jpg"), ("labels", "txt")):
+        (tmp_path / kind / "train/set01/V000").mkdir(parents=True)
+        (tmp_path / f"{kind}/train/b.{suffix}").rename(tmp_path / f"{kind}/train/set01/V000/b.{suffix}")
+    pairs = find_pairs(data, "train")
+    assert [pair.stem for pair in pairs] == ["a", "set01/V000/b"]
+    assert [len(read_labels(data, pair)) for pair in pairs] == [1, 1]
+    (tmp_path / "thermal/train").rename(tmp_path / "visible/train/ir")
+    text = (tmp_path / "data.yaml").read_text().replace("thermal/train", "visible/train/ir")
+    (tmp_path / "data.yaml").write_text(text)
+    assert [pair.stem for pair in find_pairs(open_data(tmp_path / "data.yaml"), "train")] == ["a", "set01/V000/b"]
+
+
+def test_hidden_files_are_no_images_and_links_do_not_loop(tmp_path: Path) -> None:
+    data = open_data(write_world(tmp_path))
+    (tmp_path / "visible/train/._a.png").write_bytes(b"Mac OS X")
+    (tmp_path / "visible/train/.thumbnails").mkdir()
+    (tmp_path / "visible/train/.thumbnails/z.png").write_bytes(b"")
+    (tmp_path / "thermal/train/again").symlink_to(tmp_path / "thermal/train")
+    assert [pair.stem for pair in find_pairs(data, "train")] == ["a", "b"]
+
+
+def test_label_files_that_belong_to_no_image_stop(tmp_path: Path) -> None:
+    """Every image would be background, and the score would be of nothing."""
+    data = open_data(write_world(tmp_path))
+    labels = tmp_path / "labels/val"
+    for file in labels.glob("*.txt"):
+        file.rename(labels / f"{file.stem}_visible.txt")
+    with pytest.raises(UserError, match=r"none of the 2 label files in .*labels/val belongs to an image of val"):
+        find_pairs(data, "val")
+    (labels / "classes.txt").write_text("person\n")  # what tools leave there is no label file
+    for file in labels.glob("*_visible.txt"):
+        file.unlink()
+    assert len(find_pairs(data, "val")) == 2
+    (labels / "a.txt").write_text("")
+    assert len(find_pairs(data, "val")) == 2
+
+
+def test_a_partner_of_a_format_that_is_not_read_is_named(tmp_path: Path) -> None:
+    data = open_data(write_world(tmp_path))
+    (tmp_path / "thermal/train/a.jpg").rename(tmp_path / "thermal/train/a.webp")
+    (tmp_path / "thermal/train/b.jpg").rename(tmp_path / "thermal/train/B.jpg")
+    with pytest.raises(UserError) as error:
+        find_pairs(data, "train")
+    assert "a.webp is there, but pictures of the format .webp are not read" in str(error.value)
+    assert "B.jpg is there, but its name differs in upper and lower case" in str(error.value)

@@ -225,6 +225,22 @@ def test_images_and_labels_of_different_sizes_are_told(tmp_path: Path) -> None:
     check_pairs(data, find_pairs(data, "train"))  # both are used all the same
 
 
+def test_voc_in_other_units(tmp_path: Path) -> None:
+    data = open_tiny("llvip", tmp_path)
+    texts = (
+        voc([("person", 0.1, 0.2, 0.5, 0.75)]),
+        voc([("person", 20, 18, 19, 12)]),
+        voc([("person", 1, 1, 5, 5)], (0, 0)),
+        "<!DOCTYPE a [<!ENTITY b 'c'>]>" + voc([("person", 1, 1, 5, 5)]),
+    )
+    for stem, text in zip(TRAIN, texts):
+        write_text(tmp_path / f"Annotations/0{stem}.xml", text)
+    problems = check(data, near=None).problems
+    assert kinds(data) == {"units": 1, "empty_box": 1, "bad_label": 2}
+    for says in ("pixels are wanted", "VOC wants corners", "<size> names no image size", "no document type"):
+        assert any(says in problem.text for problem in problems), says
+
+
 # M3FD
 
 
@@ -243,6 +259,14 @@ def test_m3fd_sizes_differ_from_pair_to_pair(tmp_path: Path) -> None:
     first, second = (read_labels(data, pair)[0, 3:] for pair in find_pairs(data, "train")[:2])
     np.testing.assert_allclose(first, [8 / 25, 12 / 18], rtol=1e-6)
     np.testing.assert_allclose(second, [8 / 40, 12 / 30], rtol=1e-6)
+
+
+def test_m3fd_pairs_in_no_list_are_unused_on_purpose(tmp_path: Path) -> None:
+    open_tiny("m3fd", tmp_path / "set")
+    write_text(tmp_path / "few.txt", f"train {TRAIN[0]} {TRAIN[1]}\nval {VAL[0]}\n")
+    report = check(open_data("m3fd", tmp_path / "set", tmp_path / "few.txt"), near=None)
+    assert len(report.unused) == 9  # both images and the XML file of three pairs
+    assert not report.problems
 
 
 def test_m3fd_near_copies_across_the_split_are_found(tmp_path: Path) -> None:
@@ -290,10 +314,13 @@ def test_a_changed_split_list_is_refused(tmp_path: Path) -> None:
         ("train", "line 1: expected"),
         ("train 1 200", "line 1: expected"),
         ("train 01 03\nval 02", "02 is listed twice"),
+        ("train 3 1", "line 1: expected"),
     ):
         write_text(tmp_path / "list.txt", text)
         with pytest.raises(UserError, match=says):
             read_split_file(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbftrain 1 2\r\nval 3\r\n")
+    assert read_split_file(tmp_path / "list.txt") == {"train": ("1", "2"), "val": ("3",)}
     write_text(tmp_path / "list.txt", "# mine\ntrain 008 011  # four\nval x\n")
     assert read_split_file(tmp_path / "list.txt") == {"train": ("008", "009", "010", "011"), "val": ("x",)}
 

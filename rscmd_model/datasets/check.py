@@ -13,8 +13,11 @@ import numpy as np
 
 from rscmd_model.datasets.inspection import Inspection, inspect_all, summary
 from rscmd_model.datasets.near_copies import NEAR, near_copies, perceptual_hash
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, Problem, count_problem, list_pairs, split_hash
+from rscmd_model.datasets.pairs import DataConfig, Listing, PairFiles, Problem, count_problem, list_pairs, split_hash
+from rscmd_model.datasets.unused import Unused, find_unused, problems_of
 from rscmd_model.errors import UserError
+
+_SHOWN = 20  # unused files on the screen
 
 
 @dataclass
@@ -28,6 +31,8 @@ class Report:
         sizes: per split how often each "VISIBLE and THERMAL" size in px occurs.
         without_boxes: per split the pairs without any object.
         problems: everything that is wrong, in the order of splits and stems.
+        unused: every file below the data's folders that is in no pair and not named by the listing's problems; those
+            that somebody may have meant to be used are among `problems`, too.
         seconds: how long it took.
     """
 
@@ -37,6 +42,7 @@ class Report:
     sizes: dict[str, Counter[str]] = field(default_factory=dict)
     without_boxes: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unused: list[Unused] = field(default_factory=list)
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,6 +60,7 @@ class Report:
             "split_hash": {split: split_hash(found) for split, found in self.pairs.items()},
             "problem_counts": dict(Counter(problem.kind for problem in self.problems).most_common()),
             "problems": [{"kind": p.kind, "file": str(p.file), "text": p.text} for p in self.problems],
+            "unused": [{"file": str(u.file), "reason": u.reason} for u in self.unused],
             "seconds": round(self.seconds, 1),
         }
 
@@ -71,6 +78,11 @@ class Report:
                 f"  boxes: {counts}",
                 f"  sizes, visible and thermal: {', '.join(f'{s} px ({n})' for s, n in sizes[:3]) or 'none'}{more}",
             ]
+        lines += [f"unused: {u.file}: {u.reason}" for u in self.unused[:_SHOWN]]
+        if len(self.unused) > _SHOWN:
+            reasons = Counter("hidden" if u.reason == "hidden" else u.kind or "others" for u in self.unused)
+            said = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+            lines.append(f"unused: {len(self.unused)} files in all ({said}); --json FILE lists them")
         lines += [f"problem: {line}" for line in summary(self.problems)] or ["no problems"]
         return lines
 
@@ -90,9 +102,10 @@ def check(data: DataConfig, *, near: int | None = NEAR, progress: Callable[[str]
     report = Report(data)
     hashes: dict[str, np.ndarray] = {}
     unlisted: list[str] = []
+    listings: dict[str, Listing] = {}
     for split in data.splits:
         try:
-            listing = list_pairs(data, split)
+            listing = listings[split] = list_pairs(data, split)
         except UserError as error:  # the other splits are looked at all the same
             unlisted.append(str(error))
             listing = None
@@ -112,6 +125,8 @@ def check(data: DataConfig, *, near: int | None = NEAR, progress: Callable[[str]
             report.problems.append(Problem("old_labels", data.root, text))
     if len(unlisted) == len(data.splits):
         raise UserError(f"{data.name}: nothing to check: {'; '.join(unlisted)}")
+    report.unused = find_unused(data, listings)
+    report.problems += problems_of(report.unused)
     if near is not None and "train" in hashes:
         for split in data.splits:
             if split != "train":

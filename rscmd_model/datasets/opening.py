@@ -4,34 +4,25 @@
     data.yaml                  a description in a file; the keys below
     {reader: llvip, root: /d}  the same description on one line, which is how a training hands it on
 
-Keys: `reader` (yolo by default, coco, or a published set), `path` or `root` (its folder; relative to the file's),
-`names`, `thermal_contract`, `registration` (a file, relative to this one, or what it would hold), `split_file`
-(published sets), and the folders of each split, which docs/datasets/own.md shows.
+The keys are those of `description.py`; docs/datasets/own.md shows them.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rscmd_model.datasets.coco import CocoPairs, load_coco
+from rscmd_model.datasets.description import PALETTE, describe, parse_description
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, split_hash
-from rscmd_model.datasets.published import PUBLISHED, open_published
-from rscmd_model.datasets.yolo import YoloFolders
+from rscmd_model.datasets.published import PUBLISHED
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
-from rscmd_model.registration import Registration, load_registration
-from rscmd_model.thermal import ThermalContract
-
-_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration")
-_PALETTE = "--palette-ok"  # of the command line, on its way into the thermal contract; no key of a file
-_UNUSED = ("nc", "channels", "download", "license")  # ultralytics' own files have these
+from rscmd_model.text import read_text
 
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -91,25 +82,24 @@ def open_data(
     if registration is not None:
         given["registration"] = str(registration.resolve())
     if palette_ok:
-        given[_PALETTE] = True
+        given[PALETTE] = True
     if spec in PUBLISHED:
         if root is None:
             raise UserError(f"--data {spec} needs --root DIR, the folder the set was unpacked to")
-        return _from_mapping({"reader": spec, **given}, Path(), f"--data {spec}", None)
+        return describe({"reader": spec, **given}, Path(), f"--data {spec}", None)
     if spec.lstrip().startswith("{"):
-        return _from_mapping({**_parse(spec, f"--data {spec}"), **given}, Path(), f"--data {spec}", None)
+        where = f"--data {spec}" if len(spec) < 200 and spec.isprintable() else "--data {...}"
+        return describe({**_parse(spec, where), **given}, Path(), where, None)
     file = Path(spec)
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        hint = "" if file.suffix or file.exists() else f"; published sets are {', '.join(PUBLISHED)}"
-        raise UserError(f"cannot read {file}: {error.strerror}{hint}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not YAML: {error}") from None
+        text = read_text(file)
+    except UserError as error:
+        hint = "" if file.suffix or os.path.exists(file) else f"; published sets are {', '.join(PUBLISHED)}"
+        raise UserError(f"{error}{hint}") from None
     mapping = _parse(text, str(file))
     if given:
         mapping = {k: v for k, v in mapping.items() if k != "path" or "root" not in given}
-    return _from_mapping({**mapping, **given}, file.resolve().parent, str(file), None if given else file.resolve())
+    return describe({**mapping, **given}, file.resolve().parent, str(file), None if given else file.resolve())
 
 
 def write_description(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]], file: Path) -> None:
@@ -122,121 +112,7 @@ def write_description(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
+    data = parse_description(text, where)
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected keys such as path, train, val, thermal and names")
     return data
-
-
-def _from_mapping(data: dict[str, Any], base: Path, where: str, file: Path | None) -> DataConfig:
-    """`base`: what relative folders start from; `where`: for messages; `file`: the data.yaml when it says it all."""
-    palette_ok = _PALETTE in data
-    data = {k: v for k, v in data.items() if k != _PALETTE}
-    reader = str(data.get("reader", "yolo"))
-    if reader not in ("yolo", "coco", *PUBLISHED):
-        near = difflib.get_close_matches(reader, ("yolo", "coco", *PUBLISHED), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are yolo, coco, {', '.join(PUBLISHED)}"
-        raise UserError(f"{where}: no reader {reader!r}; {hint}")
-    if "path" in data and "root" in data:
-        raise UserError(f"{where}: path and root mean the same; give one of them")
-    root = (base / str(data.get("root", data.get("path", ".")))).resolve()
-    if reader in PUBLISHED:
-        _known(data, (*_COMMON, "split_file"), where)
-        if "names" in data:
-            raise UserError(f"{where}: {reader} has its own class names, so 'names' does not belong here")
-        if "root" not in data and "path" not in data:
-            raise UserError(f"{where}: {reader} needs root, the folder it was unpacked to")
-        split_file = (base / str(data["split_file"])).resolve() if data.get("split_file") else None
-        if split_file:
-            data = {**data, "split_file": str(split_file)}
-        config = open_published(reader, root, split_file)
-    elif reader == "coco":
-        config = _coco(data, root, where)
-    else:
-        config = _yolo(data, root, where)
-    contract = config.thermal_contract
-    if "thermal_contract" in data:
-        contract = ThermalContract.from_dict(data["thermal_contract"])
-    if palette_ok:
-        contract = replace(contract, palette_ok=True)
-    registration = _registration(data.get("registration"), base, where)
-    config = replace(config, thermal_contract=contract, registration=registration)
-    rest = {k: v for k, v in data.items() if k not in (*_COMMON, *_UNUSED) or k == "names"}
-    resolved = {"reader": reader, "root": str(config.root), **rest, "thermal_contract": contract.to_dict()}
-    if registration is not None:
-        resolved["registration"] = registration.to_dict()
-    line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()
-    return replace(config, spec=str(file) if file else line, resolved=resolved)
-
-
-def _registration(given: Any, base: Path, where: str) -> Registration | None:
-    if given is None:
-        return None
-    if isinstance(given, str):
-        return load_registration(base / given)
-    try:
-        return Registration.from_dict(given)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _yolo(data: dict[str, Any], root: Path, where: str) -> DataConfig:
-    names = _names(data.get("names"), where)
-    thermal = data.get("thermal")
-    if not isinstance(thermal, dict) or not thermal:
-        raise UserError(
-            f"{where}: thermal must give a folder for each split, as in 'thermal: {{train: thermal/train}}'"
-        )
-    _known(data, (*_COMMON, "thermal", "train", "val", "test", *map(str, thermal)), where)
-    for split in ("train", "val", "test"):
-        if data.get(split) is not None and split not in thermal:
-            raise UserError(f"{where}: split {split!r} has a visible folder and no thermal one")
-    folders = []
-    for split, folder in thermal.items():
-        if not isinstance(data.get(split), str) or not isinstance(folder, str):
-            raise UserError(f"{where}: split {split!r} needs a visible folder ('{split}: ...') and a thermal one")
-        folders.append((str(split), root / data[split], root / folder, root / "labels" / str(split)))
-    return _own(root, names, tuple(row[0] for row in folders), YoloFolders(tuple(folders)))
-
-
-def _coco(data: dict[str, Any], root: Path, where: str) -> DataConfig:
-    _known(data, (*_COMMON, "visible", "thermal", "annotations"), where)
-    parts = [data.get(key) for key in ("visible", "thermal", "annotations")]
-    same = all(isinstance(part, dict) and part and part.keys() == (parts[0] or {}).keys() for part in parts)
-    if not same or not all(isinstance(value, str) for part in parts for value in (part or {}).values()):
-        raise UserError(
-            f"{where}: visible, thermal and annotations each need an entry for the same splits, as in "
-            "'annotations: {train: train.json, val: val.json}'"
-        )
-    visible, thermal, files = (part or {} for part in parts)
-    splits = tuple((str(s), root / visible[s], root / thermal[s], root / files[s]) for s in files)
-    names = data.get("names")
-    if names is None:  # of the first file; another order of ids elsewhere does no harm, since names decide
-        names = list(load_coco(splits[0][3])[1])
-    return _own(root, _names(names, where), tuple(row[0] for row in splits), CocoPairs(splits))
-
-
-def _own(root: Path, names: dict[int, str], splits: tuple[str, ...], reader: YoloFolders | CocoPairs) -> DataConfig:
-    return DataConfig("", root.name, root, names, ThermalContract(), splits, reader)
-
-
-def _names(names: Any, where: str) -> dict[int, str]:
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or sorted(names, key=str) != sorted(range(len(names)), key=str) or not names:
-        raise UserError(f"{where}: names must list the classes, as in 'names: {{0: person, 1: car}}'")
-    named = {int(number): str(names[number]) for number in range(len(names))}
-    if len(set(named.values())) < len(named):
-        raise UserError(f"{where}: names has a class twice: {', '.join(named.values())}")
-    return named
-
-
-def _known(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in map(str, data):
-        if key not in known and key not in _UNUSED:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import IMAGE_SUFFIXES
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
@@ -31,6 +30,7 @@ TOLERATED = {
 REPORTED = {
     "repeated_box": "the same box twice, used once",
     "crowd": "COCO crowd region, left out",
+    "no_box": "points, lines or other shapes that are no boxes, left out",
     "size_mismatch": "the two images differ in size; the thermal one is laid over the visible one",
     "orientation": "EXIF turns one image of the pair and not the other",
     "label_size": "the label file names another image size than the image has; its own is believed",
@@ -38,6 +38,9 @@ REPORTED = {
     "old_labels": "as many boxes as before the set's labels were corrected",
     "out_of_scale": "thermal image that is black or white all over on the thermal contract's fixed scale",
     "near_copy": "nearly the same pair in train and in another split",
+    "unused_label": "label file that no pair uses",
+    "unused_image": "image that no pair uses",
+    "class_list": "list of classes beside the labels that differs from names",
 }
 # Always stops a training: there is nothing to train on.
 FATAL = {
@@ -50,6 +53,8 @@ FATAL = {
     "unreadable": "image missing, cut short or damaged",
     "palette": "thermal image in a colour palette",
     "thermal_type": "thermal image of another type than the thermal contract",
+    "foreign_labels": "split whose label files belong to none of its images",
+    "units": "boxes in other units than the format has",
     "registration": "images of another shape than the registration is for",
 }
 KINDS = {**FATAL, **TOLERATED, **REPORTED}
@@ -70,12 +75,39 @@ class Problem:
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one pair; `label` is None where no label file means an image without objects."""
+    """The files of one pair.
+
+    Attributes:
+        stem: path below the split's folder without suffix, with "/" between folders.
+        visible, thermal: the images.
+        label: the label file; None where no label file means an image without objects.
+        thermal_label: the label file of the thermal image, where each camera has labels of its own.
+        entries: what a label file of many images calls the visible and the thermal one.
+    """
 
     stem: str
     visible: Path
     thermal: Path
     label: Path | None
+    thermal_label: Path | None = None
+    entries: tuple[str | None, str | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that data lie in.
+
+    Attributes:
+        split: whose data; "" for all.
+        kind: "visible", "thermal" or "labels".
+        folder: where.
+        suffix: of the label files.
+    """
+
+    split: str
+    kind: str
+    folder: Path
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +138,12 @@ class Reader(Protocol):
 
     def pairs(self, split: str) -> Listing:
         """The pairs of a split. Raises `UserError` where the split's folder or list is missing as a whole."""
+
+    def places(self) -> tuple[Place, ...]:
+        """The folders that the data lie in."""
+
+    def unlisted(self) -> tuple[str, bool]:
+        """Why an image in such a folder may be in no split, and whether that is worth a problem."""
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
         """The objects of a pair, classes by name. Never raises for what a label file holds: that is a `Problem`."""
@@ -199,13 +237,19 @@ def read_labels(data: DataConfig, pair: PairFiles) -> np.ndarray:
     return labels.boxes
 
 
-def tidy(rows: Sequence[tuple[float, float, float, float, float]], file: Path, where: Sequence[str]) -> Labels:
+def tidy(
+    rows: Sequence[tuple[float, float, float, float, float]],
+    file: Path,
+    where: Sequence[str],
+    hints: Sequence[str] = (),
+) -> Labels:
     """Boxes as they were drawn, brought inside the image.
 
     Args:
         rows: class, left, top, right, bottom as fractions of the image.
         file: the label file, for messages.
         where: the place of each row in it, as "line 3".
+        hints: for each row what to add to the message when the box does not lie in the image.
 
     Returns:
         boxes clipped to the image, those without area left out, repeated ones used once; a `Problem` for each.
@@ -214,17 +258,19 @@ def tidy(rows: Sequence[tuple[float, float, float, float, float]], file: Path, w
     problems: list[Problem] = []
     seen: set[tuple[float, ...]] = set()
     slack = 1e-3  # rounding of the writing tool
-    for row, place in zip(rows, where, strict=True):
+    for row, place, hint in zip(rows, where, hints or [""] * len(rows), strict=True):
         cls, *corners = row
         said = f"{file}, {place}: the box " + " ".join(f"{x:.4g}" for x in corners)
         clipped = np.clip(corners, 0.0, 1.0).tolist() if np.isfinite(corners).all() else [0.0] * 4
         left, top, right, bottom = clipped
         if not (right > left and bottom > top):
             outside = corners[2] > corners[0] and corners[3] > corners[1]
-            problems.append(Problem("empty_box", file, f"{said} {'lies outside the image' if outside else 'is empty'}"))
+            problems.append(
+                Problem("empty_box", file, f"{said} {'lies outside the image' if outside else 'is empty'}{hint}")
+            )
             continue
         if min(corners) < -slack or max(corners) > 1 + slack:
-            problems.append(Problem("outside", file, f"{said} lies partly outside the image (0 to 1)"))
+            problems.append(Problem("outside", file, f"{said} lies partly outside the image (0 to 1){hint}"))
         box = (cls, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         if box in seen:
             problems.append(Problem("repeated_box", file, f"{said} stands there twice"))
@@ -232,26 +278,6 @@ def tidy(rows: Sequence[tuple[float, float, float, float, float]], file: Path, w
         seen.add(box)
         boxes.append(box)
     return Labels(np.unique(np.array(boxes, np.float32).reshape(-1, 5), axis=0), tuple(problems))
-
-
-def images_in(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
-    """The images of a folder by stem, and a problem for each stem that two of them share.
-
-    Raises:
-        UserError: no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}")
-    found: dict[str, Path] = {}
-    problems = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            if file.stem in found:
-                text = f"{found[file.stem]} and {file} have the same stem, so their partner is ambiguous"
-                problems.append(Problem("same_stem", file, text))
-            else:
-                found[file.stem] = file
-    return found, problems
 
 
 def match(visible: Mapping[str, Path], thermal: Mapping[str, Path]) -> tuple[list[str], list[Problem]]:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Problem, images_in, match
+from rscmd_model.datasets.folders import images_in
+from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Problem, match
 from rscmd_model.datasets.voc import read_voc
 from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError
+from rscmd_model.text import read_text, shown
 from rscmd_model.thermal import ThermalContract
 
 # SHA-256 of the lists that come with this package.
@@ -24,6 +26,7 @@ _SHIPPED = {
     "m3fd": "80479828fdd2111b0db553c132081efc7324f527c828b05bb9dbec9fdf3e8ff3",
     "m3fd-damsdet": "1564ce3e926e1525c577bb1e5b5b68cb977b6d2a5f2fe9aaf87dbfb2ee250b60",
 }
+_MOST_OF_A_RUN = 100_000
 _FOLDER = Path(__file__).parent / "splits"
 
 
@@ -42,6 +45,15 @@ class VocPairs:
     annotations: Path
     suffixes: tuple[str, str, str] = ("", "", "")
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def places(self) -> tuple[Place, ...]:
+        """The folders of each split, and that of the XML files, which all splits share."""
+        found = [Place(s, kind, f) for s, *pair in self.folders for kind, f in zip(("visible", "thermal"), pair)]
+        return (*found, Place("", "labels", self.annotations, ".xml"))
+
+    def unlisted(self) -> tuple[str, bool]:
+        """A list leaves pairs out on purpose."""
+        return "in the list of no split" if self.lists else "its name ends otherwise than those of the set", False
 
     def pairs(self, split: str) -> Listing:
         """The pairs of a split's list, or of its folders; each needs its XML file."""
@@ -75,7 +87,7 @@ class VocPairs:
 
     @staticmethod
     def _stems(folder: Path, suffix: str) -> tuple[dict[str, Path], list[Problem]]:
-        images, problems = images_in(folder)
+        images, problems = images_in(folder, deep=False)
         return {s.removesuffix(suffix): p for s, p in images.items() if s.endswith(suffix)}, problems
 
 
@@ -178,24 +190,25 @@ def read_split_file(file: Path, sha256: str | None = None) -> dict[str, tuple[st
     Raises:
         UserError: unreadable, changed, of another form, or a stem in two splits or twice in one.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    text = read_text(file)
+    if sha256 is not None and hashlib.sha256(text.encode()).hexdigest() != sha256:
         raise UserError(f"{file} is not the list that was shipped (its SHA-256 differs): install the package anew")
     lists: dict[str, list[str]] = {}
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+    count = 0
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) == 2:
-            lists.setdefault(words[0], []).append(words[1])
-        elif len(words) == 3 and words[1].isdigit() and words[2].isdigit() and len(words[1]) == len(words[2]):
-            run = range(int(words[1]), int(words[2]) + 1)
-            lists.setdefault(words[0], []).extend(f"{i:0{len(words[1])}d}" for i in run)
-        else:
-            raise UserError(f"{file}, line {number}: expected 'SPLIT STEM' or 'SPLIT FIRST LAST', got {line.strip()!r}")
+        stems = _stems_of(words)
+        if not stems:
+            raise UserError(
+                f"{file}, line {number}: expected 'SPLIT STEM', or 'SPLIT FIRST LAST' with numbers of as many digits, "
+                f"up to {_MOST_OF_A_RUN} apart, got {shown(line.strip())}"
+            )
+        lists.setdefault(words[0], []).extend(stems)
+        count += len(stems)
+        if count > 3 * _MOST_OF_A_RUN:
+            raise UserError(f"{file}, line {number}: more than {3 * _MOST_OF_A_RUN} pairs")
     if not lists:
         raise UserError(f"{file} lists nothing")
     found = {split: tuple(sorted(stems)) for split, stems in lists.items()}
@@ -203,17 +216,25 @@ def read_split_file(file: Path, sha256: str | None = None) -> dict[str, tuple[st
     return found
 
 
+def _stems_of(words: list[str]) -> list[str]:
+    """The stems that a line of a split list stands for; none for a line of another form."""
+    if len(words) == 2:
+        return [words[1]]
+    if len(words) != 3 or len(words[1]) != len(words[2]):
+        return []
+    if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words[1:]):
+        return []
+    start, end = int(words[1]), int(words[2])
+    return [f"{i:0{len(words[1])}d}" for i in range(start, end + 1)] if end - start <= _MOST_OF_A_RUN else []
+
+
 def _flir_list(file: Path) -> tuple[str, ...]:
     """Stems FLIR_xxxxx of a split list, whose lines stand with or without the suffix of an image."""
-    try:
-        words = file.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
     stems = []
-    for word in words:
+    for word in read_text(file).split():
         found = re.fullmatch(r"(FLIR_\d+)(_PreviewData|_RGB)?(\.\w+)?", word)
         if not found:
-            raise UserError(f"{file}: {word!r} is no name of a FLIR image, such as FLIR_00002_PreviewData")
+            raise UserError(f"{file}: {shown(word)} is no name of a FLIR image, such as FLIR_00002_PreviewData")
         stems.append(found[1])
     if not stems:
         raise UserError(f"{file} lists nothing")

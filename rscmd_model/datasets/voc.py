@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from xml.etree import ElementTree
 
+from rscmd_model.datasets.entries import image_size
 from rscmd_model.datasets.pairs import Labels, Problem, tidy
+from rscmd_model.errors import UserError
+from rscmd_model.text import read_xml, shown
+
+FRACTIONS = "the box lies within one pixel: its numbers are fractions, and pixels are wanted"
 
 
 def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
@@ -17,19 +21,22 @@ def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
     """
     none = tidy([], file, []).boxes
     try:
-        root = ElementTree.parse(file).getroot()
-        size = (int(float(root.findtext("size/width") or 0)), int(float(root.findtext("size/height") or 0)))
-    except (ElementTree.ParseError, OSError, ValueError) as error:
-        return Labels(none, (Problem("bad_label", file, f"{file} is no readable VOC XML: {error}"),))
-    if min(size) <= 0:
-        return Labels(none, (Problem("bad_label", file, f"{file}: <size> names no image size: {size}"),))
+        root = read_xml(file)
+    except UserError as error:
+        return Labels(none, (Problem("bad_label", file, str(error)),))
+    written = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
+    size = image_size(*written)
+    if size is None:
+        text = f"{file}: <size> names no image size: {shown(' x '.join(written))}"
+        return Labels(none, (Problem("bad_label", file, text),))
     index = {name: number for number, name in names.items()}
-    rows, where, problems = [], [], []
+    width, height = size
+    rows, where, hints, problems = [], [], [], []
     for number, item in enumerate(root.iter("object"), 1):
         place = f"object {number}"
         name = (item.findtext("name") or "").strip()
         if name not in index:
-            text = f"{file}, {place}: class {name!r} is unknown; the set has {', '.join(index)}"
+            text = f"{file}, {place}: class {shown(name)} is unknown; the set has {', '.join(index)}"
             problems.append(Problem("unknown_class", file, text))
             continue
         try:
@@ -39,8 +46,13 @@ def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
         except ValueError:
             problems.append(Problem("bad_label", file, f"{file}, {place}: <bndbox> lacks a number"))
             continue
-        width, height = size
+        if max(map(abs, (left, top, right, bottom))) <= 1 < min(size):
+            problems.append(Problem("units", file, f"{file}, {place}: {FRACTIONS}"))
+            continue
         rows.append((float(index[name]), left / width, top / height, right / width, bottom / height))
         where.append(place)
-    labels = tidy(rows, file, where)
+        # Tools that write sizes into xmax and ymax.
+        inside = right > 0 < bottom and left + right <= width and top + bottom <= height
+        hints.append("; as x y width height the numbers lie inside, but VOC wants corners" if inside else "")
+    labels = tidy(rows, file, where, hints)
     return Labels(labels.boxes, (*problems, *labels.problems), size)
