@@ -231,12 +231,11 @@ from rscmd_ros.node import DetectorNode
 def report(self):
     raise ValueError("no report")
 DetectorNode._each_second = report
-DetectorNode._poll = report
 """
-    detector = Detector(tmp_path, spoilt, model=random_model(tmp_path / "model.safetensors", 96), device="cpu")
+    detector = Detector(tmp_path, spoilt, autostart=False)
     try:
         detector.wait_for("a callback of rclpy's Timer failed, and the node goes on: ValueError: no report")
-        assert cameras.state() == "active"
+        assert cameras.state() == "unconfigured"
         assert detector.end(number) == 0
         assert detector.text.count("no report") == 1
     finally:
