@@ -123,7 +123,7 @@ class PairDetector:
 
         Raises ConversionError.
         """
-        self.rig.cameras[stream].check(msg)
+        self.rig.check(msg, stream)
         if stamp_ns(msg.header) <= 0:
             raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
 

@@ -293,7 +293,7 @@ class DetectorNode(LifecycleNode):
         if self._detector is None:
             return
         try:
-            self._detector.rig.cameras[stream].info(msg)
+            self._detector.rig.info(msg, stream)
         except ConversionError as error:
             self._condition.refuse(stream, str(error))
 
