@@ -180,7 +180,7 @@ def test_fingerprints_tell_pictures_apart():
 
 
 def test_after_a_jump_of_time_nothing_is_said_of_the_activation() -> None:
-    """As after SIGSTOP and SIGCONT: what was known is forgotten, and how long a camera has been silent since is told."""
+    """As after SIGSTOP and SIGCONT: what was known is forgotten, and that is said."""
     rig = Rig().run(3)
     assert rig.fallback.mode == "fused"
     rig.now += 20 * SECOND

@@ -229,7 +229,7 @@ def test_two_camera_infos_that_make_no_registration_are_refused_when_they_come()
     images = {stream: image_message(stream, size) for stream, size in SIZES.items()}
     made.info(info(LENSES["visible"]), "visible")
     made.check(images["visible"], "visible")  # it may well go with the other one
-    with pytest.raises(ConversionError, match="registration by extrinsics: a plane at 5 m .* behind the thermal one"):
+    with pytest.raises(ConversionError, match=r"registration by extrinsics: a plane at 5 m .* behind the thermal one"):
         made.info(info(LENSES["thermal"]), "thermal")
     for stream, msg in images.items():
         with pytest.raises(ConversionError, match="registration by extrinsics"):
