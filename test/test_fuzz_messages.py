@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from resource import RUSAGE_SELF, getrusage
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,8 @@ from rscmd_ros.parameters import Settings
 from rscmd_ros.rig import make_rig
 
 LIMITS = Limits(pixels=1e6, decoded_bytes=4e6)
+SLACK = 100e6
+"""Bytes: more than a decoder takes at its first use or for a picture within the limits, and less than a lie costs."""
 NAMES = {0: "person", 1: "car"}
 CONTRACTS = (
     None,
@@ -135,8 +138,21 @@ def compressed_messages(draw: Any) -> CompressedImage:
     return CompressedImage(format=form.format(encoding, codec), data=array.array("B", data))
 
 
+def peak() -> int:
+    """The most memory that this process has had so far, in bytes."""
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024
+
+
 def decoded_or_refused(camera: Camera, msg: Any, most: float) -> None:
-    """The picture has the size that was told, and takes no more memory than what came allows."""
+    """The picture has the size that was told, and takes no more memory than what came allows, also on its way."""
+    before = peak()
+    try:
+        _decoded_or_refused(camera, msg, most)
+    finally:
+        assert peak() - before < SLACK
+
+
+def _decoded_or_refused(camera: Camera, msg: Any, most: float) -> None:
     try:
         width, height = camera.check(msg)
         picture = camera.decode(msg)
