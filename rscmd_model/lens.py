@@ -78,7 +78,7 @@ class Lens:
                 raise UserError(
                     f"its {name} projects nothing: expected f_x 0 c_x, 0 f_y c_y, 0 0 1 in its left columns"
                 )
-        if not np.allclose(self.turn() @ self.turn().T, np.eye(3), atol=0.01) or not np.linalg.det(self.turn()) > 0:
+        if not _rotates(self.turn()):
             raise UserError("its r is no rotation")
         across, down = np.meshgrid(np.linspace(0, self.size[0] - 1, 5), np.linspace(0, self.size[1] - 1, 5))
         if not np.isfinite(self.raw_points(np.stack([across, down], -1).reshape(-1, 2), self.size)).all():
@@ -160,6 +160,12 @@ def _projects(matrix: np.ndarray) -> bool:
     sound = focal > 0 and straight and np.allclose(matrix[2], (0, 0, 1), rtol=0, atol=1e-6)
     with np.errstate(all="ignore"):
         return bool(sound and np.linalg.cond(matrix) < _WORST_CONDITION)
+
+
+def _rotates(matrix: np.ndarray) -> bool:
+    """Whether a matrix (3, 3) is a rotation, as far as a driver's rounding goes."""
+    with np.errstate(all="ignore"):
+        return bool(np.allclose(matrix @ matrix.T, np.eye(3), atol=0.01) and np.linalg.det(matrix) > 0)
 
 
 def _matrix(numbers: Sequence[float]) -> np.ndarray:
