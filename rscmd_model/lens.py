@@ -15,6 +15,9 @@ import numpy as np
 from rscmd_model.errors import UserError
 from rscmd_model.registration import FILL, rescaling
 
+MOST_COEFFICIENTS = 14
+_MOST_SKEW = 1e-3
+_WORST_CONDITION = 1e12
 _COEFFICIENTS = {
     "plumb_bob": (0, 4, 5),
     "rational_polynomial": (0, 4, 5, 8, 12, 14),
@@ -38,7 +41,8 @@ class Lens:
         rectified: the left three columns of P, 9 numbers by rows: K of the rectified image; all zeros mean K itself.
 
     Raises:
-        UserError: an unknown model, a number of coefficients that it does not have, or K that is not calibrated.
+        UserError: an unknown model, a number of coefficients that it does not have, K that is not calibrated, or
+            numbers by which no point can be computed.
     """
 
     size: tuple[int, int]
@@ -50,13 +54,15 @@ class Lens:
 
     def __post_init__(self) -> None:
         every = (*self.distortion, *self.camera, *self.rotation, *self.rectified)
-        if not np.isfinite(every).all() or min(self.size) < 1 or not self.camera[0] > 0 or not self.camera[4] > 0:
+        if not np.isfinite(every).all():
+            raise UserError("it has numbers that are not finite")
+        if min(self.size) < 1 or not self.camera[0] > 0 or not self.camera[4] > 0:
             raise UserError("it is not calibrated: width, height and the focal lengths in k must be larger than 0")
         if not any(self.distortion):
             object.__setattr__(self, "distortion", ())
         if self.model not in _COEFFICIENTS:
             raise UserError(
-                f"its distortion_model is '{self.model}'; known are {', '.join(filter(None, _COEFFICIENTS))}"
+                f"its distortion_model is {self.model[:40]!r}; known are {', '.join(filter(None, _COEFFICIENTS))}"
             )
         if len(self.distortion) not in _COEFFICIENTS[self.model]:
             wanted = " or ".join(map(str, _COEFFICIENTS[self.model]))
@@ -67,6 +73,16 @@ class Lens:
             object.__setattr__(self, "rectified", self.camera)
         if not any(self.rotation):  # left empty by drivers of single cameras
             object.__setattr__(self, "rotation", tuple(np.eye(3).ravel()))
+        for name, numbers in (("k", self.camera), ("p", self.rectified)):
+            if not _projects(_matrix(numbers)):
+                raise UserError(
+                    f"its {name} projects nothing: expected f_x 0 c_x, 0 f_y c_y, 0 0 1 in its left columns"
+                )
+        if not _rotates(self.turn()):
+            raise UserError("its r is no rotation")
+        across, down = np.meshgrid(np.linspace(0, self.size[0] - 1, 5), np.linspace(0, self.size[1] - 1, 5))
+        if not np.isfinite(self.raw_points(np.stack([across, down], -1).reshape(-1, 2), self.size)).all():
+            raise UserError("its coefficients d put points of the image nowhere")
 
     @property
     def plain(self) -> bool:
@@ -135,6 +151,21 @@ class Lens:
 def _maps(lens: Lens, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The maps of a lens for images of this size; made once, since that takes longer than using them."""
     return lens._make_maps(size)
+
+
+def _projects(matrix: np.ndarray) -> bool:
+    """Whether a camera matrix (3, 3) is one: of the form that sensor_msgs/CameraInfo prescribes, and invertible."""
+    focal = min(matrix[0, 0], matrix[1, 1])
+    straight = max(abs(matrix[0, 1]), abs(matrix[1, 0])) <= _MOST_SKEW * focal  # OpenCV knows no skew
+    sound = focal > 0 and straight and np.allclose(matrix[2], (0, 0, 1), rtol=0, atol=1e-6)
+    with np.errstate(all="ignore"):
+        return bool(sound and np.linalg.cond(matrix) < _WORST_CONDITION)
+
+
+def _rotates(matrix: np.ndarray) -> bool:
+    """Whether a matrix (3, 3) is a rotation, as far as a driver's rounding goes."""
+    with np.errstate(all="ignore"):
+        return bool(np.allclose(matrix @ matrix.T, np.eye(3), atol=0.01) and np.linalg.det(matrix) > 0)
 
 
 def _matrix(numbers: Sequence[float]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.lens import Lens
+from rscmd_model.lens import MOST_COEFFICIENTS, Lens
 from rscmd_model.pictures import PictureHeader
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.compressed import (
@@ -113,7 +113,8 @@ class Camera:
         Raises:
             ConversionError: it cannot be used. Images that need it are refused from now on.
         """
-        told = (msg.width, msg.height, msg.distortion_model, *map(tuple, (msg.d, msg.k, msg.r, msg.p)), _roi(msg.roi))
+        d = msg.d[: MOST_COEFFICIENTS + 1]  # enough to see that there are too many
+        told = (msg.width, msg.height, msg.distortion_model, *map(tuple, (d, msg.k, msg.r, msg.p)), _roi(msg.roi))
         if told == self._told:
             return
         self._told, self.lens = told, None
@@ -183,6 +184,8 @@ def _lens(msg: Any) -> Lens:
     size, region = (int(msg.width), int(msg.height)), _roi(msg.roi)
     if region not in ((0, 0, 0, 0), (0, 0, *size)):
         raise UserError(f"its image is a part of the sensor (roi {region}), which is not supported: read out all of it")
+    if len(msg.d) > MOST_COEFFICIENTS:
+        raise UserError(f"it has {len(msg.d)} coefficients d; no model takes more than {MOST_COEFFICIENTS}")
     d, k, r = (tuple(float(x) for x in values) for values in (msg.d, msg.k, msg.r))
     projection = np.array(msg.p, np.float64).reshape(3, 4)[:, :3]
     return Lens(size, msg.distortion_model, d, k, r, tuple(projection.ravel().tolist()))

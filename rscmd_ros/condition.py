@@ -28,7 +28,7 @@ from rscmd_ros.parameters import Settings
 from rscmd_ros.worker import Worker
 
 _GRACE_FOR_PUBLISHERS = 5.0
-"""Discovery takes its time: so long after activation a topic without a publisher is no news."""
+"""Discovery takes its time: so long after watching began a topic without a publisher or an image is no news."""
 _TIME_TO_MEASURE = 8.0
 _QUIET = 2.0
 _FAILURE_IS_NEWS = 5.0
@@ -73,6 +73,7 @@ class Condition:
         self.mismatched: dict[Stream, str] = {}
         """The QoS policy in which a publisher of a stream offers too little."""
         self._since = self._apart_since = time.monotonic()
+        self._watching: int | None = None
         self._refused: dict[tuple[Stream, str], None] = {}
         self._course: deque[tuple[int, ...]] = deque(maxlen=4)
 
@@ -92,6 +93,8 @@ class Condition:
 
     def report(self, facts: Facts) -> tuple[DiagnosticStatus, str | None]:
         """The status for /diagnostics, and what is to be warned of now, if anything."""
+        if facts.fallback is not None and facts.fallback.since != self._watching:  # after a jump of time too
+            self._watching, self._since = facts.fallback.since, time.monotonic()
         causes, remarks = self._causes(facts), self._remarks(facts)
         self._refused = {}
         name = facts.node.get_fully_qualified_name().lstrip("/")

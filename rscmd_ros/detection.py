@@ -123,7 +123,7 @@ class PairDetector:
 
         Raises ConversionError.
         """
-        self.rig.cameras[stream].check(msg)
+        self.rig.check(msg, stream)
         if stamp_ns(msg.header) <= 0:
             raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
 
@@ -175,7 +175,9 @@ class PairDetector:
         """Say, once in a while, that a pair failed. Called while the exception is being handled."""
         if self._stopping.is_set():  # what it needs is being taken down
             return
-        said = f"inference failed: {one_line(error)}"
+        # What a look at the message alone does not show, or what has changed since: no fault of the inference.
+        kind = "a pair cannot be used" if isinstance(error, ConversionError) else "inference failed"
+        said = f"{kind}: {one_line(error)}"
         if out_of_memory(error):
             said = (
                 f"inference failed, {self.predictor.device} has no memory left ({one_line(error)}): free some, or use "

@@ -45,9 +45,9 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     try:
         import rclpy
         from rclpy.exceptions import NameValidationException, ParameterException
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
+        from rscmd_ros.guard import GuardedExecutor
         from rscmd_ros.node import DetectorNode
     except ImportError as error:
         return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
@@ -60,7 +60,7 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     except (ParameterException, NameValidationException, RuntimeError) as error:  # the last is the middleware's
         rclpy.try_shutdown()
         return _refuse(error)
-    executor = SingleThreadedExecutor()
+    executor = GuardedExecutor(node.get_logger())
     executor.add_node(node)
     if not stopping.is_set():
         node.start()

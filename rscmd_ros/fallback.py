@@ -111,18 +111,20 @@ class Fallback:
         """Losses of the thermal stream that ended as a shutter's does."""
         self.losses: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
         """All other losses that ended."""
-        self.restart(now)
+        self.restart(now, "the node became active")
 
     def configure(self, fallback: str, timeout: int, shutter: int) -> None:
         """Change the rules; what is known of the streams stays."""
         self.fallback, self.timeout, self.shutter = fallback, timeout, shutter
 
-    def restart(self, now: int) -> None:
-        """Forget the streams, as when the clock jumped back."""
+    def restart(self, now: int, why: str) -> None:
+        """Forget the streams and begin to watch, `now`, when something happened: `why`, as "the node became active"."""
         self.watch: dict[Stream, StreamWatch] = {stream: StreamWatch() for stream in STREAMS}
         self.mode: Mode = "none"
         self.survivor: Stream | None = None
-        self._since = self._now = now
+        self.since = self._now = now
+        """When watching began."""
+        self._why = why
 
     def frame(self, stream: Stream, picture: int, now: int) -> Fate:
         """Note a usable frame and say what is to become of it; `mode` and `survivor` are up to date afterwards.
@@ -153,8 +155,8 @@ class Fallback:
 
     def update(self, now: int) -> None:
         """Bring `mode` and `survivor` up to date."""
-        if not 0 <= now - self._now < _LONGEST_STEP:
-            self.restart(now)
+        if not 0 <= (step := now - self._now) < _LONGEST_STEP:
+            self.restart(now, f"time jumped by {step / _SECOND:.0f} s (the process was stopped, or its clock was set)")
         self._now = now
         self.survivor = self._find_survivor(now)
         if self.survivor is not None:
@@ -190,9 +192,9 @@ class Fallback:
     def describe(self, stream: Stream, now: int) -> str:
         """The state of a stream in words that go after its topic."""
         health, watch = self.health(stream, now), self.watch[stream]
-        seconds = (now - (self._since if watch.fresh is None else watch.fresh)) / _SECOND
+        seconds = (now - (self.since if watch.fresh is None else watch.fresh)) / _SECOND
         if health == "never":
-            return f"has not sent an image in the {seconds:.0f} s since the node became active"
+            return f"has not sent an image in the {seconds:.0f} s since {self._why}"
         if health == "shutter":
             kind = "has repeated its picture" if watch.is_arriving(now, self.timeout) else "has paused"
             return f"{kind}, as for its shutter (flat-field correction), for {seconds:.1f} s"

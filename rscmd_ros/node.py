@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -32,7 +33,7 @@ from rscmd_ros.camera import image_topic, info_topic
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError
 from rscmd_ros.detection import PairDetector, load_predictor
-from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
+from rscmd_ros.diagnostics import JOB_KINDS, Tally, Throttle, diagnostic_array
 from rscmd_ros.fallback import Fallback
 from rscmd_ros.intake import Intake
 from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
@@ -75,6 +76,10 @@ class DetectorNode(LifecycleNode):
         self._tell_mode("none")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(SetBool, "~/enable", self._enable)
+        self._refusals = Throttle(10.0)
+        for service in self.services:
+            if service.srv_type is ChangeState:
+                service.callback = partial(self._change_state, service.callback)
         # These tick in real time, whatever a bag's clock does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline_timer = self.create_timer(0.01, self._poll, clock=steady)
@@ -129,6 +134,23 @@ class DetectorNode(LifecycleNode):
                 f"the node stays unconfigured: correct the parameter (ros2 param set {name} ...), then "
                 f"ros2 lifecycle set {name} configure, and activate"
             )
+
+    def _change_state(
+        self, change: Callable[..., ChangeState.Response], request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuse a transition that is not possible now; rclpy's own callback `change` may raise (ros2/rclpy#1209)."""
+        wanted, possible = request.transition, self._state_machine.available_transitions
+        if any(label == wanted.label if wanted.label else number == wanted.id for number, label, *_ in possible):
+            return change(request, response)
+        if self._refusals.allows("change_state"):
+            asked = repr(wanted.label[:40]) if wanted.label else f"of id {wanted.id}"
+            choice = ", ".join(f"{label} ({number})" for number, label, *_ in possible) or "none"
+            self.get_logger().warning(
+                f"change_state refused: transition {asked} is not possible while the node is {self.state}; "
+                f"possible: {choice}"
+            )
+        response.success = False
+        return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and make ready for images."""
@@ -271,7 +293,7 @@ class DetectorNode(LifecycleNode):
         if self._detector is None:
             return
         try:
-            self._detector.rig.cameras[stream].info(msg)
+            self._detector.rig.info(msg, stream)
         except ConversionError as error:
             self._condition.refuse(stream, str(error))
 

@@ -45,7 +45,27 @@ class Rig:
         self.cameras = cameras
         self.frame = frame
         self._pose, self._depth = tuple(pose), depth
-        self._made: tuple[tuple[Lens, Lens], Registration] | None = None
+        self._made: tuple[tuple[Lens, Lens], Registration | str] | None = None
+        """The registration of these lenses, or why there is none."""
+
+    def check(self, msg: Any, stream: Stream) -> None:
+        """Make sure that an image can be used, with what is known of both cameras, without decoding it.
+
+        Raises:
+            ConversionError: see `Camera.check`; or the two camera_infos and the extrinsics make no registration.
+        """
+        self.cameras[stream].check(msg)
+        self._check_registration()
+
+    def info(self, msg: Any, stream: Stream) -> None:
+        """Take a sensor_msgs/CameraInfo.
+
+        Raises:
+            ConversionError: see `Camera.info`; or with that of the other camera and the extrinsics it makes no
+                registration. Images are refused from now on.
+        """
+        self.cameras[stream].info(msg)
+        self._check_registration()
 
     def registration(self, otherwise: Registration | None) -> Registration | None:
         """The registration by the extrinsics where a depth was given, `otherwise` where not.
@@ -60,8 +80,11 @@ class Rig:
             try:
                 self._made = lenses, registration_at_depth(*lenses, self._pose, self._depth)
             except UserError as error:
-                raise ConversionError(f"registration by extrinsics: {error}") from None
-        return self._made[1]
+                self._made = lenses, f"registration by extrinsics: {error}"
+        made = self._made[1]
+        if isinstance(made, str):
+            raise ConversionError(made)
+        return made
 
     def in_frame(
         self,
@@ -117,6 +140,10 @@ class Rig:
             classes=found.classes[kept],
         )
         return shown, kept
+
+    def _check_registration(self) -> None:
+        if all(camera.lens is not None for camera in self.cameras.values()):
+            self.registration(None)
 
 
 def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:

@@ -177,3 +177,18 @@ def test_fingerprints_tell_pictures_apart():
     other = noise + (np.random.default_rng(1).random(noise.shape) < 0.2).astype(np.uint8)
     assert fingerprint(noise.tobytes()) == fingerprint(noise.copy().tobytes()) != fingerprint(other.tobytes())
     assert fingerprint(b"") == 0
+
+
+def test_after_a_jump_of_time_nothing_is_said_of_the_activation() -> None:
+    """As after SIGSTOP and SIGCONT: what was known is forgotten, and that is said."""
+    rig = Rig().run(3)
+    assert rig.fallback.mode == "fused"
+    rig.now += 20 * SECOND
+    rig.fallback.update(rig.now)
+    assert rig.fallback.mode == "none"
+    said = rig.fallback.describe("visible", rig.now)
+    assert said.startswith("has not sent an image in the 0 s since time jumped by 20 s (")
+    rig.run(2, visible="silent")
+    assert rig.fallback.describe("visible", rig.now).startswith("has not sent an image in the 2 s since time jumped by")
+    fresh = Rig().run(2, visible="silent")
+    assert fresh.fallback.describe("visible", fresh.now).endswith("in the 2 s since the node became active")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -60,14 +61,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Launched:
-    """`detector.launch.py` of the installed package, running; and a node that asks about its node."""
+    """`detector.launch.py` of the installed package or another `file`, running; and a node that asks about its node."""
 
-    def __init__(self, prefix: Path, name: str, arguments: list[str], hidden: tuple[str, ...] = PROFILES) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        name: str,
+        arguments: list[str],
+        hidden: tuple[str, ...] = PROFILES,
+        file: Path | None = None,
+    ) -> None:
         environ = {key: value for key, value in os.environ.items() if key not in hidden}
         modules = next(prefix.glob("lib/python3*/site-packages"))
         environ["PYTHONPATH"] = os.pathsep.join([str(modules), *filter(None, [environ.get("PYTHONPATH")])])
         environ["AMENT_PREFIX_PATH"] = str(prefix)
-        self.file = prefix / "share" / "rscmd_ros" / "launch" / "detector.launch.py"
+        self.file = file or prefix / "share" / "rscmd_ros" / "launch" / "detector.launch.py"
         command = [sys.executable, "-c", LAUNCH, str(self.file), *arguments]
         self.process = subprocess.Popen(
             command,
@@ -212,6 +220,46 @@ def test_the_lifecycle_is_the_user_s_without_autostart(launched: Any, model: Pat
     assert launch.node_environment()[PROFILES[0]] == os.environ[PROFILES[0]]
     assert PROFILES[1] not in launch.node_environment()
     assert "[detector_node-1] [INFO]" in launch.output()
+
+
+MANAGED = """
+from launch import LaunchDescription
+from launch.actions import EmitEvent
+from launch.events import matches_action
+from launch_ros.actions import LifecycleNode
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+def generate_launch_description():
+    node = LifecycleNode(
+        package="rscmd_ros", executable="detector_node", name="rscmd_detector", namespace="", output="screen",
+        parameters=[{{"model": {model!r}, "device": "cpu", "backend": "torch"}}],
+    )
+    wanted = (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
+    ask = [ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=number) for number in wanted]
+    return LaunchDescription([node, *map(lambda event: EmitEvent(event=event), ask)])
+"""
+
+
+def test_a_launch_file_that_manages_what_manages_itself(launched: Any, model: Path, tmp_path: Path) -> None:
+    """It asks an autostarted node to configure and activate: both are refused, and the node lives."""
+    file = tmp_path / "managed.launch.py"
+    file.write_text(MANAGED.format(model=str(model)))
+    launch = launched("/rscmd_detector", file=file)
+    launch.wait(lambda: launch.state() == State.PRIMARY_STATE_ACTIVE)
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        assert not launch.change(transition)
+    assert launch.change(Transition.TRANSITION_DEACTIVATE)
+    assert launch.change(Transition.TRANSITION_ACTIVATE)
+    assert launch.state() == State.PRIMARY_STATE_ACTIVE
+    said = launch.output()
+    assert launch.process.returncode == 0, said
+    for wanted in ("CONFIGURE", "ACTIVATE"):
+        assert f"Failed to make transition 'TRANSITION_{wanted}' for LifecycleNode '/rscmd_detector'" in said
+    # Launch asks for both at once, and one warning is enough for them.
+    assert re.search("change_state refused: transition of id [13] is not possible while the node is active", said)
+    assert "Traceback" not in said
+    assert "process has died" not in said
 
 
 def test_another_middleware_gets_no_profile(installed_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

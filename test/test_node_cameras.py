@@ -190,6 +190,22 @@ def test_rectified_registered_and_in_thermal_pixels(model: Path, tmp_path: Path,
         cameras.spin_until(count(cameras, "thermal.invalid", refused + 1), "a refused image")
         assert "the camera_info is for images of 80x48, and this one is 80x64" in detector.text
         answer(cameras, *pair)
+        # A calibration that computes no pixel is refused when it comes, and so are the images, before any inference.
+        spoilt = camera_info((160, 96), 150.0, ())
+        spoilt.p[5] = 0.0
+        refused = cameras.fresh_counts()["visible.invalid"]
+
+        def refused_now() -> bool:
+            told["visible"].publish(spoilt)
+            send(cameras, *pair)
+            cameras.executor.spin_once(timeout_sec=0.2)
+            return int(cameras.status["visible.invalid"]) > refused + 2
+
+        cameras.spin_until(refused_now, "images refused by the calibration")
+        assert "camera_info of the visible camera cannot be used: its p projects nothing" in detector.text
+        assert "inference failed" not in detector.text
+        cameras.detections.clear()
+        cameras.spin_until(answered, "detections by a sound calibration")
         assert "Traceback" not in detector.text
     finally:
         detector.close()

@@ -184,10 +184,25 @@ def test_images_wait_for_their_camera_info_and_must_fit_it() -> None:
         camera.check(image_message("visible", (64, 64)))
     for changes, words in (
         ({"k": (0.0,) * 9}, "not calibrated"),
+        ({"k": (500, 0, 320, 0, 500, 240, 0, 0, 0)}, "its k projects nothing"),
+        ({"k": (500, 9, 320, 0, 500, 240, 0, 0, 1)}, "its k projects nothing"),
+        ({"p": (1e308, 0, 320, 0, 0, 1e308, 240, 0, 0, 0, 1, 0)}, "its p projects nothing"),
+        ({"p": (500, 0, 320, 0, 0, 0, 240, 0, 0, 0, 1, 0)}, "its p projects nothing"),
+        ({"p": (0, 0, 0, 40, *[0] * 8)}, None),  # no rectified image is told, and K stands for it
+        ({"p": (np.nan,) * 12}, "not finite"),
+        ({"k": (np.inf, 0, 320, 0, 500, 240, 0, 0, 1)}, "not finite"),
+        ({"r": (1, 1, 1, 1, 1, 1, 1, 1, 1)}, "its r is no rotation"),
+        ({"r": (1, 0, 0, 0, 1, 0, 0, 0, -1)}, "its r is no rotation"),
+        ({"d": (1e308, 1e308, 1e308, 1e308, 1e308)}, "put points of the image nowhere"),
+        ({"d": [0.0] * 100_000}, "it has 100000 coefficients d"),
         ({"distortion_model": "barrel"}, "'barrel'; known are plumb_bob"),
         ({"d": (0.1, 0.2, 0.3)}, "takes 0 or 4 or 5 coefficients d, and it has 3"),
         ({"roi": SimpleNamespace(x_offset=8, y_offset=0, width=320, height=240)}, "part of the sensor"),
     ):
+        if words is None:
+            camera.info(info(lens, **changes))
+            camera.check(msg)
+            continue
         with pytest.raises(ConversionError, match=words):
             camera.info(info(lens, **changes))
         with pytest.raises(ConversionError, match=words):
@@ -206,6 +221,19 @@ def test_extrinsics_that_make_no_sense_are_named() -> None:
     ):
         with pytest.raises(UserError, match=words):
             registration_at_depth(lens, lens, pose, depth)
+
+
+def test_two_camera_infos_that_make_no_registration_are_refused_when_they_come() -> None:
+    """Not pair by pair in the worker."""
+    made = make_rig(replace(Settings(), registration_depth_m=5.0, extrinsics=(0, 0, 9, 0, 0, 0, 1)), ThermalContract())
+    images = {stream: image_message(stream, size) for stream, size in SIZES.items()}
+    made.info(info(LENSES["visible"]), "visible")
+    made.check(images["visible"], "visible")  # it may well go with the other one
+    with pytest.raises(ConversionError, match=r"registration by extrinsics: a plane at 5 m .* behind the thermal one"):
+        made.info(info(LENSES["thermal"]), "thermal")
+    for stream, msg in images.items():
+        with pytest.raises(ConversionError, match="registration by extrinsics"):
+            made.check(msg, stream)
 
 
 def test_topics_are_named_as_image_transport_names_them() -> None:

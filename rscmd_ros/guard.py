@@ -1,0 +1,141 @@
+"""An executor that goes on: what raises in a callback is logged, and who called a service is answered all the same.
+
+rclpy's own executors end with the first exception of any callback, also of rclpy's own (ros2/rclpy#1209): one call of
+`set_parameters` with a type that does not exist, or one /clock message with negative seconds, would end the process.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor, await_or_execute
+
+from rscmd_model.errors import one_line
+from rscmd_ros.diagnostics import Throttle
+
+_SAY_AGAIN_AFTER = 10.0
+_PAUSE = 0.1
+_LONGEST = 200
+
+
+class GuardedExecutor(SingleThreadedExecutor):
+    """See the module.
+
+    logger   told of each kind of fault at most every ten seconds, as error; the traceback goes to debug
+    context  of rclpy; the default one
+    """
+
+    def __init__(self, logger: Any, *, context: Any = None) -> None:
+        super().__init__(context=context)
+        self._logger = logger
+        self._faults = Throttle(_SAY_AGAIN_AFTER)
+
+    def add_node(self, node: Any) -> bool:
+        """Manage the callbacks of a node. Its services answer from now on also where their callback raises."""
+        for service in node.services:
+            service.callback = self._answering(service)
+        return bool(super().add_node(node))
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Wait for one callback and execute it. Raises nothing, whatever the callback does."""
+        try:
+            super().spin_once(timeout_sec)
+        except ExternalShutdownException:
+            pass  # who spins asks rclpy.ok()
+        except Exception as error:  # not in a callback, where the two below catch it
+            self._tell("waiting for callbacks", error)
+            time.sleep(_PAUSE)  # it may come again at once
+
+    def _make_handler(self, entity: Any, node: Any, take_from_wait_list: Callable[[Any], Any]) -> Any:
+        """rclpy's task for an entity that is ready: what takes the message, and what calls the callback with it.
+
+        Both are guarded in here and not around the task: an exception out of the first would leave the entity and its
+        callback group marked as busy, and nothing of the node would be called any more.
+        """
+
+        def take(entity: Any) -> Callable[[], Awaitable[None]] | None:
+            try:
+                work = take_from_wait_list(entity)
+            except Exception as error:  # a message that cannot be deserialised
+                self._tell(_name(entity), error)
+                return None
+            if work is None:
+                return None
+
+            async def run() -> None:
+                try:
+                    await work()
+                except Exception as error:
+                    self._tell(_name(entity), error)
+
+            return run
+
+        return super()._make_handler(entity, node, take)
+
+    def _answering(self, service: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+        """The callback of a service, with a refusal for an answer where it raises."""
+        callback = service.callback
+
+        async def answer(request: Any, response: Any) -> Any:
+            try:
+                answered = await await_or_execute(callback, request, response)
+                if isinstance(answered, service.srv_type.Response):
+                    return answered
+                raise TypeError(f"its callback returned {type(answered).__name__}, which is no response")
+            except Exception as error:
+                self._tell(_name(service), error)
+                return refusal(request, response, _plain(one_line(error)))
+
+        return answer
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if self._faults.allows(f"{what} {type(error).__name__}"):
+            self._logger.error(f"{what} failed, and the node goes on: {_plain(one_line(error))}")
+            self._logger.debug(_ascii(traceback.format_exc()))
+
+
+def refusal(request: Any, response: Any, reason: str) -> Any:
+    """The response of a service that says no, as far as its type has words for it.
+
+    request   what was asked
+    response  what the callback was given to fill, and may have filled in part
+    reason    why
+    """
+    no = SetParametersResult(successful=False, reason=reason)
+    if hasattr(response, "results") and hasattr(request, "parameters"):  # set_parameters: those before it are set
+        missing = len(request.parameters) - len(response.results)
+        response.results = [*response.results, *[no] * missing]
+    elif hasattr(response, "result") and isinstance(response.result, SetParametersResult):
+        response.result = no
+    for flag in ("success", "successful"):
+        if hasattr(response, flag):
+            setattr(response, flag, False)
+    for words in ("message", "failure_reason"):
+        if hasattr(response, words):
+            setattr(response, words, reason)
+    return response
+
+
+def _name(entity: Any) -> str:
+    """What a message or a call came to, in words."""
+    for kind, attribute in (("topic", "topic_name"), ("service", "service_name")):
+        try:
+            if hasattr(entity, attribute):
+                return f"{kind} {getattr(entity, attribute)}"
+        except Exception:  # it has just been destroyed
+            return f"a {kind}"
+    return f"a callback of rclpy's {type(entity).__name__}"
+
+
+def _plain(text: str) -> str:
+    """Text of unknown origin as one line that is safe in a log."""
+    text = _ascii(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
