@@ -58,7 +58,7 @@ def _whole(value: Any, low: int, high: int) -> int:
 def _number(value: Any, low: float, high: float) -> float:
     if isinstance(value, str) and len(value) < 40 and re.fullmatch(_NUMBER, value.strip(), re.ASCII):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise ValueError
     return float(value)
 
@@ -209,7 +209,7 @@ OPTIONS: dict[str, Option] = {
     "pretrained": Option("use `--weights FILE`; without it training starts from random weights", harmless=False),
     "cls_remap": Option("class outputs of `--weights` are taken only if their number agrees", harmless=False),
     "optimizer": one_of(
-        "auto chooses MuSGD or AdamW and their lr0, momentum and warmup_bias_lr, so these are refused beside it",
+        "auto chooses MuSGD or AdamW and their lr0, momentum and warmup_bias_lr: a warning says so if these are given",
         *("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"),
     ),
     "verbose": switch("False: warnings alone while it trains"),
@@ -359,7 +359,7 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
                 hint = f"; a list is one word, without spaces: {last[0]}=[0,1]"
             raise UserError(f"{quoted(word)}: expected key=value, as in epochs=100{hint}")
         if key in given:
-            raise UserError(f"{key}= is given twice: leave one out")
+            raise UserError(f"{quoted(key)} is given twice: leave one out")
         given[key] = value
         if key in OPTIONS:
             _read(key, value)  # now, so that the first wrong word is the one that is named
@@ -379,13 +379,17 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(key[:60], OPTIONS, 1)
             raise UserError(f"unknown training option {quoted(key)}" + (f"; did you mean {near[0]}?" if near else ""))
         read[key] = _read(key, value)
-    if read.get("optimizer", "auto") == "auto" and not read.get("resume"):
-        for key in ("lr0", "momentum", "warmup_bias_lr"):
-            if key in read:
-                raise UserError(f"{key}= has no effect with optimizer=auto: add optimizer=SGD or another")
     if read.get("save_conf") and not read.get("save_txt"):
         raise UserError("save_conf=True has no effect without save_txt=True")
     return {key: value for key, value in read.items() if OPTIONS[key].read}
+
+
+def without_effect(options: Mapping[str, Any]) -> list[str]:
+    """What to tell of options that others make ineffective."""
+    if options.get("optimizer", "auto") != "auto" or options.get("resume"):
+        return []
+    chosen = [key for key in ("lr0", "momentum", "warmup_bias_lr") if key in options]
+    return [f"{key}={options[key]} has no effect with optimizer=auto: add optimizer=SGD or another" for key in chosen]
 
 
 def _read(key: str, value: Any) -> Any:

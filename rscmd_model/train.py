@@ -27,7 +27,7 @@ from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file, write_json
-from rscmd_model.options import RESUMABLE, check_options, parse_options
+from rscmd_model.options import RESUMABLE, check_options, parse_options, without_effect
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
     from ultralytics.cfg import get_cfg
-    from ultralytics.utils import RANK
+    from ultralytics.utils import LOGGER, RANK
 
     from rscmd_model.gradient_recorder import GradientRecorder
     from rscmd_model.resume import is_finished, options_of
@@ -101,6 +101,8 @@ def train(
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
+    for line in without_effect(options):
+        LOGGER.warning(line)
     trainer = (trainer_class or PairedTrainer)(overrides=overrides)
     if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
         raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")

@@ -319,7 +319,8 @@ class PairedTrainer(DetectionTrainer):
         writes them again.
         """
         super().save_metrics(metrics)
-        if self.best_fitness == self.fitness:
+        args, last = self.args, self.epoch + 1 >= self.epochs
+        if self.best_fitness == self.fitness and (args.val or args.save or args.time or last):
             data = self.data["config"]
             header = ModelHeader(
                 config=self.ema.ema.config,
