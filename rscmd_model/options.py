@@ -130,9 +130,9 @@ def _freeze(value: Any) -> Any:
         try:
             items.append(_whole(item, 0, 22))
         except ValueError:
-            items.append(_text(item))
-            if not re.fullmatch(r"[\w.]+", items[-1], re.ASCII):  # type: ignore[arg-type]
+            if not re.fullmatch(r"([a-z]\w*|\d{1,2})(\.\w+)*", str(item), re.ASCII) or str(item).isdigit():
                 raise
+            items.append(str(item))
     return items
 
 

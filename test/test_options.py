@@ -119,15 +119,15 @@ def test_odd_words_are_one_line(words: list[str], says: str) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pairs of coloured noise, each with an object of class 0 and one of class 1; and two with one of class 0."""
+    """Eight pairs of coloured noise; seven with an object of class 0, six with one of class 1."""
     root = tmp_path_factory.mktemp("world")
     stems = tuple("abcdefgh")
     data = write_world(root, stems)
     rng = np.random.default_rng(0)
     for stem in stems:
         cv2.imwrite(str(root / f"visible/train/{stem}.png"), rng.integers(0, 256, (48, 64, 3), np.uint8))
-        both = "0 0.3 0.3 0.4 0.4\n" + ("1 0.7 0.6 0.4 0.5\n" if stem < "g" else "")
-        (root / f"labels/train/{stem}.txt").write_text(both)
+        lines = ["0 0.3 0.3 0.4 0.4\n"] * (stem > "a") + ["1 0.7 0.6 0.4 0.5\n"] * (stem < "g")
+        (root / f"labels/train/{stem}.txt").write_text("".join(lines))
     return data
 
 
@@ -303,7 +303,9 @@ def test_augmentation(name: str, value: Any, world: Path) -> None:
     plain = sample(paired(world))
     assert np.array_equal(plain, sample(paired(world), seed=4)), "without augmentation nothing is random"
     value = check_options({name: value})[name]
-    assert any(not np.array_equal(plain, sample(paired(world, **{name: value}), seed)) for seed in range(8))
+    augmented = paired(world, **{name: value})
+    # CutMix needs a place that is free of objects, which is not there in every draw.
+    assert any(not np.array_equal(plain, sample(augmented, seed)) for seed in range(100))
 
 
 def test_the_parts_of_the_loss_are_weighted() -> None:
