@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _whole(value: Any, low: int, high: int) -> int:
 def _number(value: Any, low: float, high: float) -> float:
     if isinstance(value, str) and len(value) < 40 and re.fullmatch(_NUMBER, value.strip(), re.ASCII):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError
     return float(value)
 
