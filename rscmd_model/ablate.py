@@ -18,25 +18,26 @@ import argparse
 import csv
 import json
 import os
-import signal
+import re
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rscmd_model.ablation_plot import answer_name, plot_ablation
 from rscmd_model.config import SCALES, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import whole_file, write_json
-from rscmd_model.train import parse_options
+from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.options import parse_options, word
 
 RECIPE = {"val": False, "plots": False, "verbose": False}  # what an ablation adds to ultralytics' defaults
 FIGURES = ("mAP50", "mAP50_95")
@@ -76,15 +77,12 @@ def main() -> None:
         "--out", type=Path, default=Path("runs/ablation"), help="folder for everything (default: %(default)s)"
     )
     parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1 if torch.cuda.is_available() else os.cpu_count() or 1,
-        help="trainings side by side (default: one on a GPU, else as many as there are cores)",
+        "--jobs", type=int, help="trainings side by side (default: one on a GPU, else as many as there are cores)"
     )
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options, the same for all")
     args = parser.parse_intermixed_args()
     methods = list(dict.fromkeys(word for word in args.methods.split(",") if word))
-    if not methods or args.seeds < 1 or args.jobs < 1:
+    if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
     for method in methods:
         parse_method(method)
@@ -92,23 +90,32 @@ def main() -> None:
     for taken in ("seed", "project", "name", "resume", "exist_ok"):
         if taken in options:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
+    if options.get("single_cls"):
+        raise UserError("single_cls=True: an ablation scores the data's own classes, leave it out")
     data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
     pairs = {split: len(find_pairs(data, split)) for split in ("train", args.split)}
+    check_device(options.get("device"))
+    if args.jobs is None:
+        import torch  # here, since --help should not wait for it
+
+        args.jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    lock = lock_folder(args.out, "ablation")
     claim(args.out, {"data": data.spec, "split": args.split, "model": args.model, "options": options})
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     # Seed by seed, so that an ablation that is interrupted has whole seeds to show.
     runs = [Run(method, seed) for seed in range(args.seeds) for method in methods]
     missing = [run for run in runs if not (args.out / run.name / "scores.json").is_file()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {pairs} pairs", flush=True)
     failed = train_all(missing, data.spec, args, options)
     rows = read_rows([run for run in runs if run not in failed], args.out)
-    write_results(args.out, rows, f"{data.name}, {args.split}: {pairs[args.split]} pairs")
-    print("\n" + (args.out / "table.md").read_text(), flush=True)
+    if rows:
+        write_results(args.out, rows, f"{data.name}, {args.split}: {pairs[args.split]} pairs")
+        print("\n" + (args.out / "table.md").read_text(encoding="utf-8"), flush=True)
+    lock.close()
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.name for run in failed)}; "
-            f"see {args.out}/RUN.log, then call this again"
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.name for run in failed)}; the first one said: "
+            f"{next(iter(failed.values()))}; see {args.out}/RUN.log, then call this again"
         )
 
 
@@ -118,10 +125,12 @@ def claim(out: Path, recipe: dict[str, Any]) -> None:
     Raises:
         UserError: it holds an ablation of another recipe, whose runs must not be mixed with these.
     """
-    out.mkdir(parents=True, exist_ok=True)
     file = out / "recipe.json"
     if file.is_file():
-        before = json.loads(file.read_text())
+        try:
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError:
+            raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
         if before != json.loads(json.dumps(recipe)):
             changed = sorted(k for k in before.keys() | recipe.keys() if before.get(k) != recipe.get(k))
             raise UserError(f"{out} holds an ablation with another {' and '.join(changed)}: choose another --out")
@@ -129,35 +138,58 @@ def claim(out: Path, recipe: dict[str, Any]) -> None:
         write_json(file, recipe)
 
 
-def train_all(missing: Sequence[Run], data: str, args: argparse.Namespace, options: dict[str, Any]) -> list[Run]:
-    """Train and score runs, `args.jobs` at a time; says every minute how far they are. Returns those that failed."""
+def train_all(missing: Sequence[Run], data: str, args: argparse.Namespace, options: dict[str, Any]) -> dict[Run, str]:
+    """Train and score runs, `args.jobs` at a time; says every minute how far they are.
 
+    Returns:
+        the runs that failed, each with the last line that it said.
+    """
     running: dict[Run, subprocess.Popen[bytes]] = {}
+    stopping = threading.Event()
 
-    def one(run: Run) -> bool:
-        with (args.out / f"{run.name}.log").open("a") as log:
-            running[run] = subprocess.Popen(command(run, data, args, options), stdout=log, stderr=subprocess.STDOUT)
-            return running[run].wait() == 0
+    def one(run: Run) -> str | None:
+        process = subprocess.Popen(command(run, data, args, options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        running[run] = process
+        if stopping.is_set():
+            process.terminate()
+        said = copy_output(process, args.out / f"{run.name}.log")
+        return None if process.wait() == 0 else said
 
     def epochs(run: Run) -> int:
         results = args.out / run.name / "results.csv"
         return max(0, len(results.read_text().splitlines()) - 1) if results.is_file() else 0
 
-    failed: list[Run] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = {run: pool.submit(one, run) for run in missing}
         try:
+            jobs = {run: pool.submit(one, run) for run in missing}
             while wait(jobs.values(), timeout=60).not_done:
                 done = sum(job.done() for job in jobs.values())
                 now = [f"{run.name} epoch {epochs(run)}" for run, job in jobs.items() if job.running()]
                 print(f"{done}/{len(jobs)} done; {', '.join(now)}", flush=True)
-        except KeyboardInterrupt:  # trainings must not go on alone: the next call resumes them
+        except BaseException:  # trainings must not go on alone: the next call resumes them
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in running.values():
+            for process in list(running.values()):
                 process.terminate()
             raise
-        failed = [run for run, job in jobs.items() if not job.result()]
-    return failed
+        return {run: said for run, job in jobs.items() if (said := job.result()) is not None}
+
+
+def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Write down what a process says until it ends, and give the last line of it.
+
+    On a full disk the rest of the log is lost. It comes through a pipe, so that the last line is not, and so that the
+    process ends when nobody is there to read it.
+    """
+    assert process.stdout is not None
+    end = b""
+    with log.open("ab", buffering=0) as file, process.stdout:
+        while block := os.read(process.stdout.fileno(), 65536):
+            end = (end + block)[-4000:]
+            with suppress(OSError):
+                file.write(block)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", end.decode(errors="replace")) if line.strip()]
+    return lines[-1].removeprefix("error: ")[:300] if lines else "nothing"
 
 
 def command(run: Run, data: str, args: argparse.Namespace, options: dict[str, Any]) -> list[str]:
@@ -166,7 +198,7 @@ def command(run: Run, data: str, args: argparse.Namespace, options: dict[str, An
     last = args.out / run.name / "weights" / "last.pt"
     if last.is_file():
         return [*start, f"resume={last}"]
-    words = [f"{k}={v}" for k, v in options.items()]
+    words = [word(key, value) for key, value in options.items()]
     words += [f"project={args.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
     return [*start, "--data", data, "--method", run.method, "--model", args.model, *words]
 
@@ -207,8 +239,6 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Write results.csv, table.csv, table.md and ablation.png into `out`, each whole."""
-    if not rows:
-        return
     table = summarize(rows)
     for name, lines in (("results.csv", rows), ("table.csv", table)):
         with whole_file(out / name) as aside, aside.open("w", newline="") as file:
@@ -216,7 +246,7 @@ def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None
             writer.writeheader()
             writer.writerows(lines)
     with whole_file(out / "table.md") as aside:
-        aside.write_text(markdown(table) + compare(rows))
+        aside.write_text(markdown(table) + compare(rows), encoding="utf-8")
     plot_ablation(out / "ablation.png", rows, title)
 
 

@@ -103,7 +103,7 @@ class ModelConfig:
             )
         if len(self.modalities) == 1 and self.fusion != "sum":
             raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: leave fusion alone")
-        if min(self.lambda_visible, self.lambda_thermal) <= 0:
+        if not all(0 < weight < float("inf") for weight in (self.lambda_visible, self.lambda_thermal)):
             raise UserError(
                 "lambda_visible and lambda_thermal must be more than 0; for no unimodal loss set rsc to off"
             )

@@ -23,6 +23,7 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
+from rscmd_model.options import parse_options
 
 if TYPE_CHECKING:
     from rscmd_model.gradients import GradientRow
@@ -144,7 +145,6 @@ def run_probe(words: list[str]) -> None:
     args = parser.parse_args([word for word in words if word not in given])
     from rscmd_model.model_file import read_header
     from rscmd_model.probe import format_table, probe, write_table
-    from rscmd_model.train import parse_options
 
     options = parse_options(args.options + given)
     models = labels(args.model)

@@ -1,13 +1,15 @@
-"""Files are written whole or not at all: aside first, then renamed."""
+"""Files are written whole or not at all: aside first, then renamed; and a folder has one writer at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rscmd_model.errors import UserError
 
@@ -39,3 +41,41 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON. Raises `UserError` when the file cannot be written."""
     with whole_file(path) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def lock_folder(folder: Path, writer: str) -> IO[str]:
+    """Keep a folder, which is made if need be, for this process: until the returned file is closed or the process ends.
+
+    The lock is a record lock on FOLDER/.lock. It dies with its process, however that ends; children such as a loader's
+    workers do not inherit it; over NFS it holds between machines, where locks are served there. On a file system
+    without locks the folder is taken for free.
+
+    Args:
+        folder: what to keep.
+        writer: what writes into it, as in "training", for the message.
+
+    Raises:
+        UserError: another process keeps it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        who = file.read(200).strip()
+        file.close()
+        raise UserError(
+            f"another {writer} is writing into {folder}{f' ({who})' if who.isprintable() and who else ''}: "
+            "wait for its end, or choose another folder"
+        ) from None
+    except OSError:
+        return file  # no locks here
+    with suppress(OSError):  # who it is helps people; on a full disk the lock holds all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+    return file

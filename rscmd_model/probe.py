@@ -17,17 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from ultralytics.utils.torch_utils import unwrap_model
-
 from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, method_config
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference import Predictor
+from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
 from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
@@ -68,20 +66,9 @@ class FrozenBackboneTrainer(PairedTrainer):
         (modality,) = config.modalities
         self.model.backbones[modality].load_state_dict(load_model(weights)[0].backbones[modality].state_dict())
 
-    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As the parent, which thaws what it does not know as frozen, after freezing the backbone."""
-        unwrap_model(model).backbones.requires_grad_(False)
-        return super().build_optimizer(model, *args, **kwargs)
-
-    def _model_train(self) -> None:
-        super()._model_train()
-        unwrap_model(self.model).backbones.eval()
-
-    def optimizer_step(self) -> None:
-        """As the parent; its moving average would round the frozen weights."""
-        super().optimizer_step()
-        if self.ema:
-            self.ema.ema.backbones.load_state_dict(unwrap_model(self.model).backbones.state_dict())
+    def parts_to_freeze(self, model: RscmdModel) -> list[str]:
+        """The backbone, and what the option freeze names."""
+        return ["backbones", *super().parts_to_freeze(model)]
 
 
 def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) -> Path:
@@ -120,7 +107,9 @@ def probe(
     config = open_data(data)
     pairs = find_pairs(config, split)
     header = read_header(model).config
-    device = str(options.get("device", "auto"))
+    if options.get("single_cls"):
+        raise UserError("single_cls=True: a probe is scored on the data's own classes, leave it out")
+    check_device(options.get("device"))
     found = []
     for modality in (m for m in header.modalities if m in modalities):
         folder = {
@@ -128,9 +117,7 @@ def probe(
             "name": f"{options.get('name', name)}-{modality}",
         }
         file = train_probe(model, modality, data, {"val": False, **options, **folder})
-        predictor = Predictor(
-            file, device=f"cuda:{device}" if device.isdigit() else device, conf=LOWEST_SCORE, max_det=100
-        )
+        predictor = Predictor(file, device=scoring_device(options.get("device")), conf=LOWEST_SCORE, max_det=100)
         result = evaluate(predictor, config, pairs)
         kind = {"off": "sum", "aux": "aux"}.get(header.rsc, f"rsc={header.rsc}")
         kind = kind if len(header.modalities) == 2 else "solo"

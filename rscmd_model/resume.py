@@ -122,12 +122,22 @@ def is_finished(checkpoint: str | Path) -> bool:
     Raises:
         UserError: no checkpoint of a training.
     """
+    options, done, stopper = _read(checkpoint)
+    waited = done - stopper.get("best_epoch", 0) if stopper.get("best_epoch") else 0
+    return done in (0, options["epochs"]) or waited >= (options["patience"] or float("inf"))
+
+
+def options_of(checkpoint: str | Path) -> dict[str, Any]:
+    """The options of the run of a weights/last.pt. Raises `UserError` as `is_finished`."""
+    return _read(checkpoint)[0]
+
+
+def _read(checkpoint: str | Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """Options, number of finished epochs and state of the early stopping."""
     try:  # mapped, since only a few numbers are wanted
         state = torch_load(checkpoint, map_location="cpu", mmap=True)
-        done, options, stopper = state["epoch"] + 1, state["train_args"], state.get("stopper") or {}
+        return dict(state["train_args"]), state["epoch"] + 1, state.get("stopper") or {}
     except Exception as error:  # what a damaged pickle raises is anything
         raise UserError(
             f"{checkpoint} is no checkpoint to resume from ({type(error).__name__}): give the weights/last.pt of a run"
         ) from None
-    waited = done - stopper.get("best_epoch", 0) if stopper.get("best_epoch") else 0
-    return done in (0, options["epochs"]) or waited >= (options["patience"] or float("inf"))

@@ -15,28 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rscmd_model.devices import inference_device
 from rscmd_model.errors import UserError
 
 _MOST_GRAPHS = 8  # CUDA graphs kept, each with its own memory
 
 
 def select_device(device: str) -> torch.device:
-    """A torch device from "auto" (the first CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+    """A torch device from what `inference_device` takes: "auto" (the first CUDA GPU, else the CPU), "cpu", "cuda:N".
 
     Raises:
         UserError: no such device here; the message names those that are.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count):
-        return chosen
-    there = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
-    raise UserError(f"device {device!r} is not there; this machine has {there}")
+    return torch.device(inference_device(device))
 
 
 class TorchBackend:

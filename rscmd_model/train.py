@@ -13,8 +13,6 @@ curves and plots, and model.safetensors: the best epoch, which the node, predict
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
 import os
 import shutil
 import subprocess
@@ -26,34 +24,10 @@ import yaml
 from rscmd_model.config import CHOICES, METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
-from rscmd_model.errors import UserError, run_cli
+from rscmd_model.devices import check_device, scoring_device
+from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file, write_json
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """ultralytics' options from key=value words; values are read as YAML, so 1e-3, true, 0,1 and [0, 1] all work.
-
-    Raises:
-        UserError: a word without "=", or an option that ultralytics does not have (the nearest one is named).
-    """
-    if not pairs:
-        return {}
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    options: dict[str, Any] = {}
-    for word in pairs:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r}: expected key=value, as in epochs=100")
-        if key not in DEFAULT_CFG_DICT or key in ("data", "model", "task", "mode"):
-            near = difflib.get_close_matches(key, DEFAULT_CFG_DICT, 1)
-            raise UserError(f"unknown training option {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        parsed = yaml.safe_load(value)
-        if isinstance(parsed, str):  # YAML 1.1 takes 1e-3 for a word
-            with contextlib.suppress(ValueError):
-                parsed = float(parsed)
-        options[key] = parsed
-    return options
+from rscmd_model.options import RESUMABLE, check_options, parse_options, without_effect
 
 
 def train(
@@ -85,18 +59,21 @@ def train(
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
     from ultralytics.cfg import get_cfg
-    from ultralytics.utils import RANK
+    from ultralytics.utils import LOGGER, RANK
 
     from rscmd_model.gradient_recorder import GradientRecorder
-    from rscmd_model.resume import is_finished
+    from rscmd_model.resume import is_finished, options_of
     from rscmd_model.trainer import PairedTrainer
 
+    options = check_options(options)
     resume = options.get("resume")
     overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
+    overrides["device"] = check_device(options.get("device"))
+    if options.get("name") == "model":
+        overrides["name"] = "./model"  # the engine puts another name in the place of this one
     if data is not None:
         overrides["data"] = open_data(data).spec
     overrides["model"] = str(resume) if resume else "rscmd"
-    check_device(options.get("device"))
     if resume and augmentation != NO_AUGMENTATION:
         raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
     if isinstance(resume, str) and not Path(resume).is_file():
@@ -107,13 +84,28 @@ def train(
             raise UserError(f"the run of {resume} is finished, but its {file} is gone")
         print(f"{resume}: the run is finished, there is nothing left to train")
         return file
+    if isinstance(resume, str):
+        kept = options_of(resume)
+        for key, value in options.items():
+            if key not in (*RESUMABLE, "resume") and value != kept.get(key):
+                raise UserError(
+                    f"{key}={value}: a resumed run keeps its own {key}, {quoted(kept.get(key))}; what can be changed "
+                    f"are {', '.join(RESUMABLE)}"
+                )
+        if "device" not in options:
+            check_device(kept.get("device"))
+            del overrides["device"]
+    if diagnose is not None and options.get("freeze"):
+        raise UserError("--diagnose measures gradients where layers are trained: leave out freeze")
     try:
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:  # an option's value of the wrong type or out of range
         raise UserError(str(error).strip().splitlines()[0]) from None
+    for line in without_effect(options):
+        LOGGER.warning(line)
     trainer = (trainer_class or PairedTrainer)(overrides=overrides)
-    if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
-        raise UserError("amp=bf16 needs a CUDA GPU; on the CPU training is in 32 bits")
+    if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
+        raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
     if not resume:
         trainer.start_from(config, weights, augmentation)
     GradientRecorder.attach(trainer, diagnose)
@@ -133,27 +125,14 @@ def train(
     return trainer.model_file
 
 
-def check_device(device: Any) -> None:
-    """Refuse a device that is not there (`UserError` naming those that are). None and "" let ultralytics choose."""
-    import torch
+def score_branches(model: Path, split: str) -> None:
+    """Score every answer of a finished run's model as `rscmd_model.evaluate` does, on the device of its training.
 
-    name = str(device if device is not None else "").lower().replace("cuda:", "").strip("[]() ")
-    if name in ("", "cpu", "mps"):
-        return
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = f"cpu and cuda devices 0 to {count - 1}" if count else "cpu alone (no CUDA GPU is visible to torch)"
-    for index in name.split(","):
-        if not index.strip().lstrip("-").isdigit() or int(index) >= count or (int(index) < 0 and not count):
-            raise UserError(f"device {device!r} is not there; this machine has {there}")
-
-
-def score_branches(model: Path, split: str, device: str = "auto") -> None:
-    """Score every answer of a finished run's model as `rscmd_model.evaluate` does; writes scores.json beside it.
+    Writes scores.json beside it.
 
     Args:
         model: the run's model.safetensors.
         split: of the data that the run was trained on.
-        device: as `Predictor` takes it.
 
     Raises:
         UserError: as `evaluate`.
@@ -162,8 +141,9 @@ def score_branches(model: Path, split: str, device: str = "auto") -> None:
     from rscmd_model.faults import Fault
     from rscmd_model.inference import Predictor
 
-    predictor = Predictor(model, device=device, conf=LOWEST_SCORE, max_det=100)
-    data = open_data(yaml.safe_load((model.parent / "args.yaml").read_text())["data"])
+    options = yaml.safe_load((model.parent / "args.yaml").read_text(encoding="utf-8"))
+    predictor = Predictor(model, device=scoring_device(options["device"]), conf=LOWEST_SCORE, max_det=100)
+    data = open_data(options["data"])
     pairs = find_pairs(data, split)
     # The main answer gets both images; a branch is what answers when the other camera is lost.
     main, *alone = predictor.config.branches
@@ -183,11 +163,10 @@ def main() -> None:
     camera_arguments(parser)
     parser.add_argument(
         "--method",
-        default="rscmd",
         help=f"{', '.join(METHODS)}: a control is trained with the same recipe. With changes to the model's settings: "
-        "rscmd+md=map (default: %(default)s)",
+        "rscmd+md=map (default: rscmd)",
     )
-    parser.add_argument("--model", choices=SCALES, default="n", help="YOLOv8 scale of both streams")
+    parser.add_argument("--model", choices=SCALES, help="YOLOv8 scale of both streams (default: n)")
     parser.add_argument(
         "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
     )
@@ -224,12 +203,22 @@ def main() -> None:
     options = parse_options(args.options)
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
+    if options.get("resume"):
+        for name in ("method", "model", "weights", "rsc", "md", "lambda_visible", "lambda_thermal"):
+            if getattr(args, name) is not None:
+                raise UserError(f"a resumed run keeps its own model: leave out --{name.replace('_', '-')}")
+    if args.score and options.get("single_cls"):
+        raise UserError("--score compares with the data's own classes, which single_cls=True gives up: leave one out")
     # Opened here, so that a mistake is told before torch is loaded.
     data = None
     if args.data is not None:
-        data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok).spec
+        opened = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
+        data = opened.spec
+        if args.score:
+            find_pairs(opened, args.score)
+    method = args.method or "rscmd"
     config = parse_method(
-        args.method,
+        method,
         scale=args.model,
         rsc=args.rsc,
         md=args.md,
@@ -238,14 +227,14 @@ def main() -> None:
     )
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
-        options.setdefault("name", args.method)
+        options.setdefault("name", method)
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
     diagnose = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
     file = train(data, config, options, args.weights, augmentation, diagnose=diagnose)
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:
-        score_branches(file, args.score, "cpu" if str(options.get("device")) == "cpu" else "auto")
+        score_branches(file, args.score)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)

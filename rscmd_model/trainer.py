@@ -1,22 +1,25 @@
 """Training on the ultralytics engine: the thin subclass that gives it pairs, our network and our model file.
 
-Everything ultralytics knows keeps working as its users know it: epochs, imgsz, batch, optimizer, resume, patience, amp,
-device, multi-GPU, plots and loggers. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file,
-`resume.py` and `datasets/paired.py` are the ones that name its internals.
+What each of the engine's options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
+as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py` and
+`datasets/paired.py` are the ones that name its internals.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from ultralytics.data.utils import get_split_fraction
@@ -31,13 +34,16 @@ from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
-from rscmd_model.errors import UserError
-from rscmd_model.files import whole_file, write_json
+from rscmd_model.errors import UserError, first_line
+from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.freezing import frozen_parts
 from rscmd_model.header import check_image_size
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.pretrained import load_yolov8, read_yolov8
 from rscmd_model.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
+
+_KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the engine starts for several GPUs
 
 
 class PairedTrainer(DetectionTrainer):
@@ -52,6 +58,9 @@ class PairedTrainer(DetectionTrainer):
     model: Any
     accumulate: int
     metrics: dict[str, float]
+    frozen: list[str]
+    _save_dir: Path
+    _lock: IO[str] | None = None
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
@@ -69,17 +78,52 @@ class PairedTrainer(DetectionTrainer):
                 raise UserError(f"device={self.args.device} is too few GPUs: name one for each process of this node")
             self.world_size = WORLD_SIZE  # the engine counts the GPUs of one node
         self.meter = StepMeter(self)
+        self.save_period = -1  # `save_model` does it
         if ranked and self.args.rect:
             LOGGER.warning("rect=True does not go with several processes and is off")
             self.args.rect = False
+        if ranked and self.batch_size % WORLD_SIZE:
+            raise UserError(f"batch={self.batch_size} cannot be shared by {WORLD_SIZE} processes: give a multiple")
+        if self.device.type == "cpu" and overrides.get("workers"):
+            LOGGER.info(f"workers={overrides['workers']}: on the CPU the training itself loads its pairs")
+
+    @property
+    def save_dir(self) -> Path:
+        """The run's folder. Nothing is written before the engine sets it, and then it is kept from other trainings."""
+        return self._save_dir
+
+    @save_dir.setter
+    def save_dir(self, folder: Path) -> None:
+        self._save_dir = folder
+        if RANK in {-1, 0} and os.environ.get(_KEPT) != str(folder):
+            self._lock = lock_folder(folder, "training")
+
+    def train(self) -> None:
+        """Run the training; the run's folder is free again afterwards. With verbose=False only warnings are logged."""
+        level = LOGGER.level
+        if not self.args.verbose:
+            LOGGER.setLevel(logging.WARNING)
+        if self.ddp:  # processes that the engine starts write into the folder that this one keeps
+            os.environ[_KEPT] = str(self.save_dir)
+        try:
+            super().train()
+        finally:
+            LOGGER.setLevel(level)
+            os.environ.pop(_KEPT, None) if self.ddp else None
+            if self._lock:
+                self._lock.close()
 
     def get_dataset(self) -> dict[str, Any]:
         """The data as the mapping that the engine hands around; what they are is kept in the run's `data.yaml`.
 
         Raises:
-            UserError: the description is wrong, or lacks the splits train and val, or pairs are missing.
+            UserError: the description is wrong, or lacks the splits train and val, or pairs are missing; or the option
+                `classes` names one that the data do not have.
         """
         config = open_data(self.args.data)
+        if beyond := [c for c in self.args.classes or () if c >= len(config.names)]:
+            raise UserError(f"classes={beyond[0]}: the data have classes 0 to {len(config.names) - 1}")
+        names = {0: "item"} if self.args.single_cls else config.names  # the engine's word
         pairs = {split: find_pairs(config, split) for split in ("train", self.args.split)}
         if RANK in {-1, 0}:
             for split, found in pairs.items():
@@ -94,8 +138,8 @@ class PairedTrainer(DetectionTrainer):
             "path": config.root,
             "train": "train",
             self.args.split: self.args.split,
-            "names": config.names,
-            "nc": len(config.names),
+            "names": names,
+            "nc": len(names),
             "channels": 4,
         }
 
@@ -174,11 +218,27 @@ class PairedTrainer(DetectionTrainer):
             begin_epoch(self.args.seed, self.epoch, self.train_loader)
         super().run_callbacks(event)
 
-    def build_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """ultralytics' optimizer, whose saved state carries the exact state of the run."""
-        optimizer = super().build_optimizer(*args, **kwargs)
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
+        """ultralytics' optimizer, whose saved state carries the exact state of the run. What is frozen is so from here
+        on: before, the engine thaws what it does not know as frozen."""
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        if unwrap_model(model) is unwrap_model(self.model):
+            self.frozen = self.parts_to_freeze(unwrap_model(model))
+            for part in self.frozen:
+                unwrap_model(model).get_submodule(part).requires_grad_(False)
+            if self.frozen:
+                LOGGER.info(f"frozen: {', '.join(self.frozen)}")
         keep_exact_state(self, optimizer)
         return optimizer
+
+    def parts_to_freeze(self, model: RscmdModel) -> list[str]:
+        """Names of the modules that are not trained, see `frozen_parts`."""
+        return frozen_parts(model, self.args.freeze)
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        for part in self.frozen:  # BatchNorm's statistics are held still, too
+            unwrap_model(self.model).get_submodule(part).eval()
 
     def _do_train(self) -> None:
         if RANK != -1 and self.device.type == "cpu":
@@ -202,7 +262,10 @@ class PairedTrainer(DetectionTrainer):
             # The engine knows no processes on CPUs: it would wrap the model for a GPU. Its other steps are the same.
             self.world_size = WORLD_SIZE
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
-        super()._build_train_pipeline()
+        try:
+            super()._build_train_pipeline()
+        except ValueError as error:  # a last batch of one pair at so small an imgsz that BatchNorm has one value
+            raise UserError(first_line(error)) from None
         # The engine now calls optimizer_step after every batch, which does the counting.
         self.batches_per_step, self.accumulate = self.accumulate, 1
 
@@ -227,6 +290,9 @@ class PairedTrainer(DetectionTrainer):
         if self.waiting >= wanted or self.batches == epoch_length:
             super().optimizer_step()
             self.waiting = 0
+            for part in self.frozen:  # whose moving average would be rounded
+                still = unwrap_model(self.model).get_submodule(part).state_dict()
+                self.ema.ema.get_submodule(part).load_state_dict(still)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         exact = take_exact_state(ckpt)
@@ -253,13 +319,15 @@ class PairedTrainer(DetectionTrainer):
             return {k: v for k, v in labelled.items() if k not in extra}
         return [k for k in labelled if k not in extra]
 
-    def save_model(self) -> bool:
-        """ultralytics' checkpoints, and `model.safetensors` whenever this epoch is the best so far.
+    def save_metrics(self, metrics: dict[str, float]) -> None:
+        """results.csv's row of an epoch, and `model.safetensors` if it is the best so far (with val=False, the last).
 
-        All are written aside and renamed, last.pt at the end: a run that is killed meanwhile is resumed from the epoch
-        before, and writes them again.
+        Both come before the epoch's checkpoint: a run that is killed meanwhile is resumed from the epoch before, and
+        writes them again.
         """
-        if self.best_fitness == self.fitness:
+        super().save_metrics(metrics)
+        args, last = self.args, self.epoch + 1 >= self.epochs
+        if self.best_fitness == self.fitness and (args.val or args.save or args.time or last):
             data = self.data["config"]
             header = ModelHeader(
                 config=self.ema.ema.config,
@@ -271,6 +339,9 @@ class PairedTrainer(DetectionTrainer):
                 metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
             )
             save_model(self.model_file, self.ema.ema, header)
+
+    def save_model(self) -> bool:
+        """ultralytics' checkpoints, all written aside and renamed, last.pt at the end."""
         files = self.best, self.last
         aside = [file.with_suffix(".partial") for file in files]
         self.best, self.last = aside
@@ -283,6 +354,9 @@ class PairedTrainer(DetectionTrainer):
             self.best, self.last = files
             for written in aside:
                 written.unlink(missing_ok=True)
+        if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
+            with whole_file(self.wdir / f"epoch{self.epoch}.pt") as copied:
+                shutil.copyfile(self.last, copied)
         return saved
 
     @property

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import write_json
+from rscmd_model.files import lock_folder, write_json
 from rscmd_ros.transport import config_file, use_large_messages
 
 WORK = ".work"  # in the demo's folder: logs, the training run, what is finished; gone once all is done
@@ -113,7 +113,7 @@ class Demo:
             print(f"going on in {self.out}, where an earlier run stopped", flush=True)
         except (OSError, ValueError):
             self._finished = []
-        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.work, "demo")
         if not self._finished:  # figures of an earlier run must not stand beside a new model
             for name in ("summary.json", "report.html", "model.safetensors"):
                 (self.out / name).unlink(missing_ok=True)
@@ -296,11 +296,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {args.epochs}")
     use_large_messages()  # inherited by the node and the player
-
-    def ask_to_stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, ask_to_stop)
     Demo(args.out, Recipe(epochs=args.epochs)).run()
 
 

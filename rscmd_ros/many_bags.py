@@ -157,13 +157,13 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
     if address == "local":
         workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
         start = {"address": "local", "num_cpus": max(cores, workers), "include_dashboard": False}
-    try:
-        ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
-        ) from None
-    try:
+    try:  # whatever ends this, Ctrl-C while Ray starts among it, ends Ray's processes
+        try:
+            ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
+            raise UserError(
+                f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
+            ) from None
         there = ray.cluster_resources()
         workers = workers or max(1, int(there.get("CPU", 1)) // (threads or 1))
         threads = threads or max(1, int(there.get("CPU", 1)) // workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.ablate import compare, markdown, summarize
+from rscmd_model.ablate import compare, copy_output, markdown, summarize
 from rscmd_model.config import method_config
 from rscmd_model.cost import gflops
 from rscmd_model.model import RscmdModel
@@ -61,12 +62,13 @@ def test_an_ablation_is_trained_once_and_goes_on_where_it_stopped(tmp_path: Path
     (data.parent / "thermal" / "train" / "a.jpg").write_bytes(b"no image")
     failed = ablate(data, out, *words)
     assert failed.returncode == 2
-    assert "1 of 2 runs failed: thermal-seed0" in failed.stderr
+    assert "1 of 2 runs failed: thermal-seed0; the first one said: 1 of 4 pairs cannot be used" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "rsc+lambda_thermal=2" in (out / "table.md").read_text()
 
 
-def test_stopping_an_ablation_stops_its_trainings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopping_an_ablation_stops_its_trainings(number: int, tmp_path: Path) -> None:
     data, out = write_world(tmp_path / "data", ("a", "b", "c", "d")), tmp_path / "out"
     command = [sys.executable, "-m", "rscmd_model.ablate", "--data", str(data), "--out", str(out)]
     words = ["--methods", "visible", "--seeds", "1", "epochs=1000", *OPTIONS[1:]]
@@ -75,7 +77,10 @@ def test_stopping_an_ablation_stops_its_trainings(tmp_path: Path) -> None:
     try:
         while run.poll() is None and not results.exists():
             time.sleep(0.1)
-        run.terminate()
+        second = ablate(data, out, *words)
+        assert second.returncode == 2
+        assert f"another ablation is writing into {out} (process {run.pid} on " in second.stderr
+        run.send_signal(number)
         assert run.wait(timeout=60) == 130
     finally:
         run.kill()
@@ -86,6 +91,15 @@ def test_stopping_an_ablation_stops_its_trainings(tmp_path: Path) -> None:
     assert results.read_text() == before, "the training went on alone"
 
 
+def test_the_last_line_of_a_process_is_known_on_a_full_disk(tmp_path: Path) -> None:
+    say = "import sys; print('x' * 9000); sys.exit('\\nerror: No space left on device\\n')"
+    for log, written in ((Path("/dev/full"), False), (tmp_path / "log", True)):
+        process = subprocess.Popen([sys.executable, "-c", say], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert copy_output(process, log) == "No space left on device"
+        assert process.wait() == 1
+        assert not written or log.read_text().startswith("xxx")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -94,6 +108,8 @@ def test_stopping_an_ablation_stops_its_trainings(tmp_path: Path) -> None:
         (["--seeds", "0"], "one seed"),
         (["seed=3"], "seed= is set by the ablation"),
         (["epoch=3"], "did you mean epochs"),
+        (["classes=[0,"], "classes takes numbers of classes"),
+        (["device=99"], "'99' is not there"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, words: list[str], says: str) -> None:

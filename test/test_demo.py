@@ -76,15 +76,14 @@ def test_a_failing_stage_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
     assert log.is_file()
 
 
-def test_ending_it_ends_what_it_started(tmp_path: Path) -> None:
-    """A stage runs in a session of its own and may have children; SIGTERM to the demo ends them all."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ending_it_ends_what_it_started(number: int, tmp_path: Path) -> None:
+    """A stage runs in a session of its own and may have children; SIGTERM or SIGHUP to the demo ends them all."""
     code = (
-        "import subprocess, sys, time; from pathlib import Path; from rscmd_ros import demo; import signal\n"
-        "def stop(*_): raise KeyboardInterrupt\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
+        "import sys; from pathlib import Path; from rscmd_model.errors import run_cli; from rscmd_ros import demo\n"
         "d = demo.Demo(Path(sys.argv[1]), demo.Recipe()); d._begin()\n"
         "say = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
-        "d._stage('x', [sys.executable, '-c', say], Path('y'))"
+        "run_cli(lambda: d._stage('x', [sys.executable, '-c', say], Path('y')))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -95,7 +94,7 @@ def test_ending_it_ends_what_it_started(tmp_path: Path) -> None:
         if line.strip().isdigit():
             pid = int(line)
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.wait(timeout=60)
     for _ in range(100):
         try:

@@ -74,7 +74,8 @@ class PairedDataset(YOLODataset):
         kwargs: as `ultralytics.data.dataset.YOLODataset`.
 
     Raises:
-        UserError: pairs that cannot be used (their number and the first ones), or cache="disk".
+        UserError: pairs that cannot be used (their number and the first ones), cache="disk", or a training split
+            without an object.
     """
 
     def __init__(
@@ -84,6 +85,9 @@ class PairedDataset(YOLODataset):
         if str(kwargs.get("cache")).lower() == "disk":
             raise UserError("cache=disk would write into the data folder: use cache=ram or none")
         super().__init__(*args, data=data, hyp=hyp, **kwargs)
+        if self.augment and not any(len(label["cls"]) for label in self.labels):
+            of = f" of classes={kwargs['classes']}" if kwargs.get("classes") else ""
+            raise UserError(f"{data['config'].root}: no label of the training split names an object{of}")
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Visible images of the split's pairs (all of them, or the first `fraction`)."""
@@ -99,8 +103,6 @@ class PairedDataset(YOLODataset):
         checked, read_over = check_pairs(config, list(self.pairs.values()))
         for line in read_over:
             LOGGER.warning(f"{self.prefix}{line}")
-        if self.augment and not any(len(c["labels"]) for c in checked):
-            raise UserError(f"{config.root}: no label of the training split names an object")
         return [
             {
                 "im_file": file,

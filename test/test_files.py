@@ -1,0 +1,97 @@
+"""A folder has one writer; a program that is told to end tidies up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rscmd_model.errors import UserError
+from rscmd_model.files import lock_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from rscmd_model.files import lock_folder
+lock = lock_folder(Path(sys.argv[1]), "training")
+if os.fork() == 0:  # as a loader's worker that outlives its training
+    time.sleep(60)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+WRITE = """
+import sys, time
+from pathlib import Path
+from rscmd_model.errors import run_cli
+from rscmd_model.files import whole_file
+
+def main():
+    with whole_file(Path(sys.argv[1])) as aside:
+        aside.write_text("half")
+        print("writing", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            print("tidying", flush=True)
+            time.sleep(1)
+
+run_cli(main)
+"""
+
+
+def start(program: str, *words: object, **how: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, *map(str, words)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, **how)  # type: ignore
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_folder_has_one_writer_and_is_free_when_that_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holder = start(HOLD, folder, start_new_session=True)
+    try:
+        assert line(holder) == str(holder.pid)
+        with pytest.raises(UserError, match=rf"another training is writing into .*run \(process {holder.pid} on "):
+            lock_folder(folder, "training")
+        holder.kill()  # its child lives on
+        holder.wait()
+        lock_folder(folder, "training").close()
+        lock_folder(folder, "training").close()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write into .*file/run: Not a directory"):
+        lock_folder(tmp_path / "file/run", "training")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(WRITE, tmp_path / "out.txt", stderr=subprocess.PIPE)
+    assert line(process) == "writing"
+    process.send_signal(number)
+    assert line(process) == "tidying"
+    process.send_signal(signal.SIGTERM)  # a second one does not break that off
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_is_heeded(tmp_path: Path) -> None:
+    process = start(WRITE, tmp_path / "out.txt", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert line(process) == "writing"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert line(process) == "tidying"
+    assert process.wait(timeout=60) == 130
