@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.lens import Lens
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.compressed import (
@@ -31,6 +31,7 @@ from rscmd_ros.conversions import (
 from rscmd_ros.pairing import Stream
 
 TRANSPORTS = ("raw", "compressed")
+_LONGEST_FRAME_ID = 256
 
 
 def image_topic(base: str, transport: str) -> str:
@@ -70,6 +71,8 @@ class Camera:
         self.calibrated = calibrated or rectify
         self.lens: Lens | None = None
         """What the last camera_info told; replaced whole, so the worker may read it while the callback writes."""
+        self.info_topic = ""
+        """Where its camera_info is waited for, for the words of a refusal; empty where that is not known."""
         self._limits = limits
         self._contract = contract
         self._fault = ""
@@ -79,9 +82,14 @@ class Camera:
         """The size (width, height) of an image that can be used, without decoding it.
 
         Raises:
-            ConversionError: encoding, format, amount of data, size, or a depth that is not the contract's; or a
-                camera_info is needed and none has come, or one that cannot be used.
+            ConversionError: encoding, format, amount of data, size, length of frame_id, or a depth that is not the
+                contract's; or a camera_info is needed and none has come, or one that cannot be used.
         """
+        if (length := len(msg.header.frame_id)) > _LONGEST_FRAME_ID:
+            raise ConversionError(
+                f"{self.stream} image has a frame_id of {length} characters; at most {_LONGEST_FRAME_ID} are taken, "
+                "for every box repeats it"
+            )
         size = self._check_visible(msg) if self.stream == "visible" else self._check_thermal(msg)
         if self.calibrated:
             self._fitting_lens(size)
@@ -129,7 +137,8 @@ class Camera:
             ConversionError: no camera_info has come yet, or it cannot be used.
         """
         if self.lens is None:
-            raise ConversionError(self._fault or f"no camera_info of the {self.stream} camera has come yet")
+            where = f" on {self.info_topic}" if self.info_topic else ""
+            raise ConversionError(self._fault or f"no camera_info of the {self.stream} camera has come yet{where}")
         return self.lens
 
     def _fitting_lens(self, size: tuple[int, int]) -> Lens:
@@ -151,10 +160,10 @@ class Camera:
         palette_ok = self._contract is not None and self._contract.palette_ok
         if self.transport == "raw":
             depth, size = check_thermal(msg, palette_ok, self._limits), (msg.width, msg.height)
-            kind = f"encoding '{msg.encoding}'"
+            kind = f"encoding '{shown(msg.encoding)}'"
         else:
             depth, header = check_compressed_thermal(msg, self._limits, palette_ok)
-            kind, size = f"format '{msg.format}'", (header.width, header.height)
+            kind, size = f"format '{shown(msg.format)}'", (header.width, header.height)
         if self._contract is not None and depth != self._contract.source:
             hint = ""
             if self.transport == "compressed" and header.codec == "jpeg":

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rscmd_model.errors import shown
 from rscmd_ros.conversions import (
     THERMAL_ENCODINGS,
     VISIBLE_ENCODINGS,
@@ -112,8 +113,9 @@ def check_compressed_visible(msg: Any, limits: Limits) -> PictureHeader:
     """
     encoding, header = _check(msg, "visible", limits)
     if encoding and encoding not in VISIBLE_ENCODINGS:
+        accepted = ", ".join(VISIBLE_ENCODINGS)
         raise ConversionError(
-            f"visible image was compressed from encoding '{encoding}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
+            f"visible image was compressed from encoding '{shown(encoding)}'; accepted are {accepted}"
         )
     return header
 
@@ -183,12 +185,13 @@ def _parts(text: str) -> tuple[str, str]:
 def _check(msg: Any, stream: str, limits: Limits) -> tuple[str, PictureHeader]:
     if "compressedDepth" in msg.format:
         raise ConversionError(
-            f"{stream} image has format '{msg.format}', that of depth images: use the topic that ends in /compressed"
+            f"{stream} image has format '{shown(msg.format)}', that of depth images: use the topic that ends in "
+            "/compressed"
         )
     try:
         header = read_header(msg.data)
     except ConversionError as error:
-        raise ConversionError(f"{stream} image of format '{msg.format}' cannot be decoded: {error}") from None
+        raise ConversionError(f"{stream} image of format '{shown(msg.format)}' cannot be decoded: {error}") from None
     check_limits(stream, header.width, header.height, limits)
     if header.nbytes > limits.decoded_bytes:
         raise ConversionError(
@@ -208,5 +211,7 @@ def _pixels(msg: Any, header: PictureHeader, stream: str) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None or image.shape[:2] != (header.height, header.width):
-        raise ConversionError(f"{stream} image of format '{msg.format}' is damaged: its {header.codec} does not decode")
+        raise ConversionError(
+            f"{stream} image of format '{shown(msg.format)}' is damaged: its {header.codec} does not decode"
+        )
     return image

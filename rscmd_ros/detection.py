@@ -238,7 +238,7 @@ class PairDetector:
     ) -> tuple[Detections, list[str]]:
         """What is to be published, and the identity of each, empty where there is none."""
         settings, tracker = self.settings, self._tracker
-        wanted = wanted_classes(settings.classes)
+        wanted = set(wanted_classes(settings.classes))
         confidence = settings.confidence_threshold
         found = self.predictor.predict(
             visible,

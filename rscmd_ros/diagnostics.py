@@ -8,6 +8,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from rscmd_model.errors import as_line
 from rscmd_ros.frames import Pair, Pairer
 from rscmd_ros.worker import ENDINGS, Latencies, Worker
 
@@ -104,13 +105,13 @@ def pairing_status(
     """
     status = DiagnosticStatus(name=f"{node_name}: pairing", hardware_id="")
     status.level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
-    status.message = "; ".join(problems or [state, *(remarks or [])])
+    status.message = as_line("; ".join(problems or [state, *(remarks or [])]))
     status.values = [KeyValue(key="lifecycle_state", value=state)]
     for stream, counts in ledger.items():
         status.values += [KeyValue(key=f"{stream}.{name}", value=str(n)) for name, n in counts.items()]
     for name, number in numbers.items():
-        shown = "" if number is None else f"{number:.1f}" if isinstance(number, float) else str(number)
-        status.values.append(KeyValue(key=name, value=shown))
+        value = "" if number is None else f"{number:.1f}" if isinstance(number, float) else as_line(str(number))
+        status.values.append(KeyValue(key=name, value=value))
     return status
 
 

@@ -62,5 +62,7 @@ def odd_json() -> st.SearchStrategy[Any]:
         | st.text(max_size=20)
     )
     return st.recursive(
-        plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8
+        plain,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=8,
     )
