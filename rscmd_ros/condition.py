@@ -108,7 +108,8 @@ class Condition:
         asked = facts.node.count_subscribers(facts.node.resolve_topic_name("detections"))
         if facts.state != "active" and not asked:
             return None  # nobody waits for anything
-        if not causes or not self._warnings.allows(" ".join(cause.kind for cause in causes)):
+        news = [cause for cause in causes if self._warnings.allows(cause.kind)]
+        if not news:
             return None
         answered = facts.detector.published_at if facts.detector is not None else None
         quiet = facts.state != "active" or answered is None or time.monotonic() - max(answered, self._since) > _QUIET

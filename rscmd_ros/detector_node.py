@@ -49,7 +49,7 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         from rclpy.signals import SignalHandlerOptions
 
         from rscmd_ros.node import DetectorNode
-        from rscmd_ros.parameter_files import unreached
+        from rscmd_ros.unused_parameters import unreached
     except ImportError as error:
         return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
     words = list(sys.argv if args is None else args)

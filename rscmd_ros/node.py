@@ -48,6 +48,7 @@ from rscmd_ros.outputs import (
 )
 from rscmd_ros.pairing import STREAMS, Frame, Pair, Stream
 from rscmd_ros.parameters import Settings
+from rscmd_ros.unused_parameters import unused
 from rscmd_ros.worker import StoppedError, Worker, run_unless
 
 _WAIT_FOR_INFERENCE = 2.0
@@ -104,7 +105,7 @@ class DetectorNode(LifecycleNode):
         """Warn of what the command line and files set and nobody reads."""
         names = [name for s in STREAMS for name in image_names(self, s, getattr(self._settings, f"{s}_transport"))]
         given = [name for name in self._parameter_overrides if not self.has_parameter(name)]
-        for line in parameters.unused(given, overrides_of(names)):
+        for line in unused(given, overrides_of(names)):
             self.get_logger().warning(line)
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
@@ -113,7 +114,7 @@ class DetectorNode(LifecycleNode):
             result = super().set_parameters_atomically(parameter_list)
         except ParameterNotDeclaredException:
             strange = [parameter.name for parameter in parameter_list if not self.has_parameter(parameter.name)]
-            result = SetParametersResult(successful=False, reason="; ".join(parameters.unused(strange, ())))
+            result = SetParametersResult(successful=False, reason="; ".join(unused(strange, ())))
         result.reason = as_line(result.reason)
         return result
 

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import array
-import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 _RELIABILITIES = ("best_effort", "reliable")
 _TRANSPORTS = ("raw", "compressed")
 _LONGEST_TEXT = 4096  # PATH_MAX: no text here needs more
-_LONGEST_NAME = 100
-_MOST_SAID = 8
-_QOS = "qos_overrides."
 
 
 def _parameter(
@@ -326,7 +322,7 @@ def declare(node: Node) -> None:
 
     Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for a value that is refused.
     """
-    from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+    from rclpy.exceptions import InvalidParameterTypeException
     from rclpy.parameter import Parameter
 
     given = node._parameter_overrides
@@ -335,12 +331,11 @@ def declare(node: Node) -> None:
         kind = Parameter.Type.from_parameter_value(default)
         if name in given:
             given[name] = _as_declared(given[name])
-            if given[name].type_ == Parameter.Type.NOT_SET:  # rclpy would take it
+            nothing = given[name].value in (None, [])  # None is what becomes of [] in rcl, and rclpy would take it
+            if nothing and row.default == ("",):
+                del given[name]  # rclpy cannot declare an empty list, and this one means the same as the default
+            elif nothing:
                 raise InvalidParameterTypeException(given[name], kind.name)
-            if given[name].value == [] and row.default != ("",):
-                raise InvalidParameterValueException(name, [], f"{len(default)} numbers are needed")
-            if given[name].value == []:  # rclpy cannot declare one, and this is the same
-                del given[name]
         node.declare_parameter(name, default, descriptor_of(row))
     node.add_pre_set_parameters_callback(lambda parameters: [_as_declared(parameter) for parameter in parameters])
 
@@ -351,32 +346,10 @@ def _as_declared(parameter: Parameter) -> Parameter:
 
     name, value = parameter.name, parameter.value
     default = TABLE[name].default if name in TABLE else None
-    nothing = value is None or (isinstance(value, (list, tuple, array.array)) and not value)
-    if isinstance(default, tuple) and nothing:  # which has lost its type on its way through rcl or YAML
+    if isinstance(default, tuple) and isinstance(value, (list, tuple, array.array)) and not value:  # of whatever type
         return Parameter(name, Parameter.Type.from_parameter_value(list(default)), [])
     number = as_double(name, value)
     return parameter if number is value else Parameter(name, value=number)
-
-
-def unused(names: Iterable[str], used: Sequence[str]) -> list[str]:
-    """What is to be said of given names: a line for each of the first that are none of `used`, and one for the rest."""
-    known = {*used, *TABLE}
-    strangers = [name for name in names if name not in known]
-    lines = [f"parameter '{shown(name)}' is unknown and not used{_hint(name, used)}" for name in strangers[:_MOST_SAID]]
-    more = len(strangers) - _MOST_SAID
-    return [*lines, f"{more} more parameters are unknown and not used"] if more > 0 else lines
-
-
-def _hint(name: str, used: Sequence[str]) -> str:
-    name, last = name[:_LONGEST_NAME], name[:_LONGEST_NAME].rpartition(".")[2]
-    if name.startswith(_QOS):
-        there = [other for other in used if other.startswith(_QOS)]
-        near = difflib.get_close_matches(name, there, n=1, cutoff=0.8)
-        return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(there)}"
-    for wanted in (name.replace(".", "_"), last):
-        if near := difflib.get_close_matches(wanted, TABLE, n=1):
-            return f"; did you mean '{near[0]}'?"
-    return f"; there are {', '.join(TABLE)}"
 
 
 def current(node: Node) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from rscmd_ros.parameters import (
     problem_with,
     problem_with_change,
     unknown_classes,
-    unused,
 )
+from rscmd_ros.unused_parameters import unused
 
 DEFAULTS = asdict(Settings())
 FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"

@@ -1,11 +1,12 @@
-"""Which sections of the parameter files on a command line reach a node, by the rules of rcl. Knows no ROS.
+"""What a command line and its parameter files say in vain: for other nodes, or of parameters that there are not.
 
-rcl reads every file, takes the sections whose name fits the node's, and says nothing of the others: a file for a node
-of another name or namespace changes nothing, in silence.
+rcl reads every file, takes the sections whose name fits the node's, and says nothing of the others; rclpy keeps every
+value and says nothing of those that nobody asks for. Knows no ROS but its rules.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +14,13 @@ from pathlib import Path
 import yaml
 
 from rscmd_model.errors import several, shown
+from rscmd_ros.parameters import TABLE
 
 _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _DEEPEST = 64
+_LONGEST_NAME = 100
+_MOST_SAID = 8
+_QOS = "qos_overrides."
 _ITEM = ""
 _MARK = "ros__parameters"
 _OWN_NAMES = ("rscmd_detector", "detector_node")
@@ -36,6 +41,15 @@ def unreached(args: Sequence[str], node: str) -> list[str]:
         elif (name := _node_of_rule(word)) and not reaches(name, node):
             lines.append(f"-p {shown(word)} is for node {shown(full(name))} and not used: this one is {node}")
     return lines
+
+
+def unused(names: Iterable[str], used: Sequence[str]) -> list[str]:
+    """What is to be said of given names: a line for each of the first that are none of `used`, and one for the rest."""
+    known = {*used, *TABLE}
+    strangers = [name for name in names if name not in known]
+    lines = [f"parameter '{shown(name)}' is unknown and not used{_hint(name, used)}" for name in strangers[:_MOST_SAID]]
+    more = len(strangers) - _MOST_SAID
+    return [*lines, f"{more} more parameters are unknown and not used"] if more > 0 else lines
 
 
 def reaches(section: str, node: str) -> bool:
@@ -127,3 +141,15 @@ def _node_of_rule(rule: str) -> str:
     """The node that a rule NODE:NAME:=VALUE is for; empty where it names none."""
     name, separator, _ = rule.partition(":=")[0].partition(":")
     return name if separator else ""
+
+
+def _hint(name: str, used: Sequence[str]) -> str:
+    name, last = name[:_LONGEST_NAME], name[:_LONGEST_NAME].rpartition(".")[2]
+    if name.startswith(_QOS):
+        there = [other for other in used if other.startswith(_QOS)]
+        near = difflib.get_close_matches(name, there, n=1, cutoff=0.8)
+        return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(there)}"
+    for wanted in (name.replace(".", "_"), last):
+        if near := difflib.get_close_matches(wanted, TABLE, n=1):
+            return f"; did you mean '{near[0]}'?"
+    return f"; there are {', '.join(TABLE)}"

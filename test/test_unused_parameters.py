@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rscmd_ros.parameter_files import reaches, sections, unreached
+from rscmd_ros.unused_parameters import reaches, sections, unreached
 
 SECTION = "{}:\n  ros__parameters:\n    slop_ms: 9.0\n"
 
