@@ -31,7 +31,6 @@ from rscmd_ros.conversions import (
 from rscmd_ros.pairing import Stream
 
 TRANSPORTS = ("raw", "compressed")
-_LONGEST_FRAME_ID = 256
 
 
 def image_topic(base: str, transport: str) -> str:
@@ -82,14 +81,9 @@ class Camera:
         """The size (width, height) of an image that can be used, without decoding it.
 
         Raises:
-            ConversionError: encoding, format, amount of data, size, length of frame_id, or a depth that is not the
-                contract's; or a camera_info is needed and none has come, or one that cannot be used.
+            ConversionError: encoding, format, amount of data, size, or a depth that is not the contract's; or a
+                camera_info is needed and none has come, or one that cannot be used.
         """
-        if (length := len(msg.header.frame_id)) > _LONGEST_FRAME_ID:
-            raise ConversionError(
-                f"{self.stream} image has a frame_id of {length} characters; at most {_LONGEST_FRAME_ID} are taken, "
-                "for every box repeats it"
-            )
         size = self._check_visible(msg) if self.stream == "visible" else self._check_thermal(msg)
         if self.calibrated:
             self._fitting_lens(size)

@@ -27,6 +27,7 @@ from rscmd_model.errors import UserError, shown
 from rscmd_model.thermal import thermal_plane
 
 _NS = 1_000_000_000
+_LONGEST_FRAME_ID = 256
 
 
 class Encoding(NamedTuple):
@@ -298,6 +299,17 @@ def _pixels(msg: Any, depth: int, channels: int) -> np.ndarray:
 def as_bytes(data: Any) -> np.ndarray:
     """The bytes of a message's data, (N,) uint8, not copied when it is an array, bytes, or numpy."""
     return np.asarray(data, np.uint8) if isinstance(data, list) else np.frombuffer(data, np.uint8)
+
+
+def check_header(header: Any, stream: str) -> None:
+    """Raise ConversionError for an image that cannot be paired, or whose header cannot be that of the answer."""
+    if stamp_ns(header) <= 0:
+        raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
+    if (length := len(header.frame_id)) > _LONGEST_FRAME_ID:
+        raise ConversionError(
+            f"{stream} image has a frame_id of {length} characters; at most {_LONGEST_FRAME_ID} are taken, for every "
+            "box repeats it"
+        )
 
 
 def check_limits(stream: str, width: int, height: int, limits: Limits) -> None:

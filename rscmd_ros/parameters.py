@@ -17,7 +17,7 @@ from rscmd_model.choice import BACKENDS
 from rscmd_model.errors import several, shown
 from rscmd_ros.fallback import FALLBACKS
 from rscmd_ros.pairing import POLICIES, STREAMS
-from rscmd_ros.tracking import TRACKERS
+from rscmd_ros.tracking import MOST_TRACKED, TRACKERS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -89,7 +89,10 @@ class Settings:
         live=True,
     )
     tracker: str = _parameter(
-        "none", "bytetrack gives each object an identity in Detection2D.id that it keeps over frames.", choices=TRACKERS
+        "none",
+        "bytetrack gives each object an identity in Detection2D.id that it keeps over frames; of more than "
+        f"{MOST_TRACKED} detections the strongest.",
+        choices=TRACKERS,
     )
     fallback: str = _parameter(
         "both",

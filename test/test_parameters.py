@@ -38,7 +38,7 @@ def test_page_shows_the_descriptors():
     page = to_markdown()
     shown = (FILE.parent.parent / "docs" / "parameters.md").read_text()
     assert shown == page, "run: python -m rscmd_ros.parameter_pages --markdown > docs/parameters.md"
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    rows = [line for line in page.partition("| name |")[2].splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(TABLE)
 
 
