@@ -108,8 +108,7 @@ class Condition:
         asked = facts.node.count_subscribers(facts.node.resolve_topic_name("detections"))
         if facts.state != "active" and not asked:
             return None  # nobody waits for anything
-        news = [cause for cause in causes if self._warnings.allows(cause.kind)]
-        if not news:
+        if not self._warnings.allows(*(cause.kind for cause in causes)):
             return None
         answered = facts.detector.published_at if facts.detector is not None else None
         quiet = facts.state != "active" or answered is None or time.monotonic() - max(answered, self._since) > _QUIET

@@ -24,13 +24,13 @@ class Throttle:
         self._seconds = seconds
         self._said: dict[str, float] = {}
 
-    def allows(self, subject: str) -> bool:
-        """Whether this subject may be spoken of now; if so it counts as said."""
+    def allows(self, *subjects: str) -> bool:
+        """Whether one of these subjects is news, so that all may be spoken of now; if so they all count as said."""
         now = time.monotonic()
         self._said = {said: at for said, at in self._said.items() if now - at < self._seconds}
-        if subject in self._said:
+        if all(subject in self._said for subject in subjects):
             return False
-        self._said[subject] = now
+        self._said |= dict.fromkeys(subjects, now)
         return True
 
 

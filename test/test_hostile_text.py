@@ -24,7 +24,7 @@ from rscmd_ros.camera import Camera
 from rscmd_ros.causes import topic_problem
 from rscmd_ros.condition import Condition
 from rscmd_ros.conversions import ConversionError, check_header, time_msg
-from rscmd_ros.diagnostics import pairing_status
+from rscmd_ros.diagnostics import Throttle, pairing_status
 from rscmd_ros.log import clean_logger
 from rscmd_ros.pairing import STREAMS
 
@@ -118,6 +118,26 @@ def test_the_kind_of_a_refusal_is_where_it_comes_from():
     for n in range(1000):
         condition.refuse("visible", refused(f"x{n}"))
     assert len(condition._refused) == 1
+
+
+def test_what_is_said_together_is_said_again_together(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("rscmd_ros.diagnostics.time.monotonic", lambda: now)
+    throttle, said = Throttle(10.0), []
+    for now in range(100, 140):
+        causes = ("a",) if now < 103 or now % 3 else ("a", "b")
+        if throttle.allows(*causes):
+            said.append((now, causes))
+    assert not throttle.allows()
+    assert said == [
+        (100, ("a",)),
+        (105, ("a", "b")),
+        (115, ("a",)),
+        (117, ("a", "b")),
+        (127, ("a",)),
+        (129, ("a", "b")),
+        (139, ("a",)),
+    ]
 
 
 # Over DDS
