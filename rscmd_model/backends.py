@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rscmd_model.errors import UserError, bounded, first_line
+from rscmd_model.errors import UserError, first_line, shown
 from rscmd_model.header import DIGEST, HEADER, LARGEST_SIDE, STRIDE, ModelHeader, parse_header, read_whole
 
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
@@ -165,7 +165,7 @@ class OpenVinoBackend:
             text = "" if header else self._model.get_rt_info(["framework", HEADER]).astype(str)
         except Exception as error:  # RuntimeError as a rule
             raise UserError(
-                f"{where} is cut short or no OpenVINO model ({bounded(first_line(error))}): export it again"
+                f"{where} is cut short or no OpenVINO model ({shown(first_line(error), 300)}): export it again"
             ) from None
         self.header = header or exported_header(text, where)
         self._hints = {
@@ -227,7 +227,7 @@ def read_archive(path: Path) -> tuple[ModelHeader, dict[str, bytes]]:
             members = {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OSError, struct.error, OverflowError) as error:
         # The encrypted and those of a later version of zip are a RuntimeError; a false offset may be any of them.
-        reason = bounded(first_line(error))
+        reason = shown(first_line(error), 300)
         raise UserError(
             f"{path} is cut short or was not written by rscmd_model.export ({reason}): export it again"
         ) from None
@@ -302,7 +302,9 @@ def fixed_input(sizes: Sequence[int], where: Path) -> tuple[int, int, int] | Non
 
 def not_run(where: Path, runtime: str, error: Exception) -> UserError:
     """What to say when a runtime fails over what is in a file."""
-    return UserError(f"{where} is damaged, or {runtime} cannot run it ({bounded(first_line(error))}): export it again")
+    return UserError(
+        f"{where} is damaged, or {runtime} cannot run it ({shown(first_line(error), 300)}): export it again"
+    )
 
 
 def exported_header(text: str | None, where: Path) -> ModelHeader:

@@ -5,13 +5,51 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+
+_SHOWN = 80
+_LONGEST_LINE = 2000
 
 
 class UserError(Exception):
     """Something the user can put right. Its message is the whole story: what was wrong and what to do."""
+
+
+def shown(text: object, most: int = _SHOWN) -> str:
+    """A name or value that came from elsewhere (a message, a file, a request), fit to stand within a line of ours.
+
+    What is not printable (line breaks, escapes, marks that turn the direction of writing) is written as in Python's
+    repr, and of what is longer than `most` characters only the start is shown, with the length.
+    """
+    text = str(text)
+    start = _escaped(text[:most])
+    return start if len(text) <= most and len(start) <= 2 * most else f"{start[:most]}... ({len(text)} characters)"
+
+
+def quoted(value: object, most: int = _SHOWN) -> str:
+    """A value as Python writes it, for a message: quoted, on one line, and of no more than `most` characters."""
+    text = repr(value[: 2 * most] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def as_line(text: str, most: int = _LONGEST_LINE) -> str:
+    """A whole message as one printable line: escaped as by `shown`; the middle goes if it is longer than `most`."""
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... ({len(text)} characters) ... {text[-(most // 2) :]}"
+    return _escaped(text)
+
+
+def several(names: Iterable[object], most: int = 8) -> str:
+    """Names from elsewhere in a row, quoted; of many the first, and how many more there are."""
+    names = list(names)
+    row = ", ".join(f"'{shown(name)}'" for name in names[:most])
+    return f"{row} and {len(names) - most} more" if len(names) > most else row
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:
@@ -19,21 +57,17 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def bounded(text: str, most: int = 300) -> str:
-    """Text of a stranger on one line: what a terminal would act on is escaped, what passes `most` characters is cut."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
-    return line if len(text) <= most else f"{line}..."
-
-
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line; with its kind, unless it is a user's mistake, which says everything."""
     return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
-def quoted(value: object, most: int = 60) -> str:
-    """What a user wrote, for a message: quoted, on one line and not without end."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def origin(error: BaseException) -> str:
+    """Where in the code an exception comes from, as "file:line": the same for all of one kind, whatever they say."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else type(error).__name__
 
 
 @contextmanager
@@ -84,7 +118,7 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
         sys.exit(code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

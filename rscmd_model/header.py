@@ -18,7 +18,7 @@ from typing import Any
 
 from rscmd_model import __version__
 from rscmd_model.config import ModelConfig, check_names, is_number
-from rscmd_model.errors import UserError, bounded
+from rscmd_model.errors import UserError, shown
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
@@ -225,15 +225,15 @@ def parse_header(path: Path, text: str) -> ModelHeader:
         if version <= FORMAT_VERSION:
             return ModelHeader.from_json(text)
     except (UserError, ValueError, OverflowError, RecursionError) as error:
-        problem = bounded(str(error))
+        problem = shown(error, 300)
     else:
         raise UserError(
-            f"{path} has format version {bounded(str(version), 20)}, newer than the {FORMAT_VERSION} that rscmd_model "
+            f"{path} has format version {shown(version, 20)}, newer than the {FORMAT_VERSION} that rscmd_model "
             f"{__version__} reads: update rscmd_model"
         )
     if isinstance(written_by, str) and written_by != __version__:
         raise UserError(
-            f"{path} was written by rscmd_model {bounded(written_by, 20)}, and {__version__} cannot use its header "
+            f"{path} was written by rscmd_model {shown(written_by, 20)}, and {__version__} cannot use its header "
             f"({problem}): update rscmd_model, or else export or train the model again"
         )
     raise UserError(f"{path} has a damaged header ({problem}): export or train the model again")
@@ -241,4 +241,4 @@ def parse_header(path: Path, text: str) -> ModelHeader:
 
 def damage(path: Path, problem: object) -> UserError:
     """What to say of a model.safetensors that cannot be read or is not what was written."""
-    return UserError(f"{path} is cut short or damaged ({bounded(str(problem))}): copy it again")
+    return UserError(f"{path} is cut short or damaged ({shown(problem, 300)}): copy it again")

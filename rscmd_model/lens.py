@@ -12,7 +12,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.registration import FILL, rescaling
 
 MOST_COEFFICIENTS = 14
@@ -62,7 +62,7 @@ class Lens:
             object.__setattr__(self, "distortion", ())
         if self.model not in _COEFFICIENTS:
             raise UserError(
-                f"its distortion_model is {self.model[:40]!r}; known are {', '.join(filter(None, _COEFFICIENTS))}"
+                f"its distortion_model is '{shown(self.model)}'; known are {', '.join(filter(None, _COEFFICIENTS))}"
             )
         if len(self.distortion) not in _COEFFICIENTS[self.model]:
             wanted = " or ".join(map(str, _COEFFICIENTS[self.model]))

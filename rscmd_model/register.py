@@ -22,11 +22,11 @@ import numpy as np
 from rscmd_model.alignment import Estimate, GreyPair, from_images, from_points
 from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
 from rscmd_model.datasets.pairs import find_pairs
-from rscmd_model.errors import UserError, run_cli
+from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.images import lay_over, read_thermal, read_visible
 from rscmd_model.registration import Registration, save_registration
-from rscmd_model.text import parse_yaml, read_text, shown
+from rscmd_model.text import parse_yaml, read_text
 from rscmd_model.thermal import ThermalContract
 
 _SHOWN = 3  # pairs in the overlay
@@ -62,10 +62,10 @@ def read_points(path: Path) -> np.ndarray:
             x, y, u, v = (float(value) for value in row)
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{path}, row {number}: expected x_thermal y_thermal x_visible y_visible, got {shown(row)}"
+                f"{path}, row {number}: expected x_thermal y_thermal x_visible y_visible, got {quoted(row)}"
             ) from None
         if not np.isfinite([x, y, u, v]).all():
-            raise UserError(f"{path}, row {number}: {shown(row)} is not finite")
+            raise UserError(f"{path}, row {number}: {quoted(row)} is not finite")
         points.append((x, y, u, v))
     return np.array(points, np.float64).reshape(-1, 4)
 

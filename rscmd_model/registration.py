@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, quoted
 from rscmd_model.files import whole_file
-from rscmd_model.text import read_yaml, shown
+from rscmd_model.text import read_yaml
 
 FILL = 114
 """Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
@@ -56,15 +56,15 @@ class Registration:
         except (TypeError, ValueError, OverflowError):
             matrix = np.zeros(0)
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {shown(self.homography)}")
+            raise UserError(f"registration: homography needs 3 rows of 3 finite numbers, got {quoted(self.homography)}")
         for name in ("thermal_size", "visible_size"):
             size = getattr(self, name)
             whole = isinstance(size, tuple | list) and len(size) == 2
             if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-                raise UserError(f"registration: {name} is [width, height] in pixels, got {shown(size)}")
+                raise UserError(f"registration: {name} is [width, height] in pixels, got {quoted(size)}")
             if max(size) > LARGEST_SIDE:
                 raise UserError(
-                    f"registration: {name} {shown(size)} is larger than any camera's, {LARGEST_SIDE} px a side"
+                    f"registration: {name} {quoted(size)} is larger than any camera's, {LARGEST_SIDE} px a side"
                 )
             object.__setattr__(self, name, tuple(size))
         if abs(matrix[2, 2]) > 1e-12:
@@ -73,7 +73,7 @@ class Registration:
         object.__setattr__(self, "homography", tuple(tuple(float(x) for x in row) for row in matrix))
         if not np.abs(matrix).max() <= _LARGEST_ENTRY:
             raise UserError(
-                f"registration: homography {shown(self.homography)} sends pixels nowhere near the visible image"
+                f"registration: homography {quoted(self.homography)} sends pixels nowhere near the visible image"
             )
         if problem := _problem(matrix, self.thermal_size, self.visible_size):
             raise UserError(f"registration: {problem}")
@@ -87,12 +87,12 @@ class Registration:
         """
         known = ("homography", "thermal_size", "visible_size")
         if not isinstance(data, Mapping):
-            raise UserError(f"registration: expected the keys {', '.join(known)}, got {shown(data)}")
+            raise UserError(f"registration: expected the keys {', '.join(known)}, got {quoted(data)}")
         for key in data:
             if key not in known:
                 near = difflib.get_close_matches(str(key)[:60], known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"registration: unknown key {shown(key)}; {hint}")
+                raise UserError(f"registration: unknown key {quoted(key)}; {hint}")
         if missing := [key for key in known if key not in data]:
             raise UserError(f"registration: {' and '.join(missing)} missing")
         return Registration(*(data[key] for key in known))

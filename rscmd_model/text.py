@@ -17,7 +17,7 @@ from xml.parsers import expat
 
 import yaml
 
-from rscmd_model.errors import UserError, first_line
+from rscmd_model.errors import UserError, first_line, quoted
 
 _MOST = 1 << 26  # bytes of a file that people write by hand; the labels of 100 pictures have some kB
 _MOST_OF_A_SET = 1 << 30  # bytes of a file with the labels of a whole set
@@ -26,12 +26,6 @@ _MOST_NODES = 100_000  # of a YAML file, aliases unfolded
 _TOO_MANY = f"it has more than {_MOST_NODES} values, or its aliases unfold to as many"
 _DEEPEST = 100  # levels of a YAML file
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """`value` as it may stand within a message: quoted, on one line, cut where it is long."""
-    text = repr(value[: 2 * most] if isinstance(value, str) else value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def read_text(path: str | Path, most: int = _MOST, what: str = "") -> str:
@@ -204,7 +198,7 @@ def _walk(root: yaml.Node) -> None:
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             twice, count = keys.most_common(1)[0] if keys else ("", 0)
             if count > 1:
-                raise ValueError(f"line {node.start_mark.line + 1}: the key {shown(twice)} stands there twice")
+                raise ValueError(f"line {node.start_mark.line + 1}: the key {quoted(twice)} stands there twice")
             pending += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             pending += node.value

@@ -15,8 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError
-from rscmd_model.text import shown
+from rscmd_model.errors import UserError, quoted
 
 _SOURCES: dict[str, np.dtype[Any]] = {"mono8": np.dtype(np.uint8), "mono16": np.dtype(np.uint16)}
 
@@ -53,7 +52,7 @@ class ThermalContract:
 
     def __post_init__(self) -> None:
         if self.source not in _SOURCES:
-            raise UserError(f"thermal contract: source {shown(self.source)} is not one of {', '.join(_SOURCES)}")
+            raise UserError(f"thermal contract: source {quoted(self.source)} is not one of {', '.join(_SOURCES)}")
         low, high = self.scale
         if not (np.isfinite(low) and np.isfinite(high) and low < high):
             raise UserError(f"thermal contract: scale ({low}, {high}) needs its first number below its second")
@@ -83,14 +82,14 @@ class ThermalContract:
             UserError: the mapping has another form; the message names the key.
         """
         if not isinstance(data, Mapping) or not {"source", "scale"} <= set(data) <= {"source", "scale", "palette_ok"}:
-            raise UserError(f"thermal contract: expected the keys source and scale, as in {_FORM}, got {shown(data)}")
+            raise UserError(f"thermal contract: expected the keys source and scale, as in {_FORM}, got {quoted(data)}")
         scale = data["scale"]
         percentile = isinstance(scale, Mapping)
         if percentile:
             if set(scale) != {"percentile"}:
                 raise UserError(
                     "thermal contract: scale has the form [low, high] or {percentile: [low, high]}, got "
-                    f"{shown(scale)}"
+                    f"{quoted(scale)}"
                 )
             scale = scale["percentile"]
         try:
@@ -98,10 +97,10 @@ class ThermalContract:
                 raise TypeError
             low, high = (float(x) for x in scale)
         except (TypeError, ValueError, OverflowError):
-            raise UserError(f"thermal contract: scale needs two numbers, got {shown(scale)}") from None
+            raise UserError(f"thermal contract: scale needs two numbers, got {quoted(scale)}") from None
         palette_ok = data.get("palette_ok", False)
         if not isinstance(palette_ok, bool):
-            raise UserError(f"thermal contract: palette_ok is true or false, got {shown(palette_ok)}")
+            raise UserError(f"thermal contract: palette_ok is true or false, got {quoted(palette_ok)}")
         return ThermalContract(str(data["source"]), (low, high), percentile, palette_ok)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.lens import MOST_COEFFICIENTS, Lens
 from rscmd_model.pictures import PictureHeader
 from rscmd_model.thermal import ThermalContract
@@ -71,6 +71,8 @@ class Camera:
         self.calibrated = calibrated or rectify
         self.lens: Lens | None = None
         """What the last camera_info told; replaced whole, so the worker may read it while the callback writes."""
+        self.info_topic = ""
+        """Where its camera_info is waited for, for the words of a refusal; empty where that is not known."""
         self._limits = limits
         self._contract = contract
         self._fault = ""
@@ -131,7 +133,8 @@ class Camera:
             ConversionError: no camera_info has come yet, or it cannot be used.
         """
         if self.lens is None:
-            raise ConversionError(self._fault or f"no camera_info of the {self.stream} camera has come yet")
+            where = f" on {self.info_topic}" if self.info_topic else ""
+            raise ConversionError(self._fault or f"no camera_info of the {self.stream} camera has come yet{where}")
         return self.lens
 
     def _fitting_lens(self, size: tuple[int, int]) -> Lens:
@@ -161,11 +164,11 @@ class Camera:
         palette_ok = self._contract is not None and self._contract.palette_ok
         if self.transport == "raw":
             depth, size = check_thermal(msg, palette_ok, self._limits), (msg.width, msg.height)
-            kind = f"encoding '{msg.encoding}'"
+            kind = f"encoding '{shown(msg.encoding)}'"
         else:
             depth, header = check_compressed_thermal(msg, self._limits, palette_ok)
             self._refuse_turned(header)
-            kind, size = f"format '{msg.format}'", (header.width, header.height)
+            kind, size = f"format '{shown(msg.format)}'", (header.width, header.height)
         if self._contract is not None and depth != self._contract.source:
             hint = ""
             if self.transport == "compressed" and header.codec == "jpeg":

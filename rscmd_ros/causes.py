@@ -8,6 +8,8 @@ from typing import Any
 
 from rclpy.qos import QoSReliabilityPolicy
 
+from rscmd_model.errors import shown
+
 IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 """By transport."""
 
@@ -46,7 +48,7 @@ def topic_problem(
     """
     infos, wanted = list(publishers), IMAGE_TYPES[transport]
     if not infos:
-        there = ", ".join(others[:_MOST_NAMES]) + (", ..." if len(others) > _MOST_NAMES else "")
+        there = ", ".join(map(shown, others[:_MOST_NAMES])) + (", ..." if len(others) > _MOST_NAMES else "")
         seen = f"there are {there}" if others else f"no other topic of type {wanted} is to be seen"
         return (
             f"nothing publishes on {topic}: start the camera, or remap the topic to the one it publishes on ({seen}; "
@@ -54,9 +56,10 @@ def topic_problem(
         )
     fitting = [info for info in infos if info.topic_type == wanted]
     if not fitting:
-        types = ", ".join(sorted({info.topic_type for info in infos}))
+        kinds = sorted({info.topic_type for info in infos})
+        types = ", ".join(map(shown, kinds[:_MOST_NAMES])) + (", ..." if len(kinds) > _MOST_NAMES else "")
         hint = ""
-        if transport == "raw" and "CompressedImage" in types:
+        if transport == "raw" and IMAGE_TYPES["compressed"] in kinds:
             hint = " (for compressed topics set visible_transport or thermal_transport, and remap without /compressed)"
         return f"{topic} has type {types}; this node needs {wanted}{hint}"
     best_effort = all(info.qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT for info in fitting)

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.pictures import PictureHeader, decode, picture_header
 from rscmd_ros.conversions import (
     THERMAL_ENCODINGS,
@@ -37,8 +37,9 @@ def check_compressed_visible(msg: Any, limits: Limits) -> PictureHeader:
     """
     encoding, header = _check(msg, "visible", limits)
     if encoding and encoding not in VISIBLE_ENCODINGS:
+        accepted = ", ".join(VISIBLE_ENCODINGS)
         raise ConversionError(
-            f"visible image was compressed from encoding '{encoding}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
+            f"visible image was compressed from encoding '{shown(encoding)}'; accepted are {accepted}"
         )
     return header
 
@@ -108,12 +109,13 @@ def _parts(text: str) -> tuple[str, str]:
 def _check(msg: Any, stream: str, limits: Limits) -> tuple[str, PictureHeader]:
     if "compressedDepth" in msg.format:
         raise ConversionError(
-            f"{stream} image has format '{msg.format}', that of depth images: use the topic that ends in /compressed"
+            f"{stream} image has format '{shown(msg.format)}', that of depth images: use the topic that ends in "
+            "/compressed"
         )
     try:
         header = picture_header(as_bytes(msg.data))
     except UserError as error:
-        raise ConversionError(f"{stream} image of format '{msg.format}' cannot be decoded: {error}") from None
+        raise ConversionError(f"{stream} image of format '{shown(msg.format)}' cannot be decoded: {error}") from None
     check_limits(stream, header.width, header.height, limits)
     if header.nbytes > limits.decoded_bytes:
         raise ConversionError(
@@ -127,4 +129,4 @@ def _pixels(msg: Any, header: PictureHeader, stream: str) -> np.ndarray:
     try:
         return decode(as_bytes(msg.data), header=header)
     except UserError as error:
-        raise ConversionError(f"{stream} image of format '{msg.format}' cannot be decoded: {error}") from None
+        raise ConversionError(f"{stream} image of format '{shown(msg.format)}' cannot be decoded: {error}") from None

@@ -11,6 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSReliabilityPolicy
 
+from rscmd_model.errors import UserError, origin
 from rscmd_ros.causes import (
     IMAGE_TYPES,
     Cause,
@@ -33,6 +34,7 @@ _TIME_TO_MEASURE = 8.0
 _QUIET = 2.0
 _FAILURE_IS_NEWS = 5.0
 _WARN_EVERY = 10.0
+_MOST_REASONS = 4
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ class Condition:
         """The QoS policy in which a publisher of a stream offers too little."""
         self._since = self._apart_since = time.monotonic()
         self._watching: int | None = None
-        self._refused: dict[tuple[Stream, str], None] = {}
+        self._refused: dict[tuple[Stream, str], str] = {}
         self._course: deque[tuple[int, ...]] = deque(maxlen=4)
 
-    def refuse(self, stream: Stream, text: str) -> None:
-        """Note why a frame was refused, for the next report."""
-        if len(self._refused) < 4:
-            self._refused[stream, text] = None
+    def refuse(self, stream: Stream, error: UserError, where: str = "") -> None:
+        """Note why a message was refused, for the next report; of each kind of reason the last.
+
+        The kind is where in the code the error comes from: the text may differ with every message.
+        """
+        self._refused[stream, origin(error)] = f"{where}{error}"
 
     def mode_change(self, mode: str, fallback: Fallback, now: int, topic: Callable[[Stream], str]) -> str:
         """A change of mode in words, with what led to it."""
@@ -107,7 +111,7 @@ class Condition:
         asked = facts.node.count_subscribers(facts.node.resolve_topic_name("detections"))
         if facts.state != "active" and not asked:
             return None  # nobody waits for anything
-        if not causes or not self._warnings.allows(" ".join(cause.kind for cause in causes)):
+        if not self._warnings.allows(*(cause.kind for cause in causes)):
             return None
         answered = facts.detector.published_at if facts.detector is not None else None
         quiet = facts.state != "active" or answered is None or time.monotonic() - max(answered, self._since) > _QUIET
@@ -139,8 +143,8 @@ class Condition:
             return []
         publishers = facts.node.get_publishers_info_by_topic(topic)
         fallback.watch[stream].has_publisher = bool(publishers)
-        if refused := [text for of, text in self._refused if of == stream]:
-            return [Cause(f"refused {text}", text) for text in refused]
+        if refused := [Cause(f"refused {kind}", text) for (of, kind), text in self._refused.items() if of == stream]:
+            return refused[:_MOST_REASONS]
         early = time.monotonic() - self._since < _GRACE_FOR_PUBLISHERS
         if early and not publishers:
             return []

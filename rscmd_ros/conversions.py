@@ -23,10 +23,11 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
 
 from rscmd_model.detections import Detections
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.thermal import thermal_plane
 
 _NS = 1_000_000_000
+_LONGEST_FRAME_ID = 256
 
 
 class Encoding(NamedTuple):
@@ -95,7 +96,7 @@ def check_visible(msg: Any, limits: Limits = NO_LIMITS) -> None:
     encoding = VISIBLE_ENCODINGS.get(msg.encoding)
     if encoding is None:
         raise ConversionError(
-            f"visible image has encoding '{msg.encoding}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
+            f"visible image has encoding '{shown(msg.encoding)}'; accepted are {', '.join(VISIBLE_ENCODINGS)}"
         )
     _check_size(msg, "visible", encoding.depth * encoding.channels, limits)
     if encoding.channels == 2 and msg.width % 2:
@@ -134,7 +135,7 @@ def refuse_palette(encoding: str, what: str = "") -> ConversionError:
         if what or (palette is not None and palette.colour)
         else ""
     )
-    has = f"is a {what}" if what else f"has encoding '{encoding}'"
+    has = f"is a {what}" if what else f"has encoding '{shown(encoding)}'"
     return ConversionError(f"thermal image {has}; accepted are {', '.join(THERMAL_ENCODINGS)}{hint}")
 
 
@@ -244,7 +245,7 @@ def msg_to_detections(msg: Any, names: Mapping[int, str]) -> Detections:
         best = max((result.hypothesis for result in detection.results), key=lambda hypothesis: hypothesis.score)
         if best.class_id not in index_of:
             raise ConversionError(
-                f"detection {n} has class_id '{best.class_id}'; known are {', '.join(names.values())}"
+                f"detection {n} has class_id '{shown(best.class_id)}'; known are {', '.join(names.values())}"
             )
         center, theta = detection.bbox.center.position, detection.bbox.center.theta
         width, height = detection.bbox.size_x, detection.bbox.size_y
@@ -298,6 +299,17 @@ def _pixels(msg: Any, depth: int, channels: int) -> np.ndarray:
 def as_bytes(data: Any) -> np.ndarray:
     """The bytes of a message's data, (N,) uint8, not copied when it is an array, bytes, or numpy."""
     return np.asarray(data, np.uint8) if isinstance(data, list) else np.frombuffer(data, np.uint8)
+
+
+def check_header(header: Any, stream: str) -> None:
+    """Raise ConversionError for an image that cannot be paired, or whose header cannot be that of the answer."""
+    if stamp_ns(header) <= 0:
+        raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
+    if (length := len(header.frame_id)) > _LONGEST_FRAME_ID:
+        raise ConversionError(
+            f"{stream} image has a frame_id of {length} characters; at most {_LONGEST_FRAME_ID} are taken, for every "
+            "box repeats it"
+        )
 
 
 def check_limits(stream: str, width: int, height: int, limits: Limits) -> None:

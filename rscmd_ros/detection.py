@@ -23,7 +23,7 @@ from vision_msgs.msg import Detection2DArray
 from rscmd_model.detections import Detections
 from rscmd_model.errors import one_line
 from rscmd_model.registration import Registration, load_registration
-from rscmd_ros.conversions import ConversionError, detections_to_msg, stamp_ns, visible_to_image
+from rscmd_ros.conversions import ConversionError, check_header, detections_to_msg, visible_to_image
 from rscmd_ros.diagnostics import Throttle
 from rscmd_ros.overlay import draw_overlay
 from rscmd_ros.pairing import Frame, Pair, Stream
@@ -124,8 +124,7 @@ class PairDetector:
         Raises ConversionError.
         """
         self.rig.check(msg, stream)
-        if stamp_ns(msg.header) <= 0:
-            raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
+        check_header(msg.header, stream)
 
     def detect(self, job: Pair | Frame) -> None:
         """Answer a pair, or a lone frame by its own branch. Payloads are `Arrival`s.
@@ -240,7 +239,7 @@ class PairDetector:
     ) -> tuple[Detections, list[str]]:
         """What is to be published, and the identity of each, empty where there is none."""
         settings, tracker = self.settings, self._tracker
-        wanted = wanted_classes(settings.classes)
+        wanted = set(wanted_classes(settings.classes))
         confidence = settings.confidence_threshold
         found = self.predictor.predict(
             visible,

@@ -49,10 +49,12 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
 
         from rscmd_ros.guard import GuardedExecutor
         from rscmd_ros.node import DetectorNode
+        from rscmd_ros.unused_parameters import unreached
     except ImportError as error:
         return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
+    words = list(sys.argv if args is None else args)
     try:
-        rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML
         return _refuse(error)
     try:
@@ -60,6 +62,8 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     except (ParameterException, NameValidationException, RuntimeError) as error:  # the last is the middleware's
         rclpy.try_shutdown()
         return _refuse(error)
+    for line in unreached(words, node.get_fully_qualified_name()):
+        node.get_logger().warning(line)
     executor = GuardedExecutor(node.get_logger())
     executor.add_node(node)
     if not stopping.is_set():
@@ -81,7 +85,9 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
 
 def _refuse(error: Exception, hint: str = "") -> int:
     kind = "unknown arguments after --ros-args: " if type(error).__name__ == "UnknownROSArgsError" else ""
-    print(f"error: cannot start: {kind}{' '.join(str(error).split())}{hint}", file=sys.stderr)
+    from rscmd_model.errors import as_line
+
+    print(f"error: cannot start: {kind}{as_line(' '.join(str(error).split()))}{hint}", file=sys.stderr)
     return 2
 
 

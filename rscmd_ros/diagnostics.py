@@ -8,6 +8,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from rscmd_model.errors import as_line
 from rscmd_ros.frames import Pair, Pairer
 from rscmd_ros.worker import ENDINGS, Latencies, Worker
 
@@ -23,13 +24,13 @@ class Throttle:
         self._seconds = seconds
         self._said: dict[str, float] = {}
 
-    def allows(self, subject: str) -> bool:
-        """Whether this subject may be spoken of now; if so it counts as said."""
+    def allows(self, *subjects: str) -> bool:
+        """Whether one of these subjects is news, so that all may be spoken of now; if so they all count as said."""
         now = time.monotonic()
         self._said = {said: at for said, at in self._said.items() if now - at < self._seconds}
-        if subject in self._said:
+        if all(subject in self._said for subject in subjects):
             return False
-        self._said[subject] = now
+        self._said |= dict.fromkeys(subjects, now)
         return True
 
 
@@ -104,13 +105,13 @@ def pairing_status(
     """
     status = DiagnosticStatus(name=f"{node_name}: pairing", hardware_id="")
     status.level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
-    status.message = "; ".join(problems or [state, *(remarks or [])])
+    status.message = as_line("; ".join(problems or [state, *(remarks or [])]))
     status.values = [KeyValue(key="lifecycle_state", value=state)]
     for stream, counts in ledger.items():
         status.values += [KeyValue(key=f"{stream}.{name}", value=str(n)) for name, n in counts.items()]
     for name, number in numbers.items():
-        shown = "" if number is None else f"{number:.1f}" if isinstance(number, float) else str(number)
-        status.values.append(KeyValue(key=name, value=shown))
+        value = "" if number is None else f"{number:.1f}" if isinstance(number, float) else as_line(str(number))
+        status.values.append(KeyValue(key=name, value=value))
     return status
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor, await_or_execute
 
-from rscmd_model.errors import one_line
+from rscmd_model.errors import as_line, one_line, shown
 from rscmd_ros.diagnostics import Throttle
 
 _SAY_AGAIN_AFTER = 10.0
@@ -88,14 +88,14 @@ class GuardedExecutor(SingleThreadedExecutor):
                 raise TypeError(f"its callback returned {type(answered).__name__}, which is no response")
             except Exception as error:
                 self._tell(_name(service), error)
-                return refusal(request, response, _plain(one_line(error)))
+                return refusal(request, response, shown(one_line(error), _LONGEST))
 
         return answer
 
     def _tell(self, what: str, error: Exception) -> None:
         if self._faults.allows(f"{what} {type(error).__name__}"):
-            self._logger.error(f"{what} failed, and the node goes on: {_plain(one_line(error))}")
-            self._logger.debug(_ascii(traceback.format_exc()))
+            self._logger.error(f"{what} failed, and the node goes on: {shown(one_line(error), _LONGEST)}")
+            self._logger.debug("\n".join(map(as_line, traceback.format_exc().splitlines())))
 
 
 def refusal(request: Any, response: Any, reason: str) -> Any:
@@ -129,13 +129,3 @@ def _name(entity: Any) -> str:
         except Exception:  # it has just been destroyed
             return f"a {kind}"
     return f"a callback of rclpy's {type(entity).__name__}"
-
-
-def _plain(text: str) -> str:
-    """Text of unknown origin as one line that is safe in a log."""
-    text = _ascii(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode()

@@ -18,6 +18,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import ParameterNotDeclaredException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_policy_name_from_kind
@@ -27,18 +28,28 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from rscmd_model.errors import UserError, one_line
+from rscmd_model.errors import UserError, as_line, one_line, quoted
 from rscmd_ros import parameters
-from rscmd_ros.camera import image_topic, info_topic
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError
 from rscmd_ros.detection import PairDetector, load_predictor
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, Throttle, diagnostic_array
 from rscmd_ros.fallback import Fallback
 from rscmd_ros.intake import Intake
-from rscmd_ros.outputs import LATCHED, OVERRIDABLE, Outputs, image_qos
+from rscmd_ros.log import clean_logger
+from rscmd_ros.outputs import (
+    LATCHED,
+    OVERRIDABLE,
+    Outputs,
+    follow_overrides,
+    image_names,
+    image_qos,
+    info_name,
+    overrides_of,
+)
 from rscmd_ros.pairing import STREAMS, Frame, Pair, Stream
 from rscmd_ros.parameters import Settings
+from rscmd_ros.unused_parameters import unused
 from rscmd_ros.worker import StoppedError, Worker, run_unless
 
 _WAIT_FOR_INFERENCE = 2.0
@@ -61,6 +72,8 @@ class DetectorNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._take_parameters)
         self._settings = Settings(**parameters.current(self))
+        self.get_logger().info(f"parameters that differ from their defaults: {parameters.changed(self._settings)}")
+        self._warn_of_unused()
 
         self._detector: PairDetector | None = None
         self._intake: Intake | None = None
@@ -87,7 +100,28 @@ class DetectorNode(LifecycleNode):
         self._reported_at = 0.0
         self.create_timer(1.0, self._each_second, clock=steady)
 
+    def get_logger(self) -> Any:
+        """The node's logger, whose lines are printable whatever gets into them."""
+        return clean_logger(super().get_logger().name)
+
     # Parameters
+
+    def _warn_of_unused(self) -> None:
+        """Warn of what the command line and files set and nobody reads."""
+        names = [name for s in STREAMS for name in image_names(self, s, getattr(self._settings, f"{s}_transport"))]
+        given = [name for name in self._parameter_overrides if not self.has_parameter(name)]
+        for line in unused(given, overrides_of(names)):
+            self.get_logger().warning(line)
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """As rclpy's; the reason to refuse is one printable line, whatever the request holds."""
+        try:
+            result = super().set_parameters_atomically(parameter_list)
+        except ParameterNotDeclaredException:
+            strange = [parameter.name for parameter in parameter_list if not self.has_parameter(parameter.name)]
+            result = SetParametersResult(successful=False, reason="; ".join(unused(strange, ())))
+        result.reason = as_line(result.reason)
+        return result
 
     @property
     def state(self) -> str:
@@ -143,7 +177,7 @@ class DetectorNode(LifecycleNode):
         if any(label == wanted.label if wanted.label else number == wanted.id for number, label, *_ in possible):
             return change(request, response)
         if self._refusals.allows("change_state"):
-            asked = repr(wanted.label[:40]) if wanted.label else f"of id {wanted.id}"
+            asked = quoted(wanted.label) if wanted.label else f"of id {wanted.id}"
             choice = ", ".join(f"{label} ({number})" for number, label, *_ in possible) or "none"
             self.get_logger().warning(
                 f"change_state refused: transition {asked} is not possible while the node is {self.state}; "
@@ -270,7 +304,9 @@ class DetectorNode(LifecycleNode):
 
     def _subscribe(self, stream: Stream) -> None:
         assert self._detector is not None
-        camera, base = self._detector.rig.cameras[stream], self.resolve_topic_name(f"{stream}/image")
+        camera = self._detector.rig.cameras[stream]
+        names = image_names(self, stream, camera.transport)
+        follow_overrides(self, names)
         qos = image_qos(getattr(self._settings, f"{stream}_reliability"), self._settings.queue_size)
 
         def mismatch(event: Any) -> None:
@@ -278,7 +314,7 @@ class DetectorNode(LifecycleNode):
 
         self._images[stream] = self.create_subscription(
             Image if camera.transport == "raw" else CompressedImage,
-            image_topic(base, camera.transport),
+            names[0],
             partial(self._receive, stream),
             qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
@@ -287,7 +323,8 @@ class DetectorNode(LifecycleNode):
         if camera.calibrated:
             latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
             take = partial(self._take_info, stream)
-            self._infos.append(self.create_subscription(CameraInfo, info_topic(base), take, latest))
+            camera.info_topic = info_name(self, stream)
+            self._infos.append(self.create_subscription(CameraInfo, camera.info_topic, take, latest))
 
     def _take_info(self, stream: Stream, msg: CameraInfo) -> None:
         if self._detector is None:
@@ -295,7 +332,7 @@ class DetectorNode(LifecycleNode):
         try:
             self._detector.rig.info(msg, stream)
         except ConversionError as error:
-            self._condition.refuse(stream, str(error))
+            self._condition.refuse(stream, error)
 
     def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
         intake, detector = self._intake, self._detector
@@ -305,7 +342,7 @@ class DetectorNode(LifecycleNode):
             if intake.receive(detector, stream, msg, self._now()) and self._wanted():
                 detector.hold()
         except ConversionError as error:
-            self._condition.refuse(stream, f"{self._topic(stream)}: {error}")
+            self._condition.refuse(stream, error, f"{self._topic(stream)}: ")
 
     def _poll(self) -> None:
         if self._intake is not None:

@@ -12,6 +12,23 @@ import textwrap
 from typing import Any
 
 from rscmd_ros.parameters import TABLE, descriptor_of
+from rscmd_ros.unused_parameters import reaches
+
+_NODES = ("/rscmd_detector", "/front/rscmd_detector")
+_SECTIONS = (
+    "rscmd_detector",
+    "/front/rscmd_detector",
+    "/**",
+    "/*",
+    "/**/rscmd_detector",
+    "/front/*",
+    "detector_node",
+)
+
+
+def reached(section: str, node: str) -> str:
+    """A cell of the table of sections."""
+    return "yes" if reaches(section, node) else ""
 
 
 def to_yaml() -> str:
@@ -52,8 +69,22 @@ def to_markdown() -> str:
         "| configure | while the node is unconfigured: deactivate and clean it up first; refused otherwise |",
         "| start | from the command line, launch or a parameter file only |",
         "",
-        "Values set together are judged together, and all or none are taken. `50` is taken for `50.0`. A name that is",
-        "no parameter is warned of at start, with the nearest one.",
+        "Values set together are judged together, and all or none are taken. `50` is taken for `50.0`. The node's",
+        "first log line names the parameters that differ from their defaults. A name that is no parameter is warned of",
+        "at start, with the nearest one.",
+        "",
+        "ROS gives a node those sections of a parameter file whose name fits its full name, and is silent on others:",
+        "",
+        "| section | reaches `/rscmd_detector` | reaches `/front/rscmd_detector` |",
+        "|---|---|---|",
+        *(f"| `{name}:` | {' | '.join(reached(name, node) for node in _NODES)} |" for name in _SECTIONS),
+        "",
+        "The node warns of a file that has no section for it, and names the sections that it has.",
+        "",
+        "QoS of the image topics is overridden by `qos_overrides.TOPIC.subscription.POLICY`, POLICY one of `history`,",
+        "`depth`, `reliability` and `durability`, read at the first activation. TOPIC is the full name,",
+        "`/visible/image` or in a namespace `/front/visible/image`; where it is remapped, or ends in `/compressed`,",
+        "either name will do, and that in force wins.",
         "",
         "| name | type | default | values | takes effect | meaning |",
         "|---|---|---|---|---|---|",

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import array
-import difflib
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from rscmd_model.choice import BACKENDS
+from rscmd_model.errors import several, shown
 from rscmd_ros.fallback import FALLBACKS
 from rscmd_ros.pairing import POLICIES, STREAMS
-from rscmd_ros.tracking import TRACKERS
+from rscmd_ros.tracking import MOST_TRACKED, TRACKERS
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _RELIABILITIES = ("best_effort", "reliable")
 _TRANSPORTS = ("raw", "compressed")
+_LONGEST_TEXT = 4096  # PATH_MAX: no text here needs more
 
 
 def _parameter(
@@ -70,7 +73,7 @@ class Settings:
     max_detections: int = _parameter(300, "At most so many detections per image.", low=1, high=10000, live=True)
     classes: tuple[str, ...] = _parameter(
         ("",),
-        'Names of the classes to publish; [""] means all of the model\'s.',
+        'Names of the classes to publish; [""] or [] means all of the model\'s.',
         live=True,
     )
     enable: bool = _parameter(
@@ -86,7 +89,10 @@ class Settings:
         live=True,
     )
     tracker: str = _parameter(
-        "none", "bytetrack gives each object an identity in Detection2D.id that it keeps over frames.", choices=TRACKERS
+        "none",
+        "bytetrack gives each object an identity in Detection2D.id that it keeps over frames; of more than "
+        f"{MOST_TRACKED} detections the strongest.",
+        choices=TRACKERS,
     )
     fallback: str = _parameter(
         "both",
@@ -216,22 +222,37 @@ def problem_with(values: Mapping[str, Any]) -> str | None:
     """What is wrong with a complete set of values, in one sentence that names the parameter; None when nothing is."""
     for name, row in TABLE.items():
         value, about = values[name], row.metadata
+        if not _is_like(value, row.default):
+            kind = "a list" if isinstance(row.default, tuple) else type(row.default).__name__
+            return f"parameter '{name}' is {shown(repr(value))}; it must be {kind}, as {_as_yaml(row.default)}"
+        if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+            return f"parameter '{name}' has {len(value)} characters; at most {_LONGEST_TEXT} are taken"
         if about["choices"] and value not in about["choices"]:
-            return f"parameter '{name}' is '{value}'; choose one of {', '.join(about['choices'])}"
-        if about["low"] is not None and not (math.isfinite(value) and about["low"] <= value <= about["high"]):
-            return f"parameter '{name}' is {value}; it must lie between {about['low']} and {about['high']}"
-    pose = tuple(values["extrinsics"])
+            return f"parameter '{name}' is '{shown(value)}'; choose one of {', '.join(about['choices'])}"
+        if about["low"] is not None and not about["low"] <= value <= about["high"]:  # so for nan
+            return f"parameter '{name}' is {shown(value)}; it must lie between {about['low']} and {about['high']}"
+    pose = values["extrinsics"]
     if len(pose) != 7 or not all(map(math.isfinite, pose)) or abs(math.hypot(*pose[3:]) - 1) > 0.01:
-        return f"parameter 'extrinsics' is {list(pose)}; it must be x, y, z, qx, qy, qz, qw, the quaternion of length 1"
+        return (
+            f"parameter 'extrinsics' is {shown(list(pose[:8]))}; it must be x, y, z, qx, qy, qz, qw, the quaternion of "
+            "length 1"
+        )
     if values["registration"] and values["registration_depth_m"] > 0:
         return "parameters 'registration' and 'registration_depth_m' both say how thermal lies over visible; give one"
-    if twice := sorted({name for name in values["classes"] if list(values["classes"]).count(name) > 1}):
-        return f"parameter 'classes' names {', '.join(twice)} more than once"
+    if twice := sorted(name for name, times in Counter(values["classes"]).items() if times > 1):
+        return f"parameter 'classes' names {several(twice)} more than once"
     if values["reuse"] and values["pairing_policy"] != "nearest":
         return f"parameter 'reuse' works with pairing_policy nearest only, and that is '{values['pairing_policy']}'"
     if values["pairing_policy"] == "approximate" and values["slop_ms"] == 0:
         return "parameter 'slop_ms' is 0, with which pairing_policy approximate never pairs; use exact or a larger slop"
     return None
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of a default; of tuples, whether all its elements are of that of the first."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list) and all(type(x) is type(default[0]) for x in value)
+    return type(value) is type(default)
 
 
 def differ(before: Settings, after: Settings, names: Iterable[str]) -> bool:
@@ -241,13 +262,29 @@ def differ(before: Settings, after: Settings, names: Iterable[str]) -> bool:
 
 def unknown_classes(classes: Iterable[str], names: Iterable[str]) -> str | None:
     """What is wrong with parameter `classes` for a model with these class names; None when nothing is."""
-    strange = ", ".join(f"'{name}'" for name in wanted_classes(classes) if name not in names)
-    return f"parameter 'classes' names {strange}; the model's classes are {', '.join(names)}" if strange else None
+    known = dict.fromkeys(names)
+    strange = [name for name in wanted_classes(classes) if name not in known]
+    return (
+        f"parameter 'classes' names {several(strange)}; the model's classes are {', '.join(known)}" if strange else None
+    )
 
 
 def wanted_classes(classes: Iterable[str]) -> list[str]:
     """The names in parameter `classes`; none means all."""
     return [name for name in classes if name]
+
+
+def changed(settings: Settings) -> str:
+    """The parameters that differ from their defaults, with their values, in one line."""
+    values = {name: (getattr(settings, name), row.default) for name, row in TABLE.items()}
+    differing = [
+        f"{name} {shown(_as_yaml(value), 200)}" for name, (value, default) in values.items() if value != default
+    ]
+    return ", ".join(differing) or "none"
+
+
+def _as_yaml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], configured: bool) -> str | None:
@@ -257,64 +294,65 @@ def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], 
         if fixed:
             names = ", ".join(f"'{name}'" for name in fixed)
             return f"{names} can be set only while the node is unconfigured: deactivate and clean it up first"
-    return problem_with({**current, **changes})
+    return problem_with({**current, **{name: as_row(name, value) for name, value in changes.items()}})
 
 
 def as_double(name: str, value: Any) -> Any:
     """An integer given for a parameter that is a double becomes one, and so in a list; all else stays as it is."""
-    if name in TABLE and isinstance(TABLE[name].default, tuple) and isinstance(value, Sequence):
-        return [float(x) if isinstance(x, int) and not isinstance(x, bool) else x for x in value]
-    wants_double = name in TABLE and isinstance(TABLE[name].default, float)
-    return float(value) if wants_double and isinstance(value, int) and not isinstance(value, bool) else value
+    default = TABLE[name].default if name in TABLE else None
+    if isinstance(default, tuple) and isinstance(default[0], float) and isinstance(value, (list, tuple, array.array)):
+        return [_to_float(x) for x in value]
+    return _to_float(value) if isinstance(default, float) else value
+
+
+def _to_float(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def as_row(name: str, value: Any) -> Any:
     """A parameter's value as the table holds it: a list or an array becomes a tuple."""
-    several = isinstance(value, (list, tuple, array.array)) and isinstance(TABLE[name].default, tuple)
-    return tuple(value) if several else value
+    is_list = isinstance(value, (list, tuple, array.array)) and isinstance(TABLE[name].default, tuple)
+    return tuple(value) if is_list else value
 
 
 def declare(node: Node) -> None:
     """Declare all parameters with their descriptors, taking what the command line and files say.
 
-    Integers are taken for doubles too, now and later. Names that are no parameter are warned of, with the nearest one.
+    Integers are taken for doubles too, now and later, and `[]` for an empty list of whatever kind.
 
     Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for a value that is refused.
     """
-    from rcl_interfaces.msg import ParameterDescriptor
     from rclpy.exceptions import InvalidParameterTypeException
     from rclpy.parameter import Parameter
 
+    given = node._parameter_overrides
     for name, row in TABLE.items():
-        try:
-            default = list(row.default) if isinstance(row.default, tuple) else row.default
-            node.declare_parameter(name, default, descriptor_of(row))
-        except InvalidParameterTypeException:
-            if not isinstance(row.default, float | tuple):
-                raise
-            # rclpy insists on `50.0`; so ask for the value as the integer that it may be, and set it as a double.
-            value = node.declare_parameter(name, descriptor=ParameterDescriptor(dynamic_typing=True)).value
-            node.undeclare_parameter(name)
-            number = as_double(name, value)
-            if not all(isinstance(x, float) for x in (number if isinstance(number, list) else [number])):
-                raise
-            node.declare_parameter(name, number, descriptor_of(row), ignore_override=True)
-
-    def integers_to_doubles(parameters: list[Parameter]) -> list[Parameter]:
-        return [Parameter(p.name, value=as_double(p.name, p.value)) for p in parameters]
-
-    node.add_pre_set_parameters_callback(integers_to_doubles)
-    # rclpy keeps what it was given under this name and says nothing of values that nobody asked for.
-    for name in unknown(getattr(node, "_parameter_overrides", {})):
-        near = difflib.get_close_matches(name, TABLE, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(TABLE)}"
-        node.get_logger().warning(f"parameter '{name}' is unknown and not used{hint}")
+        default: Any = list(row.default) if isinstance(row.default, tuple) else row.default
+        kind = Parameter.Type.from_parameter_value(default)
+        if name in given:
+            given[name] = _as_declared(given[name])
+            nothing = given[name].value in (None, [])  # None is what becomes of [] in rcl, and rclpy would take it
+            if nothing and row.default == ("",):
+                del given[name]  # rclpy cannot declare an empty list, and this one means the same as the default
+            elif nothing:
+                raise InvalidParameterTypeException(given[name], kind.name)
+        node.declare_parameter(name, default, descriptor_of(row))
+    node.add_pre_set_parameters_callback(lambda parameters: [_as_declared(parameter) for parameter in parameters])
 
 
-def unknown(names: Iterable[str]) -> list[str]:
-    """Those names that are parameters neither of this node nor of every node."""
-    of_every_node = ("use_sim_time", "start_type_description_service")
-    return [name for name in names if name not in TABLE and name not in of_every_node and "." not in name]
+def _as_declared(parameter: Parameter) -> Parameter:
+    """A parameter as it is declared: doubles where it says integers; of its list's type where it says `[]`."""
+    from rclpy.parameter import Parameter
+
+    name, value = parameter.name, parameter.value
+    default = TABLE[name].default if name in TABLE else None
+    if isinstance(default, tuple) and isinstance(value, (list, tuple, array.array)) and not value:  # of whatever type
+        return Parameter(name, Parameter.Type.from_parameter_value(list(default)), [])
+    number = as_double(name, value)
+    return parameter if number is value else Parameter(name, value=number)
 
 
 def current(node: Node) -> dict[str, Any]:

@@ -20,6 +20,8 @@ LOW_SCORE = 0.1
 """Boxes down to this score prolong a track that they fit (the second association of ByteTrack)."""
 _JUMP_BACK = 0.5
 _LONGEST_GAP = 5.0
+MOST_TRACKED = 1000
+"""The work of a frame grows with the square of their number."""
 
 
 def lapjv(cost: np.ndarray, extend_cost: bool = True, cost_limit: float = np.inf) -> tuple[float, Any, Any]:
@@ -81,7 +83,7 @@ class Tracker:
         self._last: float | None = None
 
     def update(self, found: Detections, confidence: float, stamp: float) -> list[str]:
-        """The identity of each detection, empty where it belongs to no track yet.
+        """The identity of each detection, empty where it belongs to no track yet or `MOST_TRACKED` others are stronger.
 
         Args:
             found: all detections with a score of `LOW_SCORE` or more, in pixels.
@@ -93,8 +95,9 @@ class Tracker:
         self._last = stamp
         self._options.track_high_thresh = self._options.new_track_thresh = max(confidence, LOW_SCORE)
         identities = [""] * len(found)
-        for row in self._tracker.update(_Boxes(found)):
-            identities[int(row[7])] = str(int(row[4]))
+        strongest = np.sort(np.argsort(-found.scores, kind="stable")[:MOST_TRACKED])
+        for row in self._tracker.update(_Boxes(found.take(strongest))):
+            identities[strongest[int(row[7])]] = str(int(row[4]))
         return identities
 
 

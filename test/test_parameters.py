@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from rscmd_ros.parameters import (
     as_row,
     problem_with,
     problem_with_change,
-    unknown,
     unknown_classes,
 )
+from rscmd_ros.unused_parameters import unused
 
 DEFAULTS = asdict(Settings())
 FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"
@@ -37,7 +38,7 @@ def test_page_shows_the_descriptors():
     page = to_markdown()
     shown = (FILE.parent.parent / "docs" / "parameters.md").read_text()
     assert shown == page, "run: python -m rscmd_ros.parameter_pages --markdown > docs/parameters.md"
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    rows = [line for line in page.partition("| name |")[2].splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(TABLE)
 
 
@@ -55,7 +56,7 @@ def test_defaults_are_allowed():
         ({"queue_size": 0}, "'queue_size' is 0"),
         ({"pairing_policy": "closest"}, "'pairing_policy' is 'closest'; choose one of nearest, approximate, exact"),
         ({"thermal_reliability": "maybe"}, "'thermal_reliability' is 'maybe'; choose one of best_effort, reliable"),
-        ({"classes": ("car", "person", "car")}, "'classes' names car more than once"),
+        ({"classes": ("car", "person", "car")}, "'classes' names 'car' more than once"),
         ({"backend": "tvm"}, "'backend' is 'tvm'; choose one of auto, torch, onnxruntime, openvino"),
         ({"tracker": "sort"}, "'tracker' is 'sort'; choose one of none, bytetrack"),
         ({"stream_timeout": 0.0}, "'stream_timeout' is 0.0; it must lie between 0.05 and 60.0"),
@@ -119,6 +120,20 @@ def test_integers_serve_as_doubles_and_nothing_else_does():
     assert as_double("slop_ms", "50") == "50"
 
 
-def test_unknown_names_are_found():
-    given = ["model", "use_sim_time", "qos_overrides./visible/image.subscription.depth", "confidence_treshold"]
-    assert unknown(given) == ["confidence_treshold"]
+def test_names_that_nobody_uses_are_found():
+    override = "qos_overrides./visible/image.subscription.depth"
+    said = unused(["model", override, "confidence_treshold"], [override])
+    assert said == ["parameter 'confidence_treshold' is unknown and not used; did you mean 'confidence_threshold'?"]
+    assert len(unused([f"x{n}" for n in range(10**5)], ())) == 9
+
+
+def test_ten_thousands_of_classes_are_judged_in_no_time():
+    """The executor takes no images meanwhile."""
+    started = time.monotonic()
+    many = [f"class {n}" for n in range(50_000)]
+    assert problem_with({**DEFAULTS, "classes": tuple(many)}) is None
+    for classes in (tuple(many * 2), ("a",) * 100_000):
+        assert "more than once" in problem_with({**DEFAULTS, "classes": classes})
+    assert len(unknown_classes(many, [f"{n}" for n in range(1000)])) < 20_000
+    assert len(unknown_classes(many, ["a"])) < 300
+    assert time.monotonic() - started < 1

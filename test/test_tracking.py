@@ -11,7 +11,7 @@ import pytest
 
 from rscmd_model.detections import Detections
 from rscmd_ros.overlay import draw_overlay
-from rscmd_ros.tracking import Tracker, lapjv
+from rscmd_ros.tracking import MOST_TRACKED, Tracker, lapjv
 
 
 def scene(step: int, scores: tuple[float, float] = (0.9, 0.8)) -> Detections:
@@ -34,6 +34,18 @@ def test_a_weak_box_begins_no_track():
     tracker = Tracker()
     assert tracker.update(scene(0, (0.9, 0.15)), 0.25, 0.0) == ["1", ""]
     assert tracker.update(scene(1, (0.9, 0.5)), 0.8, 0.1) == ["1", ""]  # the threshold follows the parameter
+
+
+def test_of_very_many_the_strongest_are_tracked():
+    """The work of a frame grows with the square of their number."""
+    corners = np.stack(np.meshgrid(np.arange(50) * 10.0, np.arange(60) * 10.0), axis=-1).reshape(-1, 2)
+    scores = np.linspace(0.3, 0.9, len(corners))
+    many = Detections(np.concatenate([corners, corners + 8], axis=1), scores, np.zeros(len(corners), np.int64))
+    tracker = Tracker()
+    for step in range(3):
+        identities = tracker.update(many, 0.25, step / 10)
+        assert [bool(identity) for identity in identities] == [i >= len(many) - MOST_TRACKED for i in range(len(many))]
+        assert len(set(filter(None, identities))) == MOST_TRACKED
 
 
 @pytest.mark.parametrize("jump", [-3.0, 20.0])

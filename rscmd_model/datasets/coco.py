@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.datasets.entries import Entry, Listed, Shape, image_size, turned
-from rscmd_model.errors import UserError, first_line
-from rscmd_model.text import read_json, shown
+from rscmd_model.errors import UserError, first_line, quoted
+from rscmd_model.text import read_json
 
 
 def load(file: Path) -> Listed:
@@ -29,13 +29,13 @@ def load(file: Path) -> Listed:
             width, height = image["width"], image["height"]
             size = image_size(width, height)
             if size is None:
-                raise UserError(f"{file}: image {shown(name)} has the size {shown(f'{width} x {height}')}")
+                raise UserError(f"{file}: image {quoted(name)} has the size {quoted(f'{width} x {height}')}")
             if name in images:
-                raise UserError(f"{file} lists {shown(name)} twice")
+                raise UserError(f"{file} lists {quoted(name)} twice")
             shapes = boxes.pop(number, [])
             images[name] = Entry(size, tuple(_with_hint(shape, size) for shape in shapes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        said = shown(first_line(error))[1:-1]
+        said = quoted(first_line(error))[1:-1]
         raise UserError(f"{file} is no COCO detection file: {type(error).__name__} {said}") from None
     if boxes:
         raise UserError(f"{file}: annotations of an image id {min(boxes)} that is not among its images")

@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from rscmd_model.datasets.entries import Entry, Listed, Shape, around, image_size, turned
-from rscmd_model.errors import UserError, first_line
-from rscmd_model.text import read_xml, shown
+from rscmd_model.errors import UserError, first_line, quoted
+from rscmd_model.text import read_xml
 
 _BOXLESS = ("points", "polyline", "cuboid", "skeleton")
 
@@ -31,14 +31,14 @@ def load(file: Path) -> Listed:
         name = image.get("name", "")
         size = image_size(image.get("width"), image.get("height"))
         if size is None:
-            raise UserError(f"{file}: image {shown(name)} has no size")
+            raise UserError(f"{file}: image {quoted(name)} has no size")
         if name in images:
-            raise UserError(f"{file} lists {shown(name)} twice")
+            raise UserError(f"{file} lists {quoted(name)} twice")
         try:
             shapes = [_shape(item, f"shape {n}") for n, item in enumerate(image, 1) if item.tag != "tag"]
         except (ValueError, TypeError, OverflowError) as error:
             raise UserError(
-                f"{file}: image {shown(name)} has a shape that cannot be read: {first_line(error)}"
+                f"{file}: image {quoted(name)} has a shape that cannot be read: {first_line(error)}"
             ) from None
         classes.update(dict.fromkeys(shape.name for shape in shapes))
         images[name] = Entry(size, tuple(shapes))
@@ -66,5 +66,5 @@ def _shape(item: ElementTree.Element, place: str) -> Shape:
             box = around([(x, y) for x, y in points])
         case tag:
             reason = "is no box" if tag in _BOXLESS else "is no shape that is read"
-            return Shape(name, (0, 0, 0, 0), place, ("no_box", f"{shown(tag)} {reason}, left out"))
+            return Shape(name, (0, 0, 0, 0), place, ("no_box", f"{quoted(tag)} {reason}, left out"))
     return Shape(name, box, place)

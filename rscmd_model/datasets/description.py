@@ -22,9 +22,9 @@ from rscmd_model.datasets.pairs import DataConfig, Reader
 from rscmd_model.datasets.published import PUBLISHED, open_published
 from rscmd_model.datasets.two_labels import CHOICES, Boxes
 from rscmd_model.datasets.yolo import YoloFolders
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, quoted
 from rscmd_model.registration import Registration, load_registration
-from rscmd_model.text import parse_yaml, shown
+from rscmd_model.text import parse_yaml
 from rscmd_model.thermal import ThermalContract
 
 _COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration")
@@ -62,14 +62,14 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
     if reader not in _READERS:
         near = difflib.get_close_matches(reader, _READERS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_READERS)}"
-        raise UserError(f"{where}: no reader {shown(reader)}; {hint}")
+        raise UserError(f"{where}: no reader {quoted(reader)}; {hint}")
     if "path" in data and "root" in data:
         raise UserError(f"{where}: path and root mean the same; give one of them")
     given_root = data.get("root") or data.get("path")
     try:
         root = (base / _path(given_root or ".", f"{where}: path")).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise UserError(f"{where}: path {shown(given_root)} leads nowhere: {error}") from None
+        raise UserError(f"{where}: path {quoted(given_root)} leads nowhere: {error}") from None
     registration = _registration(data.get("registration"), base, where)
     if reader in PUBLISHED:
         _known(data, (*_COMMON, "split_file"), where)
@@ -131,10 +131,10 @@ def _yolo(data: dict[str, Any], root: Path, where: str, registration: Registrati
     for split, folder in thermal.items():
         if not isinstance(visible.get(split), str) or not isinstance(folder, str):
             raise UserError(
-                f"{where}: split {shown(split)} needs a visible folder or list ('train: ...') and a thermal one; "
+                f"{where}: split {quoted(split)} needs a visible folder or list ('train: ...') and a thermal one; "
                 "several of them go into one .txt list of images"
             )
-        at = f"{where}: {shown(split)}"
+        at = f"{where}: {quoted(split)}"
         row = _text(split, f"{where}: a split"), root / _path(visible[split], at), root / _path(folder, at)
         sources.append(row)
     labels = _labels(data.get("labels"), [row[0] for row in sources], root, where)
@@ -210,9 +210,9 @@ def _boxes(data: Mapping[str, Any], choice: Any, where: str, registration: Regis
     try:
         iou = float(data.get("match_iou", 0.5))
     except (TypeError, ValueError):
-        raise UserError(f"{where}: match_iou is a number such as 0.5, got {shown(data['match_iou'])}") from None
+        raise UserError(f"{where}: match_iou is a number such as 0.5, got {quoted(data['match_iou'])}") from None
     if choice not in (None, *CHOICES):
-        raise UserError(f"{where}: boxes is one of {', '.join(CHOICES)}, got {shown(choice)}")
+        raise UserError(f"{where}: boxes is one of {', '.join(CHOICES)}, got {quoted(choice)}")
     try:
         return Boxes(choice or "visible", iou, registration)
     except UserError as error:
@@ -230,7 +230,7 @@ def _listed(form: str, data: dict[str, Any], root: Path, where: str, registratio
         )
     splits: list[tuple[str, Path, Path, Path]] = []
     for split in parts[0] or {}:
-        at = f"{where}: {shown(split)}"
+        at = f"{where}: {quoted(split)}"
         visible, thermal, file = (root / _path((part or {})[split], at) for part in parts)
         splits.append((_text(split, f"{where}: a split"), visible, thermal, file))
     names = data.get("names")
@@ -261,14 +261,14 @@ def _names(names: Any, where: str) -> dict[int, str]:
 def _text(value: Any, where: str) -> str:
     """A name: some text on one line."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 200:
-        raise UserError(f"{where} is {shown(value)}; a name is wanted, of 1 to 200 letters on one line")
+        raise UserError(f"{where} is {quoted(value)}; a name is wanted, of 1 to 200 letters on one line")
     return value
 
 
 def _path(value: Any, where: str) -> str:
     """A path that a file system can have."""
     if not isinstance(value, str) or "\0" in value or any(len(part.encode()) > 255 for part in value.split("/")):
-        raise UserError(f"{where} is {shown(value)}, which is no path")
+        raise UserError(f"{where} is {quoted(value)}, which is no path")
     if len(value.encode()) > 3000:
         raise UserError(f"{where}: a path of {len(value)} letters")
     return value
@@ -279,4 +279,4 @@ def _known(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
         if key not in known and key not in _UNUSED:
             near = difflib.get_close_matches(key[:60], known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {shown(key)}; {hint}")
+            raise UserError(f"{where}: unknown key {quoted(key)}; {hint}")

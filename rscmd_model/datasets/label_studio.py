@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from rscmd_model.datasets.entries import Entry, Listed, Shape, around, image_size, turned
-from rscmd_model.errors import UserError, first_line
-from rscmd_model.text import read_json, shown
+from rscmd_model.errors import UserError, first_line, quoted
+from rscmd_model.text import read_json
 
 _PICTURE = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
@@ -39,10 +39,10 @@ def load(file: Path) -> Listed:
         for number, task in enumerate(data, 1):
             for name, entry in _task(task, f"{file}, task {number}"):
                 if name in images:
-                    raise UserError(f"{file} lists {shown(name)} twice")
+                    raise UserError(f"{file} lists {quoted(name)} twice")
                 images[name] = entry
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        said = f"{type(error).__name__} {shown(first_line(error))[1:-1]}"
+        said = f"{type(error).__name__} {quoted(first_line(error))[1:-1]}"
         raise UserError(f"{file} is no JSON export of Label Studio: {said}") from None
     classes = {shape.name for entry in images.values() for shape in entry.shapes}
     return Listed(images, tuple(sorted(classes)))
@@ -60,7 +60,7 @@ def _task(task: dict[str, Any], where: str) -> Iterator[tuple[str, Entry]]:
         to = str(region.get("to_name", ""))
         key = to if to in pictures else next(iter(pictures))
         if len(pictures) > 1 and to not in pictures:
-            raise UserError(f"{where} has the pictures {', '.join(pictures)}, and a region of {shown(to)}")
+            raise UserError(f"{where} has the pictures {', '.join(pictures)}, and a region of {quoted(to)}")
         size = image_size(region.get("original_width"), region.get("original_height"))
         if size is None:
             raise UserError(f"{where}: a region lacks original_width and original_height")

@@ -18,9 +18,8 @@ from rscmd_model.datasets.folders import others_below, walk
 from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Problem, tidy
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
 from rscmd_model.datasets.voc import FRACTIONS
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, quoted
 from rscmd_model.images import IMAGE_SUFFIXES
-from rscmd_model.text import shown
 
 _LOADERS: Mapping[str, Callable[[Path], Listed]] = {
     "coco": coco.load,
@@ -83,14 +82,14 @@ class ListedPairs:
         for name in sorted(listed.images):
             camera, inner = _meant(name, folders)
             if not inner:
-                text = f"{file} names {shown(name)}, which is not there"
+                text = f"{file} names {quoted(name)}, which is not there"
                 problems.append(Problem("no_partner", paths[0] / os.path.basename(name), text))
                 continue
             stem = os.path.splitext(inner)[0]
             entry = entries.setdefault(stem, [None, None])
             if entry[camera] is not None:
                 text = f"{entry[camera]} and {name}"
-                raise UserError(f"{file} lists {folders[camera].path / inner} twice: as {shown(text)}")
+                raise UserError(f"{file} lists {folders[camera].path / inner} twice: as {quoted(text)}")
             entry[camera] = name
             images.setdefault(stem, [None, None])[camera] = inner
         if not self.chosen:
@@ -211,7 +210,7 @@ def _labels(entry: Entry | None, file: Path, image: Path, names: Mapping[int, st
             kind, reason = shape.left_out
             problems.append(Problem(kind, file, f"{file}, {place}: {reason}"))
         elif shape.name not in index:
-            text = f"{file}, {place}: class {shown(shape.name)} is unknown; names has {', '.join(index)}"
+            text = f"{file}, {place}: class {quoted(shape.name)} is unknown; names has {', '.join(index)}"
             problems.append(Problem("unknown_class", file, text))
         elif max(map(abs, shape.box)) <= 1 < min(entry.size):
             problems.append(Problem("units", file, f"{file}, {place}: {FRACTIONS}"))

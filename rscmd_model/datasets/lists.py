@@ -12,8 +12,8 @@ from pathlib import Path
 from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Problem, match
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
 from rscmd_model.datasets.yolo import read_yolo
-from rscmd_model.errors import UserError
-from rscmd_model.text import read_text, shown
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.text import read_text
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ImageLists:
         base, found = None, []
         for number, line in lines:
             if "\0" in line or any(len(part.encode()) > 255 for part in line.split("/")) or len(line.encode()) > 3000:
-                raise UserError(f"{file}, line {number}: {shown(line)} is no path")
+                raise UserError(f"{file}, line {number}: {quoted(line)} is no path")
             path = Path(line.replace("\\", "/"))
             if base is None or not (base / path).is_file():  # from which of the two, the first line tells
                 base = next((b for b in (file.parent, self.root) if (b / path).is_file()), base or file.parent)

@@ -17,8 +17,8 @@ from rscmd_model.datasets.folders import images_in
 from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Problem, match
 from rscmd_model.datasets.voc import read_voc
 from rscmd_model.datasets.yolo import YoloFolders
-from rscmd_model.errors import UserError
-from rscmd_model.text import read_text, shown
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.text import read_text
 from rscmd_model.thermal import ThermalContract
 
 # SHA-256 of the lists that come with this package.
@@ -203,7 +203,7 @@ def read_split_file(file: Path, sha256: str | None = None) -> dict[str, tuple[st
         if not stems:
             raise UserError(
                 f"{file}, line {number}: expected 'SPLIT STEM', or 'SPLIT FIRST LAST' with numbers of as many digits, "
-                f"up to {_MOST_OF_A_RUN} apart, got {shown(line.strip())}"
+                f"up to {_MOST_OF_A_RUN} apart, got {quoted(line.strip())}"
             )
         lists.setdefault(words[0], []).extend(stems)
         count += len(stems)
@@ -234,7 +234,7 @@ def _flir_list(file: Path) -> tuple[str, ...]:
     for word in read_text(file).split():
         found = re.fullmatch(r"(FLIR_\d+)(_PreviewData|_RGB)?(\.\w+)?", word)
         if not found:
-            raise UserError(f"{file}: {shown(word)} is no name of a FLIR image, such as FLIR_00002_PreviewData")
+            raise UserError(f"{file}: {quoted(word)} is no name of a FLIR image, such as FLIR_00002_PreviewData")
         stems.append(found[1])
     if not stems:
         raise UserError(f"{file} lists nothing")

@@ -11,9 +11,9 @@ from pathlib import Path
 from rscmd_model.datasets.folders import walk
 from rscmd_model.datasets.pairs import DataConfig, Listing, Place, Problem, list_pairs
 from rscmd_model.datasets.yolo import is_label
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, quoted
 from rscmd_model.images import IMAGE_SUFFIXES
-from rscmd_model.text import read_text, shown
+from rscmd_model.text import read_text
 
 # Pictures that are not read, raw recordings of thermal cameras among them.
 _PICTURES = (
@@ -177,7 +177,7 @@ class _Names:
             classes = []
         if classes in ([], self.names):
             return Unused(file, "no image and no label file")
-        reason = f"it lists {shown(', '.join(classes))}, and names has {shown(', '.join(self.names))}"
+        reason = f"it lists {quoted(', '.join(classes))}, and names has {quoted(', '.join(self.names))}"
         return Unused(file, reason, "class_list")
 
     def _like(self, stem: str, known: _ByName | None = None) -> list[tuple[str, str, Path]]:

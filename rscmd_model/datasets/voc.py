@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rscmd_model.datasets.entries import image_size
 from rscmd_model.datasets.pairs import Labels, Problem, tidy
-from rscmd_model.errors import UserError
-from rscmd_model.text import read_xml, shown
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.text import read_xml
 
 FRACTIONS = "the box lies within one pixel: its numbers are fractions, and pixels are wanted"
 
@@ -27,7 +27,7 @@ def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
     written = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
     size = image_size(*written)
     if size is None:
-        text = f"{file}: <size> names no image size: {shown(' x '.join(written))}"
+        text = f"{file}: <size> names no image size: {quoted(' x '.join(written))}"
         return Labels(none, (Problem("bad_label", file, text),))
     index = {name: number for number, name in names.items()}
     width, height = size
@@ -36,7 +36,7 @@ def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
         place = f"object {number}"
         name = (item.findtext("name") or "").strip()
         if name not in index:
-            text = f"{file}, {place}: class {shown(name)} is unknown; the set has {', '.join(index)}"
+            text = f"{file}, {place}: class {quoted(name)} is unknown; the set has {', '.join(index)}"
             problems.append(Problem("unknown_class", file, text))
             continue
         try:

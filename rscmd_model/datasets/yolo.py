@@ -11,8 +11,8 @@ from pathlib import Path
 from rscmd_model.datasets.folders import explained, images_in, others_below, walk
 from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Problem, match, tidy
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
-from rscmd_model.errors import UserError
-from rscmd_model.text import read_text, shown
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.text import read_text
 
 _MOST_OBJECTS = 10_000  # of one image
 # What labelling tools leave beside labels, without a suffix.
@@ -121,13 +121,15 @@ def read_yolo(file: Path | None, names: Mapping[int, str]) -> Labels:
             cls, values = math.nan, []
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             hint = ", without a confidence" if len(values) == 5 else ""
-            text = f"{file}, {place}: expected 'class cx cy w h' or a polygon{hint}, got {shown(line.strip())}"
+            text = f"{file}, {place}: expected 'class cx cy w h' or a polygon{hint}, got {quoted(line.strip())}"
             problems.append(Problem("bad_label", file, text))
         elif not math.isfinite(cls) or cls not in names:
-            text = f"{file}, {place}: class {shown(words[0])[1:-1]} is unknown; names has classes 0 to {len(names) - 1}"
+            text = (
+                f"{file}, {place}: class {quoted(words[0])[1:-1]} is unknown; names has classes 0 to {len(names) - 1}"
+            )
             problems.append(Problem("unknown_class", file, text))
         elif max(values) > 2 and all(map(math.isfinite, values)):
-            text = f"{file}, {place}: {shown(line.strip())} lies outside the image: fractions from 0 to 1 are wanted"
+            text = f"{file}, {place}: {quoted(line.strip())} lies outside the image: fractions from 0 to 1 are wanted"
             unit = "percent" if max(values) <= 100 else "pixels"
             problems.append(Problem("units", file, f"{text}, and these look like {unit}"))
         else:
