@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,7 +29,9 @@ def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
         path.name for path in (ROOT / "config").iterdir()
     }
     for name in ("annotations", "detector_node", "evaluate_bag", "make_bag"):
-        assert os.access(installed_package / "lib/rscmd_ros" / name, os.X_OK)
+        command = installed_package / "lib/rscmd_ros" / name
+        assert os.access(command, os.X_OK)
+        assert Path(command.read_text().splitlines()[0].removeprefix("#!")).samefile(sys.executable)
 
 
 def test_an_installed_command_runs_what_was_installed(installed_package: Path, tmp_path: Path) -> None:
@@ -64,7 +68,9 @@ def test_the_manifest_is_valid() -> None:
 
 
 def test_versions_agree() -> None:
-    asked = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True)
+    environ = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    command = [sys.executable, "setup.py", "--version"]
+    asked = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
     versions = {MANIFEST.findtext("version"), asked.stdout.split()[-1], rscmd_model.__version__}
     assert len(versions) == 1
@@ -86,3 +92,32 @@ def test_every_imported_ros_package_is_declared() -> None:
     foreign = imported - own - without_key - set(sys.stdlib_module_names)
     missing = {name for name in foreign if keys.get(name, name) not in declared}
     assert not missing
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_commands_run_on_the_python_of_the_active_environment(colcon: str, tmp_path: Path, links: bool) -> None:
+    """colcon of a distribution runs on the system's Python, where torch is not."""
+    source = tmp_path / "src" / "rscmd_ros"
+    source.mkdir(parents=True)
+    for name in ("package.xml", "setup.py", "setup.cfg"):
+        shutil.copy(ROOT / name, source)
+    for name in ("resource", "rscmd_ros"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    venv.create(tmp_path / "venv", with_pip=False)
+    environ = {**os.environ, "COLCON_HOME": str(tmp_path / "colcon"), "VIRTUAL_ENV": str(tmp_path / "venv")}
+    command = [sys.executable, colcon, "build", *(["--symlink-install"] if links else [])]
+    build = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environ)
+    assert build.returncode == 0, build.stdout + build.stderr
+    for name in ("annotations", "detector_node", "evaluate_bag", "make_bag"):
+        installed = tmp_path / "install" / "rscmd_ros" / "lib" / "rscmd_ros" / name
+        assert installed.read_text().splitlines()[0] == f"#!{tmp_path}/venv/bin/python"
+        assert os.access(installed, os.X_OK)
+
+
+def test_an_environment_that_is_gone_is_named(tmp_path: Path) -> None:
+    environ = {**os.environ, "VIRTUAL_ENV": str(tmp_path / "gone")}
+    command = [sys.executable, "setup.py", "--version"]
+    asked = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert asked.returncode == 1
+    (line,) = asked.stderr.splitlines()
+    assert str(tmp_path / "gone") in line
