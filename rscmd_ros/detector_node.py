@@ -50,7 +50,7 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
 
         from rscmd_ros.node import DetectorNode
     except ImportError as error:
-        return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
+        return _refuse(error, _which_python())
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML
@@ -77,6 +77,13 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     gc.collect()
     rclpy.try_shutdown()
     return 0
+
+
+def _which_python() -> str:
+    """Where a module was looked for: most often colcon built the command for a Python without the environment."""
+    of = f"of the virtual environment {sys.prefix}" if sys.prefix != sys.base_prefix else "of no virtual environment"
+    remedy = "build with the environment active that has the requirements, and source ROS 2 in this shell"
+    return f"; this Python is {sys.executable}, {of}: {remedy}"
 
 
 def _refuse(error: Exception, hint: str = "") -> int:

@@ -25,9 +25,14 @@ def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
         mine = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert {path.name for path in (share / "rscmd_ros" / folder).iterdir()} == mine
     assert {"detector.launch.py"} <= {path.name for path in (ROOT / "launch").iterdir()}
-    assert {"detector.yaml", "fastdds.xml", "foxglove.json", "rscmd.rviz", "sros2_policy.xml"} <= {
-        path.name for path in (ROOT / "config").iterdir()
-    }
+    assert {
+        "detector.yaml",
+        "fastdds.xml",
+        "foxglove.json",
+        "rscmd.rviz",
+        "rscmd_detector.service",
+        "sros2_policy.xml",
+    } <= {path.name for path in (ROOT / "config").iterdir()}
     for name in ("annotations", "detector_node", "evaluate_bag", "make_bag"):
         command = installed_package / "lib/rscmd_ros" / name
         assert os.access(command, os.X_OK)
@@ -121,3 +126,15 @@ def test_an_environment_that_is_gone_is_named(tmp_path: Path) -> None:
     assert asked.returncode == 1
     (line,) = asked.stderr.splitlines()
     assert str(tmp_path / "gone") in line
+
+
+def test_a_missing_module_names_the_python_that_looked_for_it(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [python, "-m", "rscmd_ros.detector_node"]
+    asked = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert asked.returncode == 2
+    (line,) = asked.stderr.splitlines()
+    assert "No module named" in line
+    assert f"{python}, of the virtual environment {tmp_path / 'venv'}:" in line

@@ -32,10 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "runs" / "demo"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Of an installed ROS 2, its ros-dev-tools and its own dependencies. All else is for the recipe to bring.
-APT = """ca-certificates git g++ python3-dev python3-pip python3-setuptools python3-numpy python3-yaml
+APT = """
+    ca-certificates git g++ python3-dev python3-pip python3-setuptools python3-numpy python3-yaml
     python3-packaging python3-argcomplete python3-psutil python3-lark python3-empy python3-catkin-pkg python3-venv
     python3-rosdep2 colcon python3-colcon-bash python3-colcon-ros python3-colcon-package-information
-    python3-colcon-package-selection python3-colcon-parallel-executor""".split()
+    python3-colcon-package-selection python3-colcon-parallel-executor
+"""
 WHEELS = "ros-jazzy-rclpy ros-jazzy-rmw-fastrtps-cpp ros-jazzy-sensor-msgs ros-diagnostic-msgs ros-std-srvs"
 PURE = """osrf_pycommon rosidl_runtime_py launch/launch launch/launch_xml launch/launch_yaml launch_ros/launch_ros
     launch_ros/ros2launch ros2cli/ros2cli ros2cli/ros2run ros2cli/ros2node ros2cli/ros2topic ros2cli/ros2param
@@ -45,7 +47,7 @@ PARTS = {
     "message_filters": ("message_filters", "message_filters/src/message_filters"),
     "cv_bridge": ("vision_opencv/cv_bridge", "vision_opencv/cv_bridge/python/cv_bridge"),
 }
-# The wheels find their libraries by a .pth of their own, which a distribution does not have: here it is LD_LIBRARY_PATH.
+# The wheels find their libraries by a .pth of their own, which a distribution has not: here LD_LIBRARY_PATH does it.
 SETUP = """export ROS_VERSION=2 ROS_PYTHON_VERSION=3 ROS_DISTRO=jazzy
 export AMENT_PREFIX_PATH=/opt/ros/jazzy${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 export PYTHONPATH=$(echo /opt/ros/jazzy/lib/python3*/site-packages)${PYTHONPATH:+:$PYTHONPATH}
@@ -100,8 +102,9 @@ class Stock:
         return Stock(folder, folder.with_suffix(".log"), self.binds)
 
 
-def make_base(base: Stock, args: argparse.Namespace) -> None:
-    """debootstrap, apt and /opt/ros/jazzy; everything before the recipe."""
+def make_system(base: Stock, args: argparse.Namespace) -> None:
+    """debootstrap, and what apt brings before ROS is there."""
+    shutil.rmtree(base.folder, ignore_errors=True)
     step(f"debootstrap of {args.suite}")
     command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", args.suite, str(base.folder)]
     with base.log.open("w") as log:
@@ -109,8 +112,11 @@ def make_base(base: Stock, args: argparse.Namespace) -> None:
     if code != 0:
         sys.exit(f"error: debootstrap failed; see {base.log}")
     give_network(base.folder)
-    base.run("apt-get update && apt-get install -y --no-install-recommends " + " ".join(APT))
+    base.run("apt-get update && apt-get install -y --no-install-recommends " + " ".join(APT.split()))
 
+
+def make_ros(base: Stock, args: argparse.Namespace) -> None:
+    """/opt/ros/jazzy, as a distribution lays it out."""
     step("/opt/ros/jazzy")
     given = base.folder / "given"
     for name in (
@@ -126,9 +132,8 @@ def make_base(base: Stock, args: argparse.Namespace) -> None:
         put(args.rosdistro, given / "rosdistro")
     prefix = base.folder / "opt/ros/jazzy"
     python, site = "/opt/ros/jazzy/bin/python", "$(echo /opt/ros/jazzy/lib/python3*/site-packages)"
-    base.run(
-        "python3 -m venv --system-site-packages /opt/ros/jazzy && grep ^ros- /given/requirements.lock > /given/lock"
-    )
+    base.run("rm -rf /opt/ros && python3 -m venv --system-site-packages /opt/ros/jazzy")
+    base.run("grep ^ros- /given/requirements.lock > /given/lock")
     base.run(f"{python} -m pip install --no-compile -c /given/lock {WHEELS}")
     pure = " ".join(f"/given/{part}" for part in PURE.split())
     base.run(f"{python} -m pip install --no-compile --no-deps --no-build-isolation {pure}")
@@ -150,7 +155,6 @@ def make_base(base: Stock, args: argparse.Namespace) -> None:
         "source /opt/ros/jazzy/setup.bash && python3 -c 'import rclpy, launch_ros.actions, vision_msgs.msg, cv_bridge'"
     )
     base.run("source /opt/ros/jazzy/setup.bash && ros2 --help")
-    (given / "made").touch()
 
 
 def give_network(folder: Path) -> None:
@@ -218,8 +222,10 @@ def follow_the_readme(stock: Stock, args: argparse.Namespace) -> dict[str, objec
     step("ros2 launch, and the bag played to it")
     # A shell of its own, without the virtual environment. Without -m its background jobs would not hear of SIGINT.
     shell = "source /opt/ros/jazzy/setup.bash; source install/setup.bash; set -mx\n"
-    play = "ros2 run rscmd_ros evaluate_bag /given/bag --model model.safetensors --live --wait 120 --json /given/score.json"
-    play += " --ros-args -r visible/image:=/camera/image_raw -r thermal/image:=/thermal/image_raw"
+    play = "ros2 run rscmd_ros evaluate_bag /given/bag --model model.safetensors --live --wait 120"
+    play += (
+        " --json /given/score.json --ros-args -r visible/image:=/camera/image_raw -r thermal/image:=/thermal/image_raw"
+    )
     end = "kill -INT $node; wait $node && exit $played"
     stock.run(f"{shell}{launch} & node=$!\n{play}; played=$?; {end}", cwd="/root/ws")
     score = json.loads((stock.folder / "given/score.json").read_text())
@@ -239,7 +245,8 @@ def build_the_image(stock: Stock, args: argparse.Namespace) -> list[str]:
     """Carries out a Dockerfile's steps in a root folder, as an engine would; returns the RUN steps."""
     from dockerfile_parse import DockerfileParser
 
-    environ, cwd, user, shell, done = {"ROS_DISTRO": "jazzy"}, "/", "root", "", []
+    environ, cwd, user = {"ROS_DISTRO": "jazzy"}, "/", "root"
+    done: list[str] = []
     steps = DockerfileParser(str(ROOT / "Dockerfile"), build_args={}).structure
     context = stock.folder / "given/context"
     context.mkdir(parents=True)
@@ -252,14 +259,13 @@ def build_the_image(stock: Stock, args: argparse.Namespace) -> list[str]:
         if kind in ("ARG", "ENV"):
             for word in shlex.split(value):
                 name, _, content = word.partition("=")
-                environ.setdefault(name, "") if kind == "ARG" and not content else None
-                environ[name] = string.Template(content).safe_substitute({"PATH": PATH, **environ})
+                if kind == "ENV" or content:
+                    environ[name] = string.Template(content).safe_substitute({"PATH": PATH, **environ})
         elif kind == "WORKDIR":
             cwd = value
             (stock.folder / cwd.lstrip("/")).mkdir(parents=True, exist_ok=True)
         elif kind == "USER":
-            user = value
-            environ["HOME"] = f"/home/{user}"
+            user, environ["HOME"] = string.Template(value).substitute(environ), "/home/robot"
         elif kind == "COPY":
             *sources, target = [word for word in value.split() if not word.startswith("--")]
             owner = "".join(re.findall(r"--chown=(\S+)", value)) or "root"
@@ -290,9 +296,12 @@ def main() -> None:
     args.work = args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     base = Stock(args.work / "base", args.work / "base.log", [path.resolve() for path in args.bind])
-    if not (base.folder / "given/made").is_file():
-        shutil.rmtree(base.folder, ignore_errors=True)
-        make_base(base, args)
+    for make in (make_system, make_ros):
+        done = base.folder / f"given/{make.__name__}"
+        if not done.is_file():
+            make(base, args)
+            done.parent.mkdir(exist_ok=True)
+            done.touch()
     stock = base.copy(args.work / ("image" if args.dockerfile else "stock"))
     prepare(stock, args)
     if args.dockerfile:
