@@ -2,19 +2,26 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import venv
+from configparser import ConfigParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import rscmd_model
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+ROS_REQUIREMENTS = (ROOT / "requirements.ros.txt").read_text().splitlines()
+# rosdep does not know these, so they come from requirements.ros.txt; all but the first two are optional.
+WITHOUT_KEY = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
 
 
 def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
@@ -88,15 +95,32 @@ def test_every_imported_ros_package_is_declared() -> None:
     keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
     keys |= {"PIL": "python3-pil"}
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
-    # These come from pip by hand: see package.xml; and what is optional.
-    without_key = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
     own = {"rscmd_model", "rscmd_ros"}
     imported = set()
     for source in [*ROOT.glob("rscmd_*/**/*.py"), *ROOT.glob("launch/*.py")]:
         imported |= set(re.findall(r"^\s*(?:from|import) ([A-Za-z_][A-Za-z0-9_]*)", source.read_text(), re.MULTILINE))
-    foreign = imported - own - without_key - set(sys.stdlib_module_names)
+    foreign = imported - own - WITHOUT_KEY - set(sys.stdlib_module_names)
     missing = {name for name in foreign if keys.get(name, name) not in declared}
     assert not missing
+
+
+def test_what_rosdep_skips_comes_from_the_requirements() -> None:
+    """The keys that resolve to pip are skipped, each by name, and what they stand for is installed in their place."""
+    asked = {canonicalize_name(Requirement(line).name) for line in ROS_REQUIREMENTS if not line.startswith("#")}
+    pip_keys = {element.text for element in MANIFEST if (element.text or "").endswith("-pip")}
+    behind = {"python3-pytorch-pip": {"torch", "torchvision"}}
+    for key in pip_keys:
+        assert behind.get(str(key), {str(key).removeprefix("python3-").removesuffix("-pip")}) <= asked
+    assert {canonicalize_name(name) for name in WITHOUT_KEY - {"ray"}} <= asked
+    for page in ("README.md", "Dockerfile"):
+        (skipped,) = re.findall(r'--skip-keys "([^"]+)"', (ROOT / page).read_text())
+        assert set(skipped.split()) == pip_keys
+
+
+def test_the_requirements_stay_below_what_breaks_a_distribution() -> None:
+    pins = {Requirement(line).name: str(Requirement(line).specifier) for line in ROS_REQUIREMENTS if "<" in line}
+    # cv_bridge and matplotlib are built for NumPy 1; colcon --symlink-install needs the older setuptools.
+    assert pins == {"numpy": "<2", "opencv-python": "<4.12", "setuptools": "<80"}
 
 
 @pytest.mark.parametrize("links", [False, True])
@@ -126,6 +150,22 @@ def test_an_environment_that_is_gone_is_named(tmp_path: Path) -> None:
     assert asked.returncode == 1
     (line,) = asked.stderr.splitlines()
     assert str(tmp_path / "gone") in line
+
+
+def test_the_unit_ends_launch_by_sigint() -> None:
+    """By SIGTERM, systemd's own choice, ros2 launch ends and leaves the node running (ros2/launch#666)."""
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read(ROOT / "config" / "rscmd_detector.service")
+    service = unit["Service"]
+    # mixed: to launch alone, for the node is told by launch; what is left in the end is killed.
+    assert (service["KillSignal"], service["KillMode"]) == ("SIGINT", "mixed")
+    shell, option, script = shlex.split(service["ExecStart"])
+    assert (shell, option) == ("/bin/bash", "-c")
+    words = shlex.split(script.rpartition("&& exec ")[2])
+    assert words[:4] == ["ros2", "launch", "rscmd_ros", "detector.launch.py"]
+    declared = (ROOT / "launch" / "detector.launch.py").read_text()
+    assert all(f'    "{word.partition(":=")[0]}": "' in declared for word in words[4:])
 
 
 def test_a_missing_module_names_the_python_that_looked_for_it(tmp_path: Path) -> None:
