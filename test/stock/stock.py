@@ -148,7 +148,8 @@ def make_ros(base: Stock, args: argparse.Namespace) -> None:
     base.run(f"rm -rf /opt/ros/jazzy/bin/python* /opt/ros/jazzy/bin/[ap]* {site}/pip {site}/pip-* {site}/*.pth")
     (prefix / "pyvenv.cfg").unlink()
     for script in (prefix / "bin").iterdir():
-        script.write_text(re.sub(r"^#!.*python\S*", "#!/usr/bin/python3", script.read_text()))
+        # Programs lie there too, and are written back as they were.
+        script.write_bytes(re.sub(rb"\A#!.*python\S*", b"#!/usr/bin/python3", script.read_bytes()))
     (prefix / "setup.bash").write_text(SETUP)
     (prefix / "setup.sh").write_text(SETUP)
     base.run(
