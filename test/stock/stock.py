@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "runs" / "demo"
@@ -209,7 +210,7 @@ def prepare(stock: Stock, args: argparse.Namespace) -> None:
         (stock.folder / "etc/ros/rosdep/sources.list.d/20-default.list").write_text("\n".join(lists) + "\n")
 
 
-def follow_the_readme(stock: Stock, args: argparse.Namespace) -> dict[str, object]:
+def follow_the_readme(stock: Stock, args: argparse.Namespace) -> dict[str, Any]:
     """The recipe to its end, a bag played to the node that runs then, and the tests of launch and package."""
     commands, launch = recipe()
     index = {"ROSDISTRO_INDEX_URL": "file:///given/rosdistro/index-v4.yaml"} if args.rosdistro else {}
