@@ -113,6 +113,8 @@ def make_system(base: Stock, args: argparse.Namespace) -> None:
     if code != 0:
         sys.exit(f"error: debootstrap failed; see {base.log}")
     give_network(base.folder)
+    # What is thrown away need not be on the disk before the next package.
+    (base.folder / "etc/dpkg/dpkg.cfg.d/throwaway").write_text("force-unsafe-io\n")
     base.run("apt-get update && apt-get install -y --no-install-recommends " + " ".join(APT.split()))
 
 
@@ -237,8 +239,9 @@ def follow_the_readme(stock: Stock, args: argparse.Namespace) -> dict[str, Any]:
     source = "source /opt/ros/jazzy/setup.bash; source .venv/bin/activate; cd src/rscmd_ros"
     stock.run(f"{source}; python -m pytest -q -rs -p no:cacheprovider {tests}", cwd="/root/ws")
     passed = re.findall(r"^\d+ passed.*$", stock.log.read_text(), re.MULTILINE)[-1]
-    names = ("sys", "numpy", "cv2", "matplotlib", "torch", "setuptools")
-    code = f"import {', '.join(names)}; print({', '.join(f'{name!r}, {name}.__version__' for name in names[1:])})"
+    names = ("numpy", "cv2", "matplotlib", "torch", "setuptools")
+    shown = ", ".join(f"{name!r}, {name}.__version__" for name in names)
+    code = f"import platform, {', '.join(names)}; print('Python', platform.python_version(), {shown})"
     stock.run(f"source /opt/ros/jazzy/setup.bash; .venv/bin/python -c {shlex.quote(code)}", cwd="/root/ws")
     return {"seconds": took, "score": score, "tests": passed, "versions": stock.log.read_text().splitlines()[-1]}
 
@@ -271,8 +274,9 @@ def build_the_image(stock: Stock, args: argparse.Namespace) -> list[str]:
         elif kind == "COPY":
             *sources, target = [word for word in value.split() if not word.startswith("--")]
             owner = "".join(re.findall(r"--chown=(\S+)", value)) or "root"
-            every = " ".join(f"/given/context/{source}" for source in sources)
-            stock.run(f"mkdir -p {target} && cp -rT {every} {target} && chown -R {owner} {target}", environ, cwd)
+            every = [f"/given/context/{source}" for source in sources]
+            copies = [f"if [ -d {one} ]; then cp -r {one}/. {target}; else cp {one} {target}; fi" for one in every]
+            stock.run(" && ".join([f"mkdir -p {target}", *copies, f"chown -R {owner} {target}"]), environ, cwd)
         elif kind == "RUN":
             step(f"RUN {value[:90]}")
             stock.run(value, environ, cwd, user)
@@ -311,7 +315,7 @@ def main() -> None:
         return
     result = follow_the_readme(stock, args)
     score = result["score"]
-    print(f"date       {datetime.date.today()}, {args.suite}, Python and packages: {result['versions']}")
+    print(f"date       {datetime.date.today()}, {args.suite}, {result['versions']}")
     print(f"recipe     {result['seconds']:.0f} s (rosdep, venv, pip, colcon)")
     print(f"detections {score['pairs']} pairs of {score['frames']}, mAP50 {100 * score['mAP50']:.1f}")
     print(f"tests      {result['tests']}")
