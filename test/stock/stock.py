@@ -148,7 +148,8 @@ def make_ros(base: Stock, args: argparse.Namespace) -> None:
         shutil.copy(args.sources / package / "package.xml", prefix / "share" / name)
         (prefix / "share/ament_index/resource_index/packages" / name).touch()
     # From an environment to a distribution: the system's Python, its pip, and nothing that starts Python anew.
-    base.run(f"rm -rf /opt/ros/jazzy/bin/python* /opt/ros/jazzy/bin/[ap]* {site}/pip {site}/pip-* {site}/*.pth")
+    tools = " ".join(f"{site}/{name}" for name in ("pip*", "setuptools*", "pkg_resources", "_distutils_hack", "*.pth"))
+    base.run(f"rm -rf /opt/ros/jazzy/bin/python* /opt/ros/jazzy/bin/[ap]* {tools}")
     (prefix / "pyvenv.cfg").unlink()
     for script in (prefix / "bin").iterdir():
         # Programs lie there too, and are written back as they were.
