@@ -17,6 +17,7 @@ COPY package.xml requirements.ros.txt src/rscmd_ros/
 # hadolint ignore=DL3008
 RUN apt-get update \
     && rosdep update --rosdistro "$ROS_DISTRO" \
+    && . "/opt/ros/$ROS_DISTRO/setup.sh" \
     && rosdep install --from-paths src --ignore-src -y \
         --skip-keys "python3-pytorch-pip python3-rosbags-pip python3-ultralytics-pip" \
     && rm -rf /var/lib/apt/lists/*
