@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import string
 import subprocess
 import sys
@@ -300,6 +301,8 @@ def main() -> None:
     missing = [tool for tool in ("debootstrap", "unshare", "chroot", "git") if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing:
         sys.exit(f"error: this takes root{''.join(f' and {tool}' for tool in missing)}")
+    # In the background SIGINT may be ignored; ros2 launch, which is to end by it, would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     args.work = args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     base = Stock(args.work / "base", args.work / "base.log", [path.resolve() for path in args.bind])
