@@ -155,8 +155,8 @@ def make_ros(base: Stock, args: argparse.Namespace) -> None:
     for script in (prefix / "bin").iterdir():
         # Programs lie there too, and are written back as they were.
         script.write_bytes(re.sub(rb"\A#!.*python\S*", b"#!/usr/bin/python3", script.read_bytes()))
-    (prefix / "setup.bash").write_text(SETUP)
-    (prefix / "setup.sh").write_text(SETUP)
+    for name in ("setup.bash", "setup.sh", "local_setup.bash", "local_setup.sh"):
+        (prefix / name).write_text(SETUP)
     base.run(
         "source /opt/ros/jazzy/setup.bash && python3 -c 'import rclpy, launch_ros.actions, vision_msgs.msg, cv_bridge'"
     )
@@ -235,6 +235,8 @@ def follow_the_readme(stock: Stock, args: argparse.Namespace) -> dict[str, Any]:
     end = "kill -INT $node; wait $node && exit $played"
     stock.run(f"{shell}{launch} & node=$!\n{play}; played=$?; {end}", cwd="/root/ws")
     score = json.loads((stock.folder / "given/score.json").read_text())
+    if not score["pairs_answered"]:
+        sys.exit(f"error: no detections came out; see {stock.log}")
 
     step("test_launch and test_package")
     tests = "test/test_launch.py test/test_package.py"
@@ -321,7 +323,7 @@ def main() -> None:
     score = result["score"]
     print(f"date       {datetime.date.today()}, {args.suite}, {result['versions']}")
     print(f"recipe     {result['seconds']:.0f} s (rosdep, venv, pip, colcon)")
-    print(f"detections {score['pairs']} pairs of {score['frames']}, mAP50 {100 * score['mAP50']:.1f}")
+    print(f"detections {score['pairs_answered']} of {score['pairs']} pairs answered, mAP50 {100 * score['mAP50']:.1f}")
     print(f"tests      {result['tests']}")
     print(f"the log is {stock.log}")
 
