@@ -1,13 +1,33 @@
-"""Installs rscmd_ros and rscmd_model; colcon calls this, as it does for every ament_python package."""
+"""Installs rscmd_ros and rscmd_model; colcon calls this, as it does for every ament_python package.
 
+A distribution's colcon runs on the system's Python and would have every installed command run on it too, where torch
+is not. So while a virtual environment is active, the commands get its Python, and keep it in shells without it.
+"""
+
+import os
 from glob import glob
 from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
+from setuptools.command.develop import develop
 
 NAME = "rscmd_ros"
 # One place for the version and the licence.
 manifest = ElementTree.parse("package.xml").getroot()
+active = os.environ.get("VIRTUAL_ENV")
+python = os.path.join(active, "bin", "python") if active else None
+if python and not os.access(python, os.X_OK):
+    raise SystemExit(f"error: VIRTUAL_ENV is {active}, where there is no bin/python: activate another one, or none")
+
+
+class Develop(develop):
+    """`colcon build --symlink-install`, which does not heed the option that `build_scripts` has."""
+
+    def write_script(self, script_name, contents, *args, **kwargs):
+        if python and contents.startswith("#!"):
+            contents = f"#!{python}\n" + contents.partition("\n")[2]
+        super().write_script(script_name, contents, *args, **kwargs)
+
 
 setup(
     name=NAME,
@@ -19,6 +39,8 @@ setup(
     python_requires=">=3.10",
     install_requires=["setuptools"],
     zip_safe=False,
+    options={"build_scripts": {"executable": python}} if python else {},
+    cmdclass={"develop": Develop},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -51,7 +51,7 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         from rscmd_ros.node import DetectorNode
         from rscmd_ros.unused_parameters import unreached
     except ImportError as error:
-        return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
+        return _refuse(error, _which_python())
     words = list(sys.argv if args is None else args)
     try:
         rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
@@ -81,6 +81,13 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
     gc.collect()
     rclpy.try_shutdown()
     return 0
+
+
+def _which_python() -> str:
+    """Where a module was looked for: most often colcon built the command for a Python without the environment."""
+    of = f"of the virtual environment {sys.prefix}" if sys.prefix != sys.base_prefix else "of no virtual environment"
+    remedy = "build with the environment active that has the requirements, and source ROS 2 in this shell"
+    return f"; this Python is {sys.executable}, {of}: {remedy}"
 
 
 def _refuse(error: Exception, hint: str = "") -> int:

@@ -97,7 +97,11 @@ def installed_package(colcon: str, tmp_path_factory: pytest.TempPathFactory) -> 
     workspace = tmp_path_factory.mktemp("workspace")
     # Under src, as in a workspace; hidden folders such as .git and .venv are no part of a package.
     shutil.copytree(ROOT, workspace / "src" / "rscmd_ros", ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
-    environ = {**os.environ, "COLCON_HOME": str(SCRATCH / "colcon")}
+    environ = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    if sys.prefix != sys.base_prefix:
+        # The commands are to run on this Python, though colcon may be a distribution's, and another environment active.
+        environ["VIRTUAL_ENV"] = sys.prefix
+    environ["COLCON_HOME"] = str(SCRATCH / "colcon")
     build = subprocess.run([colcon, "build"], cwd=workspace, capture_output=True, text=True, env=environ)
     assert build.returncode == 0, build.stdout + build.stderr
     yield workspace / "install" / "rscmd_ros"

@@ -61,7 +61,7 @@ while publisher.get_subscription_count():
 def test_large_images_arrive_best_effort() -> None:
     """Without the profile one in ten arrives."""
     if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < 3 * 64 * 2**20:
-        pytest.skip("less than 192 MB of shared memory in /dev/shm (containers: --shm-size)")
+        pytest.skip("less than 192 MB of shared memory in /dev/shm (containers: --ipc=host)")
     viewer = subprocess.Popen([sys.executable, "-c", SUBSCRIBER], stdout=subprocess.PIPE, text=True)
     camera = subprocess.Popen([sys.executable, "-c", PUBLISHER])
     try:

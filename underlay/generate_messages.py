@@ -40,7 +40,7 @@ class Package:
     """A message package on its way from `.msg` files to the environment.
 
     Args:
-        source: folder with `package.xml` and `msg/*.msg`.
+        source: folder with `package.xml` and `msg/*.msg`, `srv/*.srv` or both.
         build: folder for everything intermediate; must not exist.
         prefix: root of the environment, with `lib`, `include` and `share` of the packages this one depends on.
         compiler: command of a C++ compiler, which compiles the C sources too.
@@ -50,7 +50,9 @@ class Package:
         self.source, self.build, self.prefix, self.compiler = source, build, prefix, list(compiler)
         manifest = ElementTree.parse(source / "package.xml").getroot()
         self.name = manifest.findtext("name") or source.name
-        self.depends = self.closure([element.text or "" for element in manifest.findall("depend")])
+        self.interfaces = [kind for kind in ("msg", "srv") if (source / kind).is_dir()]
+        implied = ["service_msgs"] if "srv" in self.interfaces else []  # rosidl makes an event message of each service
+        self.depends = self.closure([element.text or "" for element in manifest.findall("depend")] + implied)
 
     def closure(self, names: list[str]) -> list[str]:
         """The interface packages among these and those they build on, by what they say at run time."""
@@ -66,7 +68,11 @@ class Package:
     def generate(self) -> None:
         """Writes idl, type descriptions with their hashes, C, C++ and Python sources below the build folder."""
         include = [str(self.prefix / "share" / name) for name in self.depends]
-        files = [f"{self.source}:msg/{path.name}" for path in sorted((self.source / "msg").glob("*.msg"))]
+        files = [
+            f"{self.source}:{kind}/{path.name}"
+            for kind in self.interfaces
+            for path in sorted((self.source / kind).glob(f"*.{kind}"))
+        ]
         idl = translate(
             package_name=self.name,
             interface_files=files,
@@ -87,20 +93,23 @@ class Package:
         python = GeneratePython("py", typesupport_implementations=["rosidl_typesupport_c", *implementations])
         python.generate(self.name, idl, include, out["python"])
         (out["python"] / "__init__.py").touch()
-        print(f"generated {len(files)} messages of {self.name}", flush=True)
+        print(f"generated {len(files)} interfaces of {self.name}", flush=True)
 
     def compile(self) -> None:
         """Builds the shared libraries, under the names that rosidl's CMake gives them."""
         # In this order each may call the ones before it.
         suffixes = {
-            "rosidl_generator_c": self.build / "c" / self.name / "msg" / "detail",
-            FAST: self.build / "fastrtps" / self.name / "msg" / "detail",
-            DESCRIBED: self.build / "introspection" / self.name / "msg" / "detail",
-            "rosidl_typesupport_c": self.build / "typesupport" / self.name / "msg",
-            "rosidl_generator_py": self.build / "python" / self.name / "msg",
+            "rosidl_generator_c": ("c", "detail"),
+            FAST: ("fastrtps", "detail"),
+            DESCRIBED: ("introspection", "detail"),
+            "rosidl_typesupport_c": ("typesupport", ""),
+            "rosidl_generator_py": ("python", ""),
         }
         python = self.build / "python" / self.name
-        sources = {suffix: sorted(folder.glob("*.c")) or [self.join(folder)] for suffix, folder in suffixes.items()}
+        sources: dict[str, list[Path]] = {}
+        for suffix, (step, inner) in suffixes.items():
+            folders = [self.build / step / self.name / kind / inner for kind in self.interfaces]
+            sources[suffix] = [file for folder in folders for file in sorted(folder.glob("*.c")) or [self.join(folder)]]
         supports = ("rosidl_typesupport_c", FAST, DESCRIBED)
         extensions = {name: python / f"_{self.name}_s.ep.{name}.c" for name in supports}
         every = [source for group in sources.values() for source in group] + list(extensions.values())
@@ -157,9 +166,11 @@ class Package:
         for leftover in [*python.rglob("*.c"), *python.rglob("*.o")]:
             leftover.unlink()
         put(python, Path(sysconfig.get_path("purelib")) / self.name)
-        shutil.copytree(self.source / "msg", self.build / "share" / "msg", dirs_exist_ok=True)
+        for kind in self.interfaces:
+            shutil.copytree(self.source / kind, self.build / "share" / kind, dirs_exist_ok=True)
         shutil.copy(self.source / "package.xml", self.build / "share")
-        interfaces = sorted(path.relative_to(self.build / "share") for path in (self.build / "share" / "msg").iterdir())
+        folders = [self.build / "share" / kind for kind in self.interfaces]
+        interfaces = sorted(path.relative_to(self.build / "share") for folder in folders for path in folder.iterdir())
         put(self.build / "share", share / self.name)
         markers = {
             "packages": "",
@@ -186,7 +197,7 @@ def put(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("package", type=Path, help="folder with package.xml and msg/*.msg")
+    parser.add_argument("package", type=Path, help="folder with package.xml and msg/*.msg, srv/*.srv or both")
     parser.add_argument("--build", type=Path, required=True, help="folder for what lies in between; must not exist")
     parser.add_argument("--prefix", type=Path, default=Path(sys.prefix), help="root of the environment to install into")
     parser.add_argument("--cxx", default="c++", help="command of the C++ compiler (default: %(default)s)")
