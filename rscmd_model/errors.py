@@ -22,12 +22,15 @@ def one_line(error: BaseException) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point and exit with its own code, 0 by default.
+    """Run an entry point and exit with its own code, 0 by default, unless NumPy or the like is too old for it.
 
     A `UserError`, or a file that the system would not read or write (a full disk, a missing permission), is one line
     on stderr and exit code 2; Ctrl-C is 130.
     """
+    from rscmd_model.versions import EVERYWHERE, require
+
     try:
+        require(*EVERYWHERE)
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

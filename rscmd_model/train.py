@@ -28,6 +28,7 @@ from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
+from rscmd_model.versions import require
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def train(
     Raises:
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
+    require("torch", "ultralytics")
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import RANK
 

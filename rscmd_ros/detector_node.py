@@ -48,9 +48,15 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
+        from rscmd_model.errors import UserError
+        from rscmd_model.versions import EVERYWHERE, require
         from rscmd_ros.node import DetectorNode
     except ImportError as error:
         return _refuse(error, "; is this the Python of the environment, or is ROS 2 not sourced in this shell?")
+    try:
+        require(*EVERYWHERE)
+    except UserError as error:
+        return _refuse(error)
     try:
         rclpy.init(args=list(sys.argv if args is None else args), signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML

@@ -187,7 +187,7 @@ class Environment:
             run([*pip, "--no-deps", "--force-reinstall", "opencv-python-headless"], self.file("opencv.log"))
 
     def install_oldest(self, base: "Environment", lock: str) -> None:
-        """Makes this `base` with other versions: those are installed, all else is linked, since torch takes gigabytes."""
+        """Makes this `base` with other versions: those are installed, all else is linked, as torch takes gigabytes."""
         self.create(base.python, DISK_GB_OLDEST, "--without-pip")
         write(self.file("requirements.lock"), lock)
         pip = [base.python, "-m", "pip", "--python", self.python, "install", "--no-input", "--no-compile"]
@@ -362,7 +362,9 @@ def make(venv: str, ros: str) -> None:
     compiler = find_compiler() if messages and not read(environment.file("messages")) else []
 
     title = "making {} with {}".format(venv, python["name"])
-    environment.step("venv", title, [venv, str(python["series"])], lambda: environment.create(python["executable"], DISK_GB_CPU))
+    environment.step(
+        "venv", title, [venv, str(python["series"])], lambda: environment.create(python["executable"], DISK_GB_CPU)
+    )
     packages = packages_of(ros)
     environment.step("packages", "installing packages", packages, lambda: environment.install_packages(*packages))
     if messages:
