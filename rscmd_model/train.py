@@ -85,7 +85,6 @@ def train(
     Raises:
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
-    require("torch", "ultralytics")
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import RANK
 
@@ -223,6 +222,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
     args = parser.parse_intermixed_args()
+    require("torch", "ultralytics")
     options = parse_options(args.options)
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")

@@ -19,7 +19,7 @@ OLDEST = {
     "PIL": ("Pillow", "pillow", "9.4"),
     "yaml": ("PyYAML", "pyyaml", "6.0"),
     "matplotlib": ("matplotlib", "matplotlib", "3.5"),
-    "torch": ("torch", "torch", "2.4"),
+    "torch": ("torch", "torch", "2.5"),
     "ultralytics": ("ultralytics", "ultralytics", "8.4.130"),
 }
 # An exported model runs without the last two, so model.py asks for them when it is imported.
@@ -53,6 +53,6 @@ def require(*modules: str) -> None:
 
 
 def _older(version: str, oldest: str) -> bool:
-    """Whether a version like "2.14.1+cu130" or "5.0.0-dev" comes before one like "2.4"; a strange one does not."""
+    """Whether a version like "2.14.1+cu130" or "5.0.0-dev" comes before one like "2.5"; a strange one does not."""
     numbers = [[int(part) for part in re.findall(r"\d+", text.partition("+")[0])] for text in (version, oldest)]
     return bool(numbers[0]) and numbers[0] < numbers[1]

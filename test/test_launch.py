@@ -27,7 +27,6 @@ from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.thermal import ThermalContract
 
-
 if launch_folder() is None and not (installed("launch") and installed("launch_ros")):
     pytest.skip("no launch among the wheels of ROS: make test LAUNCH=FOLDER", allow_module_level=True)
 
@@ -95,8 +94,8 @@ class Launched:
         self.executor.add_node(self.node)
 
     def wait(self, reached: Callable[[], bool]) -> None:
-        """Until it is so, or the launch ended, or a minute has passed."""
-        for _ in range(600):
+        """Until it is so, or the launch ended, or two minutes have passed."""
+        for _ in range(1200):
             if reached() or self.process.poll() is not None:
                 break
             time.sleep(0.1)
@@ -106,7 +105,7 @@ class Launched:
         client = self.node.create_client(kind, f"{self.name}/{service}")
         self.wait(lambda: bool(client.wait_for_service(0.1)))
         future = client.call_async(request)
-        self.executor.spin_until_future_complete(future, timeout_sec=60)
+        self.executor.spin_until_future_complete(future, timeout_sec=120)  # it may be loading
         self.node.destroy_client(client)
         assert future.done(), self.output()
         return future.result()

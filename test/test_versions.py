@@ -87,7 +87,7 @@ def test_a_command_says_in_one_line_what_is_too_old(
 
 def test_an_exported_model_is_not_refused_for_the_sake_of_torch(tmp_path: Path) -> None:
     """That the model is not there is all that is wrong."""
-    command = [sys.executable, "-m", "rscmd_model.predict", "--model", "no.onnx", "a.png", "b.png"]
+    command = [sys.executable, "-m", "rscmd_model.predict", "--model", "no.onnx", "--visible", "no.png"]
     environ = older(tmp_path, "ultralytics", "8.3.0")
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

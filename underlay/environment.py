@@ -187,7 +187,7 @@ class Environment:
             run([*pip, "--no-deps", "--force-reinstall", "opencv-python-headless"], self.file("opencv.log"))
 
     def install_oldest(self, base: "Environment", lock: str) -> None:
-        """Makes this `base` with other versions: those are installed, all else is linked, as torch takes gigabytes."""
+        """Makes this `base` with other versions: those are installed; all else, being gigabytes, is linked."""
         self.create(base.python, DISK_GB_OLDEST, "--without-pip")
         write(self.file("requirements.lock"), lock)
         pip = [base.python, "-m", "pip", "--python", self.python, "install", "--no-input", "--no-compile"]
