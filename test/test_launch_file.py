@@ -41,7 +41,7 @@ def calls(tree: ast.AST, name: str) -> Iterator[dict[str, ast.expr]]:
 
 
 def looked_up(tree: ast.AST, table: str, store: bool = False) -> Iterator[str]:
-    """Every text by which a dictionary is asked: t["x"], t.get("x"), "x" in t; or, with `store`, only those it is set by."""
+    """Every text by which a dictionary is asked: t["x"], t.get("x"), "x" in t; with `store`, those it is set by."""
     for node in ast.walk(tree):
         match node:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key)), ctx=context):
