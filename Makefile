@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; see underlay/environment.py.
 
-.PHONY: help setup demo test fuzz real ablation clean
+.PHONY: help setup demo test test-oldest fuzz real ablation clean
 .DEFAULT_GOAL := help
 
 # Everything here runs on the wheels in .venv alone. A sourced ROS distribution is left out: its Python packages are
@@ -12,10 +12,14 @@ python3 := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 p
 # The ROS 2 distribution to run on: jazzy, or kilted in an environment of its own. ROS=kilted on the command line only.
 ROS := jazzy
 venv := .venv$(if $(filter-out jazzy,$(ROS)),.$(ROS))/bin/python
+# A folder with checkouts of launch, launch_ros, osrf_pycommon and rcl_interfaces, for the tests of the launch file.
+export LAUNCH
 
 help:
 	@echo "make demo       trains a small detector, runs it as a ROS 2 node on a recorded bag, prints its score"
 	@echo "make test       format, lint and type checks, then the tests; with ROS=kilted on ROS 2 Kilted"
+	@echo "                with LAUNCH=FOLDER the launch file is run too; docs/distributions.md says what has to lie in there"
+	@echo "make test-oldest  the tests with the oldest NumPy, OpenCV and others that are supported (a tenth of a GB)"
 	@echo "make fuzz       spoilt files, messages and values against every reader for an hour; MINUTES=5 for five"
 	@echo "make real       trains the methods once on photographs, plays the scored pairs as a bag (some 20 minutes)"
 	@echo "make ablation   the tables of docs/ablation.md (hours)"
@@ -29,11 +33,16 @@ demo: setup
 	@$(venv) -m rscmd_ros.demo
 
 # A worker of pytest that crashes ends the run: with another in its place, xdist waits for the lost tests for ever.
+pytest := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: setup
 	@$(venv) -m ruff format --check .
 	@$(venv) -m ruff check .
 	@$(venv) -m mypy
-	@$(venv) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	@$(venv) $(pytest)
+
+test-oldest:
+	@$(if $(python3),"$(python3)" underlay/environment.py --ros "$(ROS)" --oldest,echo "setup: error: no Python 3 on PATH" >&2; exit 1)
+	@$(venv:/bin/python=.oldest/bin/python) $(pytest)
 
 MINUTES := 60
 fuzz: setup

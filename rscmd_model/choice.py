@@ -9,6 +9,7 @@ import numpy as np
 
 from rscmd_model.backends import Backend, OnnxBackend, OpenVinoBackend
 from rscmd_model.errors import UserError, first_line
+from rscmd_model.versions import require
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -57,6 +58,7 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
         from rscmd_model.engine import EngineBackend
 
         return EngineBackend(path, device), ""
+    require("torch", "ultralytics")
     from rscmd_model.torch_backends import TorchBackend
 
     if backend in ("onnxruntime", "openvino"):

@@ -24,6 +24,7 @@ from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.options import parse_options
+from rscmd_model.versions import require
 
 if TYPE_CHECKING:
     from rscmd_model.gradients import GradientRow
@@ -99,6 +100,7 @@ def measure_file(model: Path, data: str, split: str, pairs: int, batch: int, dev
     Raises:
         UserError: a bad model, data set, split or device, a model of one camera, classes that differ.
     """
+    require("torch", "ultralytics")
     from ultralytics.cfg import get_cfg
 
     from rscmd_model.gradient_recorder import ProbePairs
@@ -143,6 +145,7 @@ def run_probe(words: list[str]) -> None:
     # They may stand anywhere, also behind an argument that takes several values.
     given = [word for word in words if re.match(r"\w+=", word)]
     args = parser.parse_args([word for word in words if word not in given])
+    require("torch", "ultralytics")
     from rscmd_model.model_file import read_header
     from rscmd_model.probe import format_table, probe, write_table
 

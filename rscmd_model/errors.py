@@ -108,12 +108,15 @@ def _let_be(number: int, frame: Any) -> None:
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point and exit with its own code, 0 by default.
+    """Run an entry point and exit with its own code, 0 by default, unless NumPy or the like is too old for it.
 
     A `UserError`, or a file that the system would not read or write (a full disk, a missing permission), is one line
     on stderr and exit code 2; Ctrl-C, SIGTERM and SIGHUP are 130.
     """
+    from rscmd_model.versions import EVERYWHERE, require
+
     try:
+        require(*EVERYWHERE)
         with ended_by_signals():
             code = main() or 0
         sys.exit(code)

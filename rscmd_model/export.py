@@ -29,6 +29,7 @@ from rscmd_model.files import whole_file
 from rscmd_model.header import HEADER, STRIDE, ModelHeader
 from rscmd_model.images import read_thermal, read_visible, stack_pair
 from rscmd_model.preprocess import fill, place
+from rscmd_model.versions import require
 
 FORMATS = tuple(f for f in SUFFIXES if f != "safetensors")
 COUNTS = 0.05  # boxes below this score in both answers are not compared: nobody would see them
@@ -123,6 +124,7 @@ def export(
         needed("tensorrt", "--format engine")
     if format == "openvino":
         needed("openvino", "--format openvino")
+    require("torch", "ultralytics")
     from rscmd_model.torch_backends import TorchBackend
 
     eager = TorchBackend(model, "cpu", False)

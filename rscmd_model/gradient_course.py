@@ -68,8 +68,8 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
 
     reference = common_reference(courses)
     over_time = any(len({row.epoch for row in rows}) > 1 for rows in courses.values())
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(12, 5.6))
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(PLACES), sharex=True, sharey="row", squeeze=False)
     for number, (name, rows) in enumerate(courses.items()):
         for modality, style, marker in zip(MODALITIES, ("-", "--"), ("o", "s")):
@@ -102,8 +102,11 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
             axis.set_xticks(range(len(courses)), list(courses))
     axes[0, 0].set_ylabel("|fused| / |unimodal| gradient")
     axes[1, 0].set_ylabel("cosine of the two")
-    figure.legend(loc="outside upper center", ncols=max(2, len(courses)), fontsize=9, frameon=False)
+    legend = figure.legend(loc="upper center", ncol=max(2, len(courses)), fontsize=9, frameon=False)
     figure.supxlabel(f"unimodal loss: {reference} ({REFERENCES[reference]})", fontsize=8)
+    # The axes end below the legend; loc="outside upper center" would see to it from matplotlib 3.7 on.
+    top = legend.get_window_extent(canvas.get_renderer()).y0 / figure.bbox.height
+    figure.tight_layout(rect=(0, 0, 1, top))
     with whole_file(path) as aside:
         try:
             figure.savefig(aside, dpi=90)

@@ -35,7 +35,14 @@ def _one(image: np.ndarray, conf: float, iou: float, max_det: int) -> np.ndarray
     centre, half = image[:2, found].T, image[2:4, found].T / 2
     classes = image[4:, found].argmax(0)
     rows = np.hstack((centre - half, centre + half, scores[found, None], classes[:, None])).astype(np.float32)
-    corner_and_size = np.hstack((rows[:, :2], rows[:, 2:4] - rows[:, :2])).astype(np.float64)
-    nms: Any = cv2.dnn.NMSBoxesBatched  # its hints ask for lists; it takes arrays
-    kept = nms(corner_and_size, rows[:, 4], classes.astype(np.int32), 0.0, iou)
-    return rows[np.asarray(kept, np.int64).ravel()[:max_det]]
+    kept = np.sort(np.concatenate([_kept(rows, classes == number, iou) for number in np.unique(classes)]))
+    return rows[kept[:max_det]]
+
+
+def _kept(rows: np.ndarray, members: np.ndarray, iou: float) -> np.ndarray:
+    """Which of the `members`, boxes of one class by falling score, are kept: indices into `rows`."""
+    (places,) = np.nonzero(members)
+    corners = rows[places, :4].astype(np.float64)
+    corner_and_size = np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2]))
+    nms: Any = cv2.dnn.NMSBoxes  # its hints ask for lists; it takes arrays
+    return places[np.asarray(nms(corner_and_size, rows[places, 4], 0.0, iou), np.int64)]

@@ -28,6 +28,7 @@ from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file, write_json
 from rscmd_model.options import RESUMABLE, check_options, parse_options, without_effect
+from rscmd_model.versions import require
 
 
 def train(
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options")
     args = parser.parse_intermixed_args()
+    require("torch", "ultralytics")
     options = parse_options(args.options)
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")

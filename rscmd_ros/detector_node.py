@@ -47,12 +47,18 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         from rclpy.exceptions import NameValidationException, ParameterException
         from rclpy.signals import SignalHandlerOptions
 
+        from rscmd_model.errors import UserError
+        from rscmd_model.versions import EVERYWHERE, require
         from rscmd_ros.guard import GuardedExecutor
         from rscmd_ros.node import DetectorNode
         from rscmd_ros.unused_parameters import unreached
     except ImportError as error:
         return _refuse(error, _which_python())
     words = list(sys.argv if args is None else args)
+    try:
+        require(*EVERYWHERE)
+    except UserError as error:
+        return _refuse(error)
     try:
         rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there or no YAML

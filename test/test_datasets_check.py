@@ -144,8 +144,8 @@ def test_a_hash_survives_size_brightness_and_compression() -> None:
         mine = perceptual_hash(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
         grey = cv2.cvtColor(cv2.resize(image, (160, 128), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
         for other in (grey, (grey * 0.7).astype(np.uint8), grey.astype(np.uint16) * 200):
-            assert np.bitwise_count(mine ^ perceptual_hash(other)) <= 4
-        assert np.bitwise_count(mine ^ perceptual_hash(picture(f"x{i}", (160, 128), 1)[..., 0])) > 12
+            assert int(mine ^ perceptual_hash(other)).bit_count() <= 4
+        assert int(mine ^ perceptual_hash(picture(f"x{i}", (160, 128), 1)[..., 0])).bit_count() > 12
 
 
 def test_near_means_near_in_both_images() -> None:

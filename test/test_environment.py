@@ -187,6 +187,7 @@ def test_a_venv_of_somebody_else_s_is_left_alone(tree: Tree) -> None:
 
 def test_each_distribution_has_its_own_versions(tree: Tree) -> None:
     """Those of ROS change, all others stay; and a distribution without versions is refused with those there are."""
+    assert environment.distributions() == ["jazzy", "kilted"]
     jazzy, kilted = (environment.packages_of(name) for name in ("jazzy", "kilted"))
     assert jazzy == ((ROOT / "requirements.in").read_text(), (ROOT / "requirements.lock").read_text())
     assert "ros-kilted-rclpy" in kilted[0]
@@ -212,6 +213,36 @@ def test_another_distribution_has_an_environment_of_its_own(tree: Tree) -> None:
     (site,) = (tree.folder / ".venv.kilted").glob("lib/python3*/site-packages")
     assert (site / "ros_kilted_thing").is_dir()
     assert (site / "rscmd_two" / "__init__.py").read_text() == "version = '2.0'\n"
+
+
+def test_the_oldest_versions_stand_before_all_else_of_an_environment(tree: Tree) -> None:
+    """Those alone are installed again; the rest is the other environment's, its commands run by this one's Python."""
+    tree.wheel("rscmd_two", "0.5")
+    (tree.folder / "requirements.oldest.lock").write_text("# why\nrscmd-two==0.5\n")
+    assert tree.setup().returncode == 0
+    command = tree.folder / ".venv" / "bin" / "which"
+    command.write_text(f"#!{tree.folder}/.venv/bin/python\nimport sys, rscmd_one, rscmd_two\n")
+    command.open("a").write("print(sys.prefix, rscmd_one.version, rscmd_two.version)\n")
+    command.chmod(0o755)
+    made = subprocess.run([*tree.command(), "--oldest"], env=tree.environ(), capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert f"{tree.folder / '.venv'} is up to date" in made.stdout
+    oldest = tree.folder / ".venv.oldest"
+    said = [subprocess.run([oldest / "bin" / "which"], capture_output=True, text=True, env=tree.environ()).stdout]
+    said += [subprocess.run([command], capture_output=True, text=True, env=tree.environ()).stdout]
+    assert said == [f"{oldest} 1.0 0.5\n", f"{tree.folder / '.venv'} 1.0 2.0\n"]
+    (site,) = oldest.glob("lib/python3*/site-packages")
+    assert (site / "rscmd_one").is_symlink()
+    assert sorted(path.name for path in site.glob("rscmd_two*")) == ["rscmd_two", "rscmd_two-0.5.dist-info"]
+    again = subprocess.run([*tree.command(), "--oldest"], env=tree.environ(), capture_output=True, text=True)
+    assert again.stdout.count("is up to date") == 2
+    # It follows the environment that it is made from.
+    (tree.folder / "requirements.lock").write_text("rscmd-one==1.0\nrscmd-two==3.0\n")
+    changed = subprocess.run([*tree.command(), "--oldest"], env=tree.environ(), capture_output=True, text=True)
+    assert f"{oldest} is ready" in changed.stdout
+    # Removing the one does not remove what it links to.
+    shutil.rmtree(oldest)
+    assert tree.versions() == "1.0 3.0"
 
 
 # ---- stopping and going on ----
@@ -329,7 +360,7 @@ def test_everything_installed_for_the_project_is_pinned() -> None:
     if not (Path(sys.prefix) / ".setup").is_dir():
         pytest.skip("this Python is not that of .venv")
     (ros,) = (name for name in environment.distributions() if has(f"ros-{name}-rclpy"))
-    asked, lock = environment.packages_of(ros)
+    asked, lock = environment.packages_of(ros, oldest=(Path(sys.prefix) / ".setup" / "oldest").is_file())
     pinned = {}
     for line in lock.splitlines():
         requirement = Requirement(line.partition("#")[0]) if line.partition("#")[0].strip() else None

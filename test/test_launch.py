@@ -1,6 +1,8 @@
-"""The launch file, with the real launch, the installed package and the real node."""
+"""The launch file, with the real launch, the installed package and the real node.
 
-import importlib.util
+Where there is no launch, test_launch_file.py reads the file alone.
+"""
+
 import os
 import re
 import runpy
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import rclpy
 import torch
+from launch_sources import installed, launch_folder, on_path
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
@@ -25,14 +28,8 @@ from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.thermal import ThermalContract
 
-
-def installed(name: str) -> bool:
-    """Whether there is such a package; our folder `launch`, which holds no modules, passes for an empty one."""
-    found = importlib.util.find_spec(name)
-    return found is not None and found.origin is not None
-
-
-pytestmark = pytest.mark.skipif(not (installed("launch") and installed("launch_ros")), reason="launch not installed")
+if launch_folder() is None and not (installed("launch") and installed("launch_ros")):
+    pytest.skip("no launch among the wheels of ROS: make test LAUNCH=FOLDER", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -48,6 +45,17 @@ source = PythonLaunchDescriptionSource(sys.argv[1])
 service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments)]))
 sys.exit(service.run())
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launch_is_found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Here and in child processes, in the folder that LAUNCH names."""
+    with pytest.MonkeyPatch.context() as patch:
+        if folder := launch_folder():
+            places = on_path(folder, tmp_path_factory.mktemp("generated"))
+            patch.setattr(sys, "path", [*places, *sys.path])
+            patch.setenv("PYTHONPATH", os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +102,8 @@ class Launched:
         self.executor.add_node(self.node)
 
     def wait(self, reached: Callable[[], bool]) -> None:
-        """Until it is so, or the launch ended, or a minute has passed."""
-        for _ in range(600):
+        """Until it is so, or the launch ended, or two minutes have passed."""
+        for _ in range(1200):
             if reached() or self.process.poll() is not None:
                 break
             time.sleep(0.1)
@@ -105,7 +113,7 @@ class Launched:
         client = self.node.create_client(kind, f"{self.name}/{service}")
         self.wait(lambda: bool(client.wait_for_service(0.1)))
         future = client.call_async(request)
-        self.executor.spin_until_future_complete(future, timeout_sec=60)
+        self.executor.spin_until_future_complete(future, timeout_sec=120)  # it may be loading
         self.node.destroy_client(client)
         assert future.done(), self.output()
         return future.result()

@@ -1,8 +1,9 @@
 """Makes `.venv`: ROS 2 Jazzy from wheels, torch, ultralytics, and the packages of this folder.
 
-    python3 underlay/environment.py [--ros kilted] [--venv DIR]
+    python3 underlay/environment.py [--ros kilted] [--oldest] [--venv DIR]
 
-With `--ros kilted` it is ROS 2 Kilted, in `.venv.kilted`; the versions of everything else are the same.
+With `--ros kilted` it is ROS 2 Kilted, in `.venv.kilted`; the versions of everything else are the same. With `--oldest`
+there is `.venv.oldest` beside it, with the oldest versions of NumPy, OpenCV and others that the project supports.
 
 Each step leaves a stamp in `.venv/.setup` when it is done, made from everything that went into it. So a second run does
 nothing, a changed lock file redoes what hangs on it, and an interrupted run goes on where it stopped. Standard library
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from machine import SetupError, check_disk, check_machine, clean_environment, find_compiler, find_python
 
@@ -31,12 +32,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 UNDERLAY = os.path.join(ROOT, "underlay")
 REQUIREMENTS = os.path.join(ROOT, "requirements.in")
 LOCK = os.path.join(ROOT, "requirements.lock")
+# Versions that stand in for those of LOCK.
+OLDEST = os.path.join(ROOT, "requirements.oldest.lock")
 # The distribution that those two name; any other has a lock of its own for its `ros-` packages.
 JAZZY = "jazzy"
 GENERATOR = os.path.join(UNDERLAY, "generate_messages.py")
 LIBRARIES = os.path.join(UNDERLAY, "rscmd_libraries.py")
 # The packages unpacked, and the downloads that lie beside them until pip is done: with torch for CUDA, and for the CPU.
-DISK_GB, DISK_GB_CPU = 11.0, 4.0
+DISK_GB, DISK_GB_CPU, DISK_GB_OLDEST = 11.0, 4.0, 1.0
 LIBC = ctypes.CDLL(None)
 
 
@@ -130,6 +133,9 @@ class Environment:
         write(self.file(name), self.key)
         say(f"{title}: {time.time() - since:.0f} s")
 
+    def say_ready(self, began: float) -> None:
+        say(f"{self.venv} is ready after {time.time() - began:.0f} s" if self.worked else f"{self.venv} is up to date")
+
     def series(self) -> Optional[str]:
         """The version, like "3.12", of the Python inside, or None where it is missing or does not start."""
         command = [self.python, "-I", "-S", "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
@@ -145,16 +151,16 @@ class Environment:
             raise SetupError(f"{self.venv} is damaged: remove it and run this again")
         return found[0]
 
-    def create(self, python: Dict[str, Any]) -> None:
+    def create(self, python: str, disk_gb: float, *options: str) -> None:
         if os.path.isdir(self.venv) and os.listdir(self.venv) and not os.path.isdir(self.state):
             raise SetupError(f"{self.venv} is not of this setup's making: move it away and run this again")
-        check_disk(self.venv, DISK_GB_CPU)
+        check_disk(self.venv, disk_gb)
         if os.path.isdir(self.venv):
             # The state folder goes last: until then an interruption leaves a folder that is known for our own.
             for name in sorted(os.listdir(self.venv), key=lambda name: name == ".setup"):
                 remove(os.path.join(self.venv, name))
         os.makedirs(self.state)
-        run([python["executable"], "-m", "venv", self.venv], self.file("venv.log"))
+        run([python, "-m", "venv", *options, self.venv], self.file("venv.log"))
 
     def install_packages(self, requirements: str, lock: str) -> None:
         wanted, versions = self.file("requirements.in"), self.file("requirements.lock")
@@ -171,11 +177,29 @@ class Environment:
         # setuptools comes first and builds are not isolated, so that source packages are built with the pinned one too.
         run([*pip, "pip", "setuptools"], self.file("pip.log"), TMPDIR=temporary)
         run([*pip, "--no-build-isolation", "-r", wanted], self.file("packages.log"), TMPDIR=temporary)
+        self.do_without_desktop(pip)
+        remove(temporary)
+
+    def do_without_desktop(self, pip: List[str]) -> None:
+        """opencv-python wants the shared libraries of a desktop; a server has its twin that does not."""
         if os.path.isdir(os.path.join(self.site(), "cv2")) and not self.imports("cv2"):
-            # opencv-python wants the shared libraries of a desktop; a server has its twin that does not.
             say("  OpenCV lacks desktop libraries here, installing its headless build over it")
             run([*pip, "--no-deps", "--force-reinstall", "opencv-python-headless"], self.file("opencv.log"))
-        remove(temporary)
+
+    def install_oldest(self, base: "Environment", lock: str) -> None:
+        """Makes this `base` with other versions: those are installed; all else, being gigabytes, is linked."""
+        self.create(base.python, DISK_GB_OLDEST, "--without-pip")
+        write(self.file("requirements.lock"), lock)
+        pip = [base.python, "-m", "pip", "--python", self.python, "install", "--no-input", "--no-compile"]
+        pip += ["--progress-bar=off", "-c", self.file("requirements.lock")]
+        names = [name for name in names_in(lock) if name != "opencv-python-headless"]
+        run([*pip, "--no-deps", *names], self.file("packages.log"))
+        for folder in ("", "lib", "include", "share"):
+            link_missing(os.path.join(base.venv, folder), os.path.join(self.venv, folder))
+        link_missing(base.site(), self.site(), leave=replaced(base.site(), set(os.listdir(self.site()))))
+        adopt_commands(os.path.join(base.venv, "bin"), os.path.join(self.venv, "bin"), self.python)
+        # Last, because NumPy and others that it imports are there now.
+        self.do_without_desktop(pip)
 
     def imports(self, name: str) -> bool:
         command = [self.python, "-c", "import " + name]
@@ -207,16 +231,26 @@ class Environment:
 
 def distributions() -> List[str]:
     """The ROS 2 distributions that there are versions for, Jazzy first."""
-    return [JAZZY] + [name.split(".")[-2] for name in sorted(glob.glob(lock_of_other("*")))]
+    return [JAZZY] + [name.split(".")[-2] for name in sorted(glob.glob(lock_of_other("*"))) if name != OLDEST]
 
 
 def lock_of_other(ros: str) -> str:
     return os.path.join(ROOT, "requirements.{}.lock".format(ros))
 
 
-def packages_of(ros: str) -> Tuple[str, str]:
+def names_in(lock: str) -> List[str]:
+    """Names of the packages in the text of a lock file, in their order, each once."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE)
+    return sorted(set(found), key=found.index)
+
+
+def packages_of(ros: str, oldest: bool = False) -> Tuple[str, str]:
     """What pip is asked for, and every version, as the texts of two files."""
     requirements, lock = read(REQUIREMENTS), read(LOCK)
+    if oldest:
+        other = names_in(read(OLDEST))
+        kept = [line for line in lock.splitlines(True) if line.partition("==")[0] not in other]
+        lock = "".join(kept) + read(OLDEST)
     if ros == JAZZY:
         return requirements, lock
     common = [line for line in lock.splitlines(True) if not line.startswith("ros-")]
@@ -277,6 +311,38 @@ def forget_broken(site: str) -> None:
         remove(leftover)
 
 
+def link_missing(source: str, target: str, leave: Iterable[str] = ()) -> None:
+    """Links into a folder what another has, unless it is there or to be left out."""
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+        for name in sorted(set(os.listdir(source)) - set(leave) - {"__pycache__"} - set(os.listdir(target))):
+            os.symlink(os.path.join(source, name), os.path.join(target, name))
+
+
+def replaced(site: str, there: Set[str]) -> Set[str]:
+    """Names in a site-packages of all packages that bring a module which is `there`, in another site-packages."""
+    gone: Set[str] = set()
+    for record in glob.glob(os.path.join(site, "*.dist-info", "RECORD")):
+        with open(record, newline="", encoding="utf-8") as file:
+            names = {row[0].split("/")[0] for row in csv.reader(file) if row} - {"..", "__pycache__"}
+        if names & there:
+            gone |= names
+    return gone
+
+
+def adopt_commands(source: str, target: str, python: str) -> None:
+    """Has the commands of another environment in this one too; those in Python are run by this one's."""
+    for name in sorted(set(os.listdir(source)) - set(os.listdir(target))):
+        with open(os.path.join(source, name), "rb") as file:
+            first, rest = file.readline(), file.read()
+        if re.match(rb"#!.*/python[0-9.]*\s*$", first):
+            with open(os.path.join(target, name), "wb") as file:
+                file.write(b"#!" + os.fsencode(python) + b"\n" + rest)
+            shutil.copymode(os.path.join(source, name), os.path.join(target, name))
+        else:
+            os.symlink(os.path.join(source, name), os.path.join(target, name))
+
+
 def make(venv: str, ros: str) -> None:
     """Brings the environment up to date; raises SetupError with one line where that cannot be."""
     began, environment = time.time(), Environment(venv)
@@ -296,7 +362,9 @@ def make(venv: str, ros: str) -> None:
     compiler = find_compiler() if messages and not read(environment.file("messages")) else []
 
     title = "making {} with {}".format(venv, python["name"])
-    environment.step("venv", title, [venv, str(python["series"])], lambda: environment.create(python))
+    environment.step(
+        "venv", title, [venv, str(python["series"])], lambda: environment.create(python["executable"], DISK_GB_CPU)
+    )
     packages = packages_of(ros)
     environment.step("packages", "installing packages", packages, lambda: environment.install_packages(*packages))
     if messages:
@@ -306,7 +374,16 @@ def make(venv: str, ros: str) -> None:
     title = "installing " + ", ".join(map(os.path.basename, modules))
     inputs = [text for folder in modules for text in contents(folder)] + [ROOT, read(LIBRARIES)]
     environment.step("modules", title, inputs, lambda: environment.install_modules(modules))
-    say(f"{venv} is ready after {time.time() - began:.0f} s" if environment.worked else f"{venv} is up to date")
+    environment.say_ready(began)
+
+
+def make_oldest(venv: str, base: str) -> None:
+    """Brings the environment with the oldest versions up to date with `base`, which is; raises SetupError."""
+    began, environment, lock = time.time(), Environment(venv), read(OLDEST)
+    inputs = [venv, base, read(Environment(base).file("modules")), lock]
+    title = "making {} with the oldest versions".format(venv)
+    environment.step("oldest", title, inputs, lambda: environment.install_oldest(Environment(base), lock))
+    environment.say_ready(began)
 
 
 def main() -> None:
@@ -314,6 +391,7 @@ def main() -> None:
     parser.add_argument(
         "--ros", default=JAZZY, help="one of {} (default: %(default)s)".format(", ".join(distributions()))
     )
+    parser.add_argument("--oldest", action="store_true", help="make DIR.oldest too, with the oldest versions")
     parser.add_argument(
         "--venv", help="the folder to make (default: .venv of this checkout; .venv.ROS for another ROS)"
     )
@@ -329,6 +407,8 @@ def main() -> None:
         if args.ros not in distributions():
             raise SetupError("no versions for ROS={}; there are {}".format(args.ros, ", ".join(distributions())))
         make(venv, args.ros)
+        if args.oldest:
+            make_oldest(venv + ".oldest", venv)
     except (SetupError, OSError) as error:
         sys.exit(f"setup: error: {error}")
     except KeyboardInterrupt:
