@@ -227,7 +227,7 @@ class PairedTrainer(DetectionTrainer):
             for part in self.frozen:
                 unwrap_model(model).get_submodule(part).requires_grad_(False)
             if self.frozen:
-                LOGGER.info(f"frozen: {', '.join(self.frozen)}")
+                LOGGER.info(f"Freezing {', '.join(self.frozen)}")
         keep_exact_state(self, optimizer)
         return optimizer
 
