@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,21 @@ import yaml
 
 from rscmd_model.devices import FORMS, read_device
 from rscmd_model.errors import UserError, quoted
+from rscmd_model.option_values import (
+    Option,
+    number,
+    one_of,
+    read_classes,
+    read_either,
+    read_fraction,
+    read_freeze,
+    read_resume,
+    read_scale,
+    read_text,
+    switch,
+    text,
+    whole,
+)
 
 # What the engine lets a resumed run change; the other options stand in its checkpoint.
 RESUMABLE = (
@@ -28,156 +40,6 @@ RESUMABLE = (
     *("val", "plots", "channels_last"),
 )
 _NONE = ("none", "null", "~")
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of ultralytics.
-
-    Attributes:
-        about: what it does here; of a refused one, why it is refused.
-        takes: its values, in words; "" for a refused option.
-        read: from a word of the command line, or a value of Python, to the value; ValueError for what it does not take.
-        harmless: a refused option may be set to its default, which asks for nothing.
-    """
-
-    about: str
-    takes: str = ""
-    read: Callable[[Any], Any] | None = None
-    harmless: bool = True
-
-
-def _whole(value: Any, low: int, high: int) -> int:
-    found = _number(value, low, high)
-    if not found.is_integer():
-        raise ValueError
-    return int(found)
-
-
-def _number(value: Any, low: float, high: float) -> float:
-    if isinstance(value, str) and len(value) < 40 and re.fullmatch(_NUMBER, value.strip(), re.ASCII):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError
-    return float(value)
-
-
-def _switch(value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str) or value.strip().lower() not in words:
-        raise ValueError
-    return words[value.strip().lower()]
-
-
-def _items(value: Any) -> list[Any]:
-    """The items of a list, in brackets or not."""
-    if isinstance(value, str):
-        text = value.strip()
-        if re.fullmatch(r"\[.*\]|\(.*\)", text, re.DOTALL):
-            text = text[1:-1]
-        value = [item.strip().strip("'\"") for item in text.split(",")]
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 1000:
-        raise ValueError
-    return list(value)
-
-
-def _text(value: Any) -> str:
-    """A name or path, letter for letter."""
-    if isinstance(value, Path) or (isinstance(value, Integral) and not isinstance(value, bool)):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > 4000:
-        raise ValueError
-    if max(len(part.encode()) for part in value.split("/")) > 255:
-        raise ValueError
-    return value
-
-
-def _fraction(value: Any) -> Any:
-    if isinstance(value, (list, tuple)) or "," in str(value):
-        items = _items(value)
-        if len(items) != 2:
-            raise ValueError
-        return [_fraction(item) for item in items]
-    share = _number(value, 0, 10**9)
-    if share == 0 or (share > 1 and not share.is_integer()):
-        raise ValueError
-    return int(share) if share > 1 else share
-
-
-def _scale(value: Any) -> Any:
-    if isinstance(value, (list, tuple)) or "," in str(value):
-        low, high = (_number(item, 0.01, 100) for item in _items(value))
-        if low > high:
-            raise ValueError
-        return [low, high]
-    return _number(value, 0, 1)
-
-
-def _classes(value: Any) -> list[int]:
-    return [_whole(item, 0, 100_000) for item in (_items(value) if not isinstance(value, Integral) else [value])]
-
-
-def _freeze(value: Any) -> Any:
-    try:
-        return _whole(value, 0, 23)
-    except ValueError:
-        pass
-    items: list[int | str] = []
-    for item in _items(value):
-        try:
-            items.append(_whole(item, 0, 22))
-        except ValueError:
-            if not re.fullmatch(r"([a-z]\w*|\d{1,2})(\.\w+)*", str(item), re.ASCII) or str(item).isdigit():
-                raise
-            items.append(str(item))
-    return items
-
-
-def _either(value: Any, *others: str) -> bool | str:
-    """A switch, or one of some words."""
-    if isinstance(value, str) and value.strip().lower() in others:
-        return value.strip().lower()
-    return _switch(value)
-
-
-def _choice(value: Any, *choices: str) -> str:
-    found = {choice.lower(): choice for choice in choices}
-    if not isinstance(value, str) or value.strip().lower() not in found:
-        raise ValueError
-    return found[value.strip().lower()]
-
-
-def _resume(value: Any) -> Any:
-    if value is False or (isinstance(value, str) and value.strip().lower() in ("false", "no", "off")):
-        return False
-    if not isinstance(value, (str, Path)) or value in ("True", "true", "yes", "on"):
-        raise ValueError
-    return _text(value)
-
-
-def whole(about: str, low: int = 0, high: int = 1_000_000) -> Option:
-    return Option(about, f"a whole number from {low} to {high}", lambda value: _whole(value, low, high))
-
-
-def number(about: str, high: float = 1.0, low: float = 0.0) -> Option:
-    return Option(about, f"a number from {low:g} to {high:g}", lambda value: _number(value, low, high))
-
-
-def switch(about: str) -> Option:
-    return Option(about, "True or False", _switch)
-
-
-def one_of(about: str, *choices: str) -> Option:
-    return Option(about, f"one of {', '.join(choices)}", lambda value: _choice(value, *choices))
-
-
-def text(about: str, takes: str) -> Option:
-    return Option(about, f"{takes}, letter for letter", _text)
-
-
 _PREDICTION = "acts when ultralytics predicts: use `python -m rscmd_model.predict`"
 _EXPORT = "acts when ultralytics exports: use `python -m rscmd_model.export`"
 _TASK = "is for another task than detection"
@@ -199,7 +61,7 @@ OPTIONS: dict[str, Option] = {
     "cache": Option(
         "keeps the images in memory; disk is refused, since it would write into the data's folders",
         "True, False or ram",
-        lambda value: _either(value, "ram"),
+        lambda value: read_either(value, "ram"),
     ),
     "device": Option("where to train; see below", FORMS, read_device),
     "workers": whole("processes that load pairs; on the CPU none, since they would take its cores", 0, 1024),
@@ -219,29 +81,29 @@ OPTIONS: dict[str, Option] = {
     "rect": switch("batches of one shape each, without mosaic, mixup and cutmix; not with several processes"),
     "cos_lr": switch("the learning rate falls along a cosine, not a line"),
     "close_mosaic": whole("the last so many epochs are without mosaic, mixup and cutmix"),
-    "resume": Option("goes on with a run", "the weights/last.pt of the run to resume", _resume),
+    "resume": Option("goes on with a run", "the weights/last.pt of the run to resume", read_resume),
     "amp": Option(
         "mixed precision, on CUDA GPUs alone",
         "True, False, fp16, bf16 or fp32",
-        lambda value: _either(value, "fp16", "bf16", "fp32"),
+        lambda value: read_either(value, "fp16", "bf16", "fp32"),
     ),
     "fraction": Option(
         "trains on the first pairs alone; of two, the second is for the scored split",
         "a share above 0 and up to 1, a number of pairs, or two of these as in [0.5,100]",
-        _fraction,
+        read_fraction,
     ),
     "profile": Option("measures ONNX and TensorRT files of plain YOLO"),
     "freeze": Option(
         "holds layers still, by their numbers in yolov8.yaml (0 to 9: both backbones; 12 to 22: neck and head of every "
         "answer) or by their names in the model",
         "a number of layers, or a list of layers and names as in [0,1,backbones.thermal]",
-        _freeze,
+        read_freeze,
     ),
     "multi_scale": number("batches are resized by up to this share of imgsz"),
     "compile": Option(
         "torch.compile; needs a C++ compiler on the CPU, Triton on a GPU",
         "True, False, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs",
-        lambda value: _either(value, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        lambda value: read_either(value, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     ),
     "channels_last": switch("layout of the tensors in memory; the default is True where it is faster"),
     "overlap_mask": Option(_TASK),
@@ -266,7 +128,7 @@ OPTIONS: dict[str, Option] = {
     "classes": Option(
         "trains and scores on objects of these classes alone; the others are background",
         "numbers of classes, as in 0 or [0,2]",
-        _classes,
+        read_classes,
     ),
     "retina_masks": Option(_TASK),
     "embed": Option(_PREDICTION),
@@ -314,7 +176,7 @@ OPTIONS: dict[str, Option] = {
     "scale": Option(
         "pairs are made smaller or larger by up to this share",
         "a number from 0 to 1, or two factors as in [0.5,2]",
-        _scale,
+        read_scale,
     ),
     "shear": number("pairs are sheared by up to so many degrees", 89),
     "perspective": number("perspective of the pairs changes by up to this much; 0 to 0.001 is usual"),
@@ -361,7 +223,7 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
         if key in given:
             raise UserError(f"{quoted(key)} is given twice: leave one out")
         given[key] = value
-        if key in OPTIONS:
+        if key in OPTIONS and key in defaults():
             _read(key, value)  # now, so that the first wrong word is the one that is named
     return check_options(given)
 
@@ -375,8 +237,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     read: dict[str, Any] = {}
     for key, value in options.items():
-        if key not in OPTIONS:
-            near = difflib.get_close_matches(key[:60], OPTIONS, 1)
+        if key not in OPTIONS or key not in defaults():  # the table may have rows of a newer ultralytics
+            near = difflib.get_close_matches(key[:60], OPTIONS.keys() & defaults().keys() - {key}, 1)
             raise UserError(f"unknown training option {quoted(key)}" + (f"; did you mean {near[0]}?" if near else ""))
         read[key] = _read(key, value)
     if read.get("save_conf") and not read.get("save_txt"):
@@ -396,7 +258,7 @@ def _read(key: str, value: Any) -> Any:
     option, default = OPTIONS[key], defaults()[key]
     if value is None and default is None:
         return None
-    if default is None and option.harmless and option.read is not _text and str(value).strip().lower() in _NONE:
+    if default is None and option.harmless and option.read is not read_text and str(value).strip().lower() in _NONE:
         return None
     if option.read is None:
         if option.harmless and str(value).strip().lower() == str(default).lower():
