@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor, await_or_execute
 
-from rscmd_model.errors import as_line, one_line, shown
+from rscmd_model.errors import as_line, one_line, quoted, shown
 from rscmd_ros.diagnostics import Throttle
 
 _SAY_AGAIN_AFTER = 10.0
@@ -96,6 +98,32 @@ class GuardedExecutor(SingleThreadedExecutor):
         if self._faults.allows(f"{what} {type(error).__name__}"):
             self._logger.error(f"{what} failed, and the node goes on: {shown(one_line(error), _LONGEST)}")
             self._logger.debug("\n".join(map(as_line, traceback.format_exc().splitlines())))
+
+
+def refuse_impossible_transitions(node: Any) -> None:
+    """Have the service change_state of a lifecycle node answer `success: false` where rclpy's own callback may raise.
+
+    A warning says what was asked and what would be possible, at most every ten seconds.
+    """
+    refusals = Throttle(_SAY_AGAIN_AFTER)
+
+    def answer(change: Callable[[Any, Any], Any], request: ChangeState.Request, response: ChangeState.Response) -> Any:
+        wanted, possible = request.transition, node._state_machine.available_transitions
+        if any(label == wanted.label if wanted.label else number == wanted.id for number, label, *_ in possible):
+            return change(request, response)
+        if refusals.allows("change_state"):
+            asked = quoted(wanted.label) if wanted.label else f"of id {wanted.id}"
+            choice = ", ".join(f"{label} ({number})" for number, label, *_ in possible) or "none"
+            node.get_logger().warning(
+                f"change_state refused: transition {asked} is not possible while the node is "
+                f"{node._state_machine.current_state[1]}; possible: {choice}"
+            )
+        response.success = False
+        return response
+
+    for service in node.services:
+        if service.srv_type is ChangeState:
+            service.callback = partial(answer, service.callback)
 
 
 def refusal(request: Any, response: Any, reason: str) -> Any:

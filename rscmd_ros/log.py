@@ -19,7 +19,7 @@ _MOST_LINES = 100
 
 # rclpy tells callers apart, and names them on /rosout, by the first file on the stack that is none of these.
 rcutils_logger.CallerId()
-rcutils_logger._internal_callers.append(__file__)
+getattr(rcutils_logger, "_internal_callers", []).append(__file__)  # a private name: without it they are named wrongly
 
 
 @cache

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -28,13 +27,14 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from rscmd_model.errors import UserError, as_line, one_line, quoted
+from rscmd_model.errors import UserError, as_line, one_line
 from rscmd_ros import parameters
 from rscmd_ros.condition import Condition, Facts
 from rscmd_ros.conversions import ConversionError
 from rscmd_ros.detection import PairDetector, load_predictor
-from rscmd_ros.diagnostics import JOB_KINDS, Tally, Throttle, diagnostic_array
+from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
 from rscmd_ros.fallback import Fallback
+from rscmd_ros.guard import refuse_impossible_transitions
 from rscmd_ros.intake import Intake
 from rscmd_ros.log import clean_logger
 from rscmd_ros.outputs import (
@@ -89,10 +89,7 @@ class DetectorNode(LifecycleNode):
         self._tell_mode("none")
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(SetBool, "~/enable", self._enable)
-        self._refusals = Throttle(10.0)
-        for service in self.services:
-            if service.srv_type is ChangeState:
-                service.callback = partial(self._change_state, service.callback)
+        refuse_impossible_transitions(self)
         # These tick in real time, whatever a bag's clock does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline_timer = self.create_timer(0.01, self._poll, clock=steady)
@@ -168,23 +165,6 @@ class DetectorNode(LifecycleNode):
                 f"the node stays unconfigured: correct the parameter (ros2 param set {name} ...), then "
                 f"ros2 lifecycle set {name} configure, and activate"
             )
-
-    def _change_state(
-        self, change: Callable[..., ChangeState.Response], request: ChangeState.Request, response: ChangeState.Response
-    ) -> ChangeState.Response:
-        """Refuse a transition that is not possible now; rclpy's own callback `change` may raise (ros2/rclpy#1209)."""
-        wanted, possible = request.transition, self._state_machine.available_transitions
-        if any(label == wanted.label if wanted.label else number == wanted.id for number, label, *_ in possible):
-            return change(request, response)
-        if self._refusals.allows("change_state"):
-            asked = quoted(wanted.label) if wanted.label else f"of id {wanted.id}"
-            choice = ", ".join(f"{label} ({number})" for number, label, *_ in possible) or "none"
-            self.get_logger().warning(
-                f"change_state refused: transition {asked} is not possible while the node is {self.state}; "
-                f"possible: {choice}"
-            )
-        response.success = False
-        return response
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and make ready for images."""
