@@ -106,6 +106,15 @@ def test_the_manifest_asks_for_the_same_versions() -> None:
     assert asked == {KEYS[module]: oldest for module, (_, _, oldest) in OLDEST.items()}
 
 
+def test_the_requirements_over_a_distribution_ask_for_no_less() -> None:
+    """What comes from pip alone; the rest is as new as the distribution."""
+    asked = [Requirement(line) for line in (ROOT / "requirements.ros.txt").read_text().splitlines() if line[:1] != "#"]
+    floors = {r.name: s.version for r in asked for s in r.specifier if s.operator == ">="}
+    assert {m: floors.get(OLDEST[m][1]) for m in ("torch", "ultralytics")} == {
+        m: OLDEST[m][2] for m in ("torch", "ultralytics")
+    }
+
+
 def test_the_tests_can_be_run_with_the_oldest_versions() -> None:
     """torch is too large to be had twice."""
     text = (ROOT / "requirements.oldest.lock").read_text()
