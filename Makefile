@@ -33,7 +33,7 @@ demo: setup
 	@$(venv) -m rscmd_ros.demo
 
 # A worker of pytest that crashes ends the run: with another in its place, xdist waits for the lost tests for ever.
-pytest := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+pytest := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 20
 test: setup
 	@$(venv) -m ruff format --check .
 	@$(venv) -m ruff check .

@@ -2,8 +2,8 @@
 
 The header grows by new keys, which older readers leave alone. A file has the lowest format version whose reader does
 not misread it: a reader of version 1 would stretch thermal images where a registration is asked for, so a file with one
-has version 2, and every other file stays readable for both. Of the model's settings only those are written that differ
-from what a reader takes without them (`UNWRITTEN`): a new setting keeps out no reader of today until it is used.
+has version 2, and every other file stays readable for both. A model setting is written only where it
+differs from the value that a missing one stands for (`UNWRITTEN`): a new setting keeps out no older reader until used.
 
 Model files are read, never mapped: a file that is overwritten while it is mapped ends the process (SIGBUS).
 """

@@ -7,6 +7,7 @@ that is no longer what was written.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,17 @@ def save_model(path: str | Path, model: RscmdModel, header: ModelHeader) -> None
     text = header.to_json()
     with whole_file(path) as aside:
         # Written by Python, with the permissions of any new file; save_file would let nobody but its user read it.
-        aside.write_bytes(save(weights, metadata={HEADER: text, DIGEST: _digest(text, weights)}))
+        aside.write_bytes(_in_order(save(weights, metadata={HEADER: text, DIGEST: _digest(text, weights)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata by name: safetensors has no order, and equal models give equal files."""
+    size = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:size])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[size:]
 
 
 def load_model(path: str | Path) -> tuple[RscmdModel, ModelHeader]:

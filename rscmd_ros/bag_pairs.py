@@ -37,6 +37,9 @@ class PairingOptions:
 
     def __post_init__(self) -> None:
         """Raises UserError naming the option that is out of range."""
+        for name in ("slop_ms", "deadline_ms", "thermal_offset_ms"):
+            if isinstance(whole := getattr(self, name), int):  # as the node takes 20 for 20.0
+                object.__setattr__(self, name, float(whole))
         problem = problem_with({**vars(Settings()), **vars(self)})
         if problem:
             raise UserError(problem)

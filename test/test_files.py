@@ -33,8 +33,8 @@ from rscmd_model.files import whole_file
 def main():
     with whole_file(Path(sys.argv[1])) as aside:
         aside.write_text("half")
-        print("writing", flush=True)
         try:
+            print("writing", flush=True)
             time.sleep(60)
         finally:
             print("tidying", flush=True)

@@ -224,7 +224,7 @@ def test_calls_and_messages_that_nobody_should_send(detector: Detector, cameras:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_still_ends_when_told_to(cameras: Cameras, tmp_path: Path, number: int) -> None:
+def test_it_still_ends_when_told_to(tmp_path: Path, number: int) -> None:
     """While a timer raises all the time."""
     spoilt = """
 from rscmd_ros.node import DetectorNode
@@ -235,7 +235,6 @@ DetectorNode._each_second = report
     detector = Detector(tmp_path, spoilt, autostart=False)
     try:
         detector.wait_for("a callback of rclpy's Timer failed, and the node goes on: ValueError: no report")
-        assert cameras.state() == "unconfigured"
         assert detector.end(number) == 0
         assert detector.text.count("no report") == 1
     finally:

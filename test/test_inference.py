@@ -141,8 +141,8 @@ def test_control_answers_a_pair_by_its_own_modality(tmp_path: Path) -> None:
 
 def test_absent_device_and_half_on_the_cpu(tmp_path: Path) -> None:
     file = model_file(tmp_path / "m.safetensors")
-    for device in ("cuda:99", "gpu", "mps"):
-        with pytest.raises(UserError, match="is not there"):
+    for device, problem in (("cuda:99", "is not there"), ("mps", "is not there"), ("gpu", "is not one of: auto, cpu")):
+        with pytest.raises(UserError, match=problem):
             Predictor(file, device=device)
     with pytest.raises(UserError, match="CUDA"):
         Predictor(file, device="cpu", half=True)

@@ -95,6 +95,7 @@ def test_every_imported_ros_package_is_declared() -> None:
     keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
     keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
+    keys |= dict.fromkeys(("backports", "compression", "lz4"), "python3-rosbags-pip")  # or Python 3.14 itself
     own = {"rscmd_model", "rscmd_ros"}
     imported = set()
     for source in [*ROOT.glob("rscmd_*/**/*.py"), *ROOT.glob("launch/*.py")]:
