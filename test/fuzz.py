@@ -17,8 +17,8 @@ from itertools import count
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FACTOR = "20"
-_TEST, _PASSED = re.compile(r"^(test/\S+::\S+?):$"), re.compile(r"- (\d+) passing examples")
+FACTOR = "5"
+_TEST, _PASSED = re.compile(r"^(test/\S+::.+):$"), re.compile(r"- (\d+) passing,")
 
 
 def run(file: Path, seed: int) -> tuple[Counter[str], str]:
