@@ -21,9 +21,8 @@ _PICTURES = (
     ".mpo", ".nef", ".pbm", ".pfm", ".pgm", ".pnm", ".ppm", ".raw", ".rjpeg", ".seq", ".tga", ".webp",
 )  # fmt: skip
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt")
-_ByName = dict[
-    str, list[tuple[str, str, Path]]
-]  # split, stem of the pair, image by the file's own stem in small letters
+_ByName = dict[str, list[tuple[str, str, Path]]]
+"""By the stem of a file in small letters: split, stem of the pair, image."""
 _LABELS = (".json", ".label", ".labels", ".lbl", ".text", ".txt", ".xml")
 
 
@@ -148,10 +147,8 @@ class _Names:
     def _label(self, file: Path, stem: str, inner: str, place: Place | None, own_split: str) -> str:
         """Why a label file (`inner`: its path below its folder, without suffix) belongs to no pair."""
         if place is None:
-            folders = [str(p.folder) for p in self.labels if own_split in ("", p.split)] or [
-                "the label file of the set"
-            ]
-            return f"labels are read from {' and '.join(dict.fromkeys(folders[:3]))}"
+            folders = [str(p.folder) for p in self.labels if own_split in ("", p.split)]
+            return f"labels are read from {' and '.join(dict.fromkeys(folders[:3])) or 'the label file of the set'}"
         if file.suffix != place.suffix:
             return f"its suffix is {file.suffix}, and {place.suffix} is read"
         own = [row for row in self.images.get(stem.lower(), []) if place.split in ("", row[0])]
