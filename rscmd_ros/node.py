@@ -17,7 +17,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.exceptions import ParameterNotDeclaredException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_policy_name_from_kind
@@ -111,12 +110,12 @@ class DetectorNode(LifecycleNode):
             self.get_logger().warning(line)
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """As rclpy's; the reason to refuse is one printable line, whatever the request holds."""
-        try:
-            result = super().set_parameters_atomically(parameter_list)
-        except ParameterNotDeclaredException:
-            strange = [parameter.name for parameter in parameter_list if not self.has_parameter(parameter.name)]
+        """As rclpy's, which takes a parameter without a name; the reason to refuse is one printable line."""
+        strange = [parameter.name for parameter in parameter_list if not self.has_parameter(parameter.name)]
+        if strange:
             result = SetParametersResult(successful=False, reason="; ".join(unused(strange, ())))
+        else:
+            result = super().set_parameters_atomically(parameter_list)
         result.reason = as_line(result.reason)
         return result
 

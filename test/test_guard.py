@@ -205,6 +205,9 @@ def test_calls_and_messages_that_nobody_should_send(detector: Detector, cameras:
         request = SetParametersAtomically.Request(parameters=odd)
         result = cameras.call(SetParametersAtomically, "set_parameters_atomically", request).result
         assert (result.successful, str(kind) in result.reason) == (False, True)
+    nameless = [ParameterMsg(name="", value=ParameterValue(type=2, integer_value=1))]
+    answer = cameras.call(SetParameters, "set_parameters", SetParameters.Request(parameters=nameless))
+    assert [(r.successful, "'' is unknown and not used" in r.reason) for r in answer.results] == [(False, True)]
     asked = GetTypeDescription.Request(type_name="x/msg/Y", type_hash="RIHS01_00")
     assert not cameras.call(GetTypeDescription, "get_type_description", asked).successful
     for _ in range(50):
