@@ -92,8 +92,8 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
     """A model with random weights, and what can be exported of it here: format to file."""
     import torch
 
-    from rscmd_model.config import method_config
     from rscmd_model.export import export
+    from rscmd_model.methods import method_config
     from rscmd_model.model import RscmdModel
     from rscmd_model.model_file import ModelHeader, save_model
     from rscmd_model.thermal import ThermalContract

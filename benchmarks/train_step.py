@@ -32,9 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils import NUM_THREADS
 from ultralytics.utils.torch_utils import ModelEMA
 
-from rscmd_model.config import METHODS, ModelConfig, parse_method
+from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
+from rscmd_model.methods import METHODS, parse_method
 from rscmd_model.model import RscmdModel
 
 PARTS = ("forward", "loss", "backward", "update")

@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.ablation_plot import answer_name, plot_ablation
-from rscmd_model.config import SCALES, parse_method
+from rscmd_model.config import SCALES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.methods import parse_method
 from rscmd_model.options import parse_options, word
 
 RECIPE = {"val": False, "plots": False, "verbose": False}  # what an ablation adds to ultralytics' defaults

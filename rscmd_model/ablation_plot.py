@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.config import parse_method
 from rscmd_model.files import whole_file
+from rscmd_model.methods import parse_method
 
 LABELS = {"mAP50": "mAP50", "mAP50_95": "mAP50:95"}
 
 
 def answer_name(method: str, branch: str) -> str:
     """How an answer is called in tables and pictures: the method's main one by the method's name alone."""
-    return method if branch == parse_method(method).branches[0] else f"{method}, {branch} branch alone"
+    return method if branch == parse_method(method).answers[0] else f"{method}, {branch} branch alone"
 
 
 def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:

@@ -112,6 +112,6 @@ def _seconds(backend: Backend, pair: np.ndarray) -> float:
     taken = []
     for _ in range(_ROUNDS + 1):
         started = time.perf_counter()
-        backend.forward(pair, backend.header.config.branches[0])
+        backend.forward(pair, backend.header.config.answers[0])
         taken.append(time.perf_counter() - started)
     return min(taken[1:])

@@ -1,26 +1,20 @@
-"""What a model is and how it is taught to bear faults: every choice with its default, in frozen dataclasses."""
+"""What a model is, and which faults its training plays: frozen dataclasses, read and written without torch."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, quoted
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
-CHOICES = {
-    "scale": SCALES,
-    "rsc": ("off", "own", "shared", "aux"),
-    "md": ("off", "stop", "map", "project"),
-    "branch": ("lean", "full"),
-    "fusion": ("sum", "adapt"),
-}
 MOST_CLASSES = 10_000
-_LARGEST_NUMBER = 1e6
 _LONGEST_NAME = 200
+_LARGEST_NUMBER = 1e6
+_MOST_SETTINGS = 100
 
 
 def is_number(value: Any) -> bool:
@@ -43,103 +37,141 @@ def check_names(names: Mapping[Any, Any]) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture and objective of one detector.
+    """What a detector is: its size, its method, and what it answers. `methods.method_config` builds one.
+
+    Nothing here needs torch, so that an exported model's header is read without it. Whether a method has these settings
+    and gives these answers is checked where its class is at hand, in `RscmdModel`.
 
     Attributes:
-        scale: width and depth of YOLOv8: n, s, m, l or x.
+        scale: width and depth of the layers: n, s, m, l or x.
+        method: a key of `methods.METHODS`.
+        settings: the settings of the method that are not what a missing one stands for; texts and numbers by name.
         modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
-        rsc: representation space constraint, the loss that each modality bears alone. "off", "own" (a detection branch
-            for each modality, thrown in at training and shipped), "shared" (the fused branch's weights answer for
-            each modality too; no extra parameters) or "aux" (no constraint but its control: the same two branches,
-            trained on the fused features and left unused afterwards; what they gain is deep supervision).
-        md: modality decoupling, what of the fused loss reaches a backbone. "off" (all of it), "stop" (none), "map"
-            (its gradient without the part that opposes the unimodal gradient, at the unimodal gradient's size) or
-            "project" (the same at its own size).
-        md_from, md_until: the share of the training, 0 to 1, between which md holds; outside it md is off.
-        branch: the unimodal branches of rsc "own": "lean" (coarse features added to fine ones and a light head, at a
-            quarter of the arithmetic) or "full" (neck and head like the fused one's).
-        fusion: how the two streams meet. "sum" (of the backbones' features) or "adapt" (the same, each feature through
-            a 1x1 convolution of its own first).
-        lambda_visible, lambda_thermal: weight of each unimodal loss, more than 0.
+        answers: names of the answers this model can give, the main one first: "fused" and/or modalities.
 
     Raises:
-        UserError: a value is not one of those.
+        UserError: a value is none of those.
     """
 
     scale: str = "n"
+    method: str = "rscmd"
+    settings: Mapping[str, str | float] = field(default_factory=dict)
     modalities: tuple[str, ...] = MODALITIES
-    rsc: str = "own"
-    md: str = "project"
-    md_from: float = 0.0
-    md_until: float = 1.0
-    branch: str = "lean"
-    fusion: str = "sum"
-    lambda_visible: float = 1.0
-    lambda_thermal: float = 1.0
+    answers: tuple[str, ...] = ("fused", *MODALITIES)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.modalities, list | tuple):
-            raise UserError(f"model modalities are a list, as in [visible, thermal], got {self.modalities!r}")
-        object.__setattr__(self, "modalities", tuple(self.modalities))
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"model {name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("md_from", "md_until", "lambda_visible", "lambda_thermal"):
-            value = getattr(self, name)
-            if not is_number(value) or not abs(value) <= _LARGEST_NUMBER:
-                raise UserError(f"model {name} {value!r} is not a number, or beyond {_LARGEST_NUMBER:g}")
+        if self.scale not in SCALES:
+            raise UserError(f"scale {quoted(self.scale)} is not one of {', '.join(SCALES)}")
+        if not _is_name(self.method):
+            raise UserError(f"method {quoted(self.method)} is no name of a method")
+        if not isinstance(self.settings, Mapping) or len(self.settings) > _MOST_SETTINGS:
+            raise UserError(f"settings are values by name, at most {_MOST_SETTINGS}, got {quoted(self.settings)}")
+        for name, value in self.settings.items():
+            number: Any = value if is_number(value) else None
+            if not _is_name(name) or not (_is_name(value) or (number is not None and abs(number) <= _LARGEST_NUMBER)):
+                raise UserError(
+                    f"setting {quoted(name)}={quoted(value)} is no word by name, nor a number up to {_LARGEST_NUMBER:g}"
+                )
+        for name, known in (("modalities", MODALITIES), ("answers", ("fused", *MODALITIES))):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not values or any(v not in known for v in values):
+                raise UserError(f"{name} are a list of some of {', '.join(known)}, got {quoted(values)}")
+            object.__setattr__(self, name, tuple(values))
         if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
-            raise UserError(f"model modalities {self.modalities} are not visible, thermal or both")
-        if len(self.modalities) == 1 and (self.rsc, self.md) != ("off", "off"):
-            raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: rsc and md must be off")
-        if self.md != "off" and self.rsc in ("off", "aux"):
-            raise UserError(
-                f"md={self.md} needs a unimodal loss for each backbone: set rsc to own or shared, or md to off"
-            )
-        if not 0 <= self.md_from < self.md_until <= 1:
-            raise UserError(
-                f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "
-                "give 0 <= md_from < md_until <= 1"
-            )
-        if len(self.modalities) == 1 and self.fusion != "sum":
-            raise UserError(f"a {self.modalities[0]}-only model has nothing to fuse: leave fusion alone")
-        if not all(0 < weight < float("inf") for weight in (self.lambda_visible, self.lambda_thermal)):
-            raise UserError(
-                "lambda_visible and lambda_thermal must be more than 0; for no unimodal loss set rsc to off"
-            )
+            raise UserError(f"modalities {', '.join(self.modalities)} are not visible, thermal or both in this order")
+        main = "fused" if len(self.modalities) == 2 else self.modalities[0]
+        if self.answers[0] != main or len(set(self.answers)) < len(self.answers):
+            raise UserError(f"answers {', '.join(self.answers)} do not begin with {main}, or name one twice")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Checkpoints from before there were methods hold an object with a flag for each choice.
+        self.__dict__.update(state if "method" in state else ModelConfig.from_flags(state).__dict__)
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        """Names of the answers this model can give, the main one first: "fused" and/or modalities."""
-        if len(self.modalities) == 1:
-            return self.modalities
-        return ("fused", *self.modalities) if self.rsc in ("own", "shared") else ("fused",)
-
-    @property
-    def taught(self) -> tuple[str, ...]:
-        """Names of the answers that bear a loss in training, the main one first."""
-        return ("fused", *self.modalities) if self.rsc == "aux" else self.branches
-
-    def weight(self, branch: str) -> float:
-        """Weight of a branch's loss in the total."""
-        if len(self.modalities) == 1 or branch == "fused":
-            return 1.0
-        return self.lambda_visible if branch == "visible" else self.lambda_thermal
+    def title(self) -> str:
+        """The method with its changes, as it is written on a command line: "rscmd+md=map"."""
+        values = {k: f"{v:g}" if is_number(v) else v for k, v in self.settings.items()}
+        return "+".join([self.method, *(f"{name}={value}" for name, value in values.items())])
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelConfig:
         """Build from plain types; unknown keys are refused with the nearest real one named (`UserError`)."""
-        known = [field.name for field in fields(ModelConfig)]
+        known = [f.name for f in fields(ModelConfig)]
         for key in data:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise UserError(f"unknown model setting {key!r}{hint}")
+                raise UserError(f"unknown model setting {quoted(key)}{hint}")
         return ModelConfig(**data)
+
+    @staticmethod
+    def from_flags(flags: Mapping[str, Any]) -> ModelConfig:
+        """Build from the flags that described a model in files of format 2 and older, all of them.
+
+        Raises:
+            UserError: a flag is missing, is not known, or has no such value.
+        """
+        if set(flags) != set(FLAGS):
+            odd = sorted(map(str, set(flags) ^ set(FLAGS)))
+            raise UserError(f"unknown or missing model setting {quoted(odd[0])}")
+        for name, words in _FLAG_WORDS.items():
+            if flags[name] not in words:
+                raise UserError(f"model {name} {quoted(flags[name])} is not one of {', '.join(words)}")
+        modalities, rsc, md = flags["modalities"], flags["rsc"], flags["md"]
+        if not isinstance(modalities, list | tuple):
+            raise UserError(f"modalities are a list, got {quoted(modalities)}")
+        names = ["rsc", "branch", "fusion", "lambda_visible", "lambda_thermal", "md", "md_from", "md_until"]
+        if len(modalities) == 1:
+            method, names = str(modalities[0]), []
+        elif rsc in ("off", "aux"):
+            method, names = ("sum", ["fusion"]) if rsc == "off" else ("aux", names[1:5])
+        else:
+            method, names = ("rsc", names[:5]) if md == "off" else ("rscmd", names)
+        # A unimodal branch was of one kind or the other only where it was the modality's own.
+        used = [name for name in names if name != "branch" or rsc != "shared"]
+        answers = ("fused", *modalities) if method in ("rsc", "rscmd") else ("fused",)
+        return ModelConfig(
+            scale=flags["scale"],
+            method=method,
+            settings={name: flags[name] for name in used if flags[name] != FLAGS[name]},
+            modalities=tuple(modalities),
+            answers=answers if len(modalities) == 2 else tuple(modalities),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back."""
-        return {**asdict(self), "modalities": list(self.modalities)}
+        return {
+            "scale": self.scale,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "modalities": list(self.modalities),
+            "answers": list(self.answers),
+        }
+
+
+FLAGS: dict[str, Any] = {
+    "scale": "n",
+    "modalities": list(MODALITIES),
+    "rsc": "own",
+    "md": "project",
+    "md_from": 0.0,
+    "md_until": 1.0,
+    "branch": "lean",
+    "fusion": "sum",
+    "lambda_visible": 1.0,
+    "lambda_thermal": 1.0,
+}
+"""The flags of old files, each with the value for which `ModelConfig.settings` names nothing. Never change a value."""
+_FLAG_WORDS = {
+    "rsc": ("off", "own", "shared", "aux"),
+    "md": ("off", "stop", "map", "project"),
+    "branch": ("lean", "full"),
+    "fusion": ("sum", "adapt"),
+}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable() and len(value) <= _LONGEST_NAME
 
 
 @dataclass(frozen=True)
@@ -167,47 +199,3 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation()
-
-METHODS = {
-    "visible": ModelConfig(modalities=("visible",), rsc="off", md="off"),
-    "thermal": ModelConfig(modalities=("thermal",), rsc="off", md="off"),
-    "sum": ModelConfig(rsc="off", md="off"),
-    "aux": ModelConfig(rsc="aux", md="off"),
-    "rsc": ModelConfig(md="off"),
-    "rscmd": ModelConfig(),
-}
-
-
-def parse_method(text: str, **changes: Any) -> ModelConfig:
-    """A method as it is written on a command line, such as "rscmd" or "rsc+rsc=shared+lambda_visible=2".
-
-    Args:
-        text: name of a method, then settings of `ModelConfig` joined by "+".
-        changes: further settings; None leaves one alone.
-
-    Raises:
-        UserError: no such method or setting, or a combination that makes no sense.
-    """
-    method, *words = text.split("+")
-    base = method_config(method, **changes).to_dict()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"method {text!r}: expected setting=value after '+', as in rscmd+md=map, got {word!r}")
-        default = getattr(ModelConfig, key, None)
-        try:
-            base[key] = float(value) if isinstance(default, float) else value
-        except ValueError:
-            raise UserError(f"method {text!r}: {key} needs a number, got {value!r}") from None
-    return ModelConfig.from_dict(base)
-
-
-def method_config(method: str, **changes: Any) -> ModelConfig:
-    """The configuration of a method by name (a key of `METHODS`), with some settings changed (None leaves one alone).
-
-    Raises:
-        UserError: no such method, or a combination that makes no sense.
-    """
-    if method not in METHODS:
-        raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    return replace(METHODS[method], **{k: v for k, v in changes.items() if v is not None})

@@ -61,7 +61,7 @@ class StepMeter:
         steps = 1000 * statistics.median(self.seconds) if self.seconds else None
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "gflops": gflops(model, model.config.branches[0], imgsz),
+            "gflops": gflops(model, model.config.answers[0], imgsz),
             "step_ms": steps,
             "memory_mb": memory,
         }

@@ -62,7 +62,7 @@ class EngineBackend:
 
     def __init__(self, path: Path, device: str) -> None:
         self.header, members = read_archive(path)
-        branches = self.header.config.branches
+        branches = self.header.config.answers
         parts = pick(members, [f"{branch}.engine" for branch in branches], path)
         self._trt = needed("tensorrt", str(path))
         import torch

@@ -278,11 +278,11 @@ def _check_answer(predictor: Predictor, fault: Fault) -> None:
     if fault.drop is None:
         return
     left = MODALITIES[1 - MODALITIES.index(fault.drop)]
-    there = ", ".join(predictor.config.branches)
+    there = ", ".join(predictor.config.answers)
     if fault.answer == "branch" and left not in predictor.modalities:
-        hint = "; --answer zeros asks its fused head" if "fused" in predictor.config.branches else ""
+        hint = "; --answer zeros asks its fused head" if "fused" in predictor.config.answers else ""
         raise UserError(f"{fault.drop} lost: this model has no {left} branch to answer (it has {there}){hint}")
-    if fault.answer == "zeros" and "fused" not in predictor.config.branches:
+    if fault.answer == "zeros" and "fused" not in predictor.config.answers:
         raise UserError(f"--answer zeros: this model has no fused head to feed zeros to (it has {there})")
 
 

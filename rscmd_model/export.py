@@ -149,7 +149,7 @@ def export(
             raise UserError(f"{out} is not written, its answers are not the model's: {said}")
         megabytes = aside.stat().st_size / 2**20
     takes = "any size" if fixed is None else f"{width}x{height} px, batch {batch}"
-    print(f"{out}: {format}, {kind}, {takes}, {', '.join(header.config.branches)}, {megabytes:.1f} MiB\n{said}")
+    print(f"{out}: {format}, {kind}, {takes}, {', '.join(header.config.answers)}, {megabytes:.1f} MiB\n{said}")
     return box, score
 
 
@@ -167,7 +167,7 @@ def compare(model: Backend, made: Backend, stacks: Sequence[np.ndarray], whole: 
     boxes, scores = [np.zeros(1)], [np.zeros(1)]
     repeats = made.fixed[0] if made.fixed else 1
     for stack in stacks:
-        for branch in model.header.config.branches:
+        for branch in model.header.config.answers:
             a = model.forward(stack[None], branch)[0]
             b = made.forward(np.repeat(stack[None], repeats, 0), branch)[-1]
             if not np.isfinite(b).all():
@@ -237,7 +237,7 @@ def _write_graph(
     else:
         from rscmd_model.engine import build_engine
 
-        branches = eager.header.config.branches
+        branches = eager.header.config.answers
         engines = {f"{b}.engine": build_engine(graph([b]), half, None if fixed else largest) for b in branches}
         write_archive(path, {ARCHIVE_HEADER: eager.header.to_json().encode(), **engines})
 

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from rscmd_model.config import MODALITIES, method_config
+from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
 from rscmd_model.gradient_course import describe, plot, read_rows, write_rows
 from rscmd_model.gradients import Batch, OpenModel, measure
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
-from rscmd_model.objective import Objective
+from rscmd_model.objective import Detection
 
 if TYPE_CHECKING:
     from rscmd_model.trainer import PairedTrainer
@@ -145,7 +146,7 @@ class GradientRecorder:
             self.batches = dataset.batches(BATCH, torch.device("cpu"))
             LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a probe branch for each modality:")
             self.optimizer = trainer.build_optimizer(self.probes, name=trainer.args.optimizer, lr=trainer.args.lr0)
-        self.objective = Objective(self.open)
+        self.detection = Detection(self.open)
         kept = [row for row in (read_rows(self.csv) if self.csv.exists() else []) if row.epoch <= trainer.start_epoch]
         write_rows(self.csv, kept)
         if trainer.start_epoch:
@@ -167,7 +168,7 @@ class GradientRecorder:
         if not (model.training and isinstance(batch, dict) and torch.is_grad_enabled()):
             return
         with torch.autocast(batch["img"].device.type, enabled=False):
-            losses = self.objective.losses({m: self.probes[m](self.features[m]) for m in MODALITIES}, batch)
+            losses = self.detection.losses({m: self.probes[m](self.features[m]) for m in MODALITIES}, batch)
             total = torch.stack([p for parts in losses.values() for p in parts.values()]).sum() * len(batch["img"])
             total.backward()
 
@@ -193,7 +194,7 @@ class GradientRecorder:
                 batches,
                 epoch=epoch,
                 probes=dict(self.probes.items()),
-                losses=self.objective.losses,
+                losses=self.detection.losses,
             )
         # An epoch that is done twice (a resumed run, a recovered one) is recorded once.
         write_rows(self.csv, [*(row for row in read_rows(self.csv) if row.epoch < epoch), *rows])

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.errors import UserError
+from rscmd_model.methods.base import Features
 from rscmd_model.model import STRIDES, RscmdModel
-from rscmd_model.objective import Objective
+from rscmd_model.objective import Detection
 
 REFERENCES = {
     "probe": "a branch trained beside on the detached features, by the same recipe; the backbone never feels it",
@@ -95,11 +96,11 @@ class OpenModel(RscmdModel):
         if model.config.modalities != MODALITIES:
             raise UserError(f"a {model.config.modalities[0]}-only model has no fused loss whose gradients to measure")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights
-            super().__init__(replace(model.config, md="off"), model.names)
+            super().__init__(model.config, model.names)
         if hasattr(model, "args"):
             self.args = model.args
         self.class_weights = getattr(model, "class_weights", None)
-        self.given: dict[str, list[Tensor]] = {}
+        self.given: dict[str, Features] = {}
         self.to(next(model.parameters()).device)
         self.follow(model)
 
@@ -108,9 +109,13 @@ class OpenModel(RscmdModel):
         self.load_state_dict(model.state_dict())
         return self.train()
 
-    def features(self, x: Tensor, modality: str) -> list[Tensor]:
+    def features(self, x: Tensor, modality: str) -> Features:
         """As in the parent, unless they are given."""
         return self.given[modality] if modality in self.given else super().features(x, modality)
+
+    def split(self, features: dict[str, Features], x: Tensor) -> tuple[dict[str, Features], dict[str, Features]]:
+        """No decoupling, whatever the method does."""
+        return features, features
 
 
 def measure(
@@ -128,7 +133,7 @@ def measure(
         batches: as the trainer's, images (B, 4, H, W) in [0, 1], on the model's device.
         epoch: for the rows.
         probes: the branch that stands for each modality's unimodal loss, besides those the model has.
-        losses: the objective; default the detection losses of the model.
+        losses: box, cls and dfl of each named answer; default the detection losses of the model.
 
     Returns:
         a row for each modality, stride, reference and part.
@@ -136,7 +141,7 @@ def measure(
     Raises:
         UserError: there is no batch.
     """
-    losses = losses or Objective(model).losses
+    losses = losses or Detection(model).losses
     found: dict[tuple[str, str, str, str], list[tuple[float, ...]]] = {}
     for batch in batches:
         for key, values in _measure_batch(model, batch, probes or {}, losses).items():
@@ -175,7 +180,7 @@ def _measure_batch(
     for m in MODALITIES:
         if m in probes:
             answers["probe", m] = probes[m](features[m])
-        if m in model.config.branches:
+        if m in model.config.answers:
             answers["own", m] = own[m]
         model.given = {o: f if o == m else [torch.zeros_like(level) for level in f] for o, f in features.items()}
         answers["alone", m] = model.answers(x, ["fused"])["fused"]

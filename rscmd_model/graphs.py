@@ -76,7 +76,7 @@ def to_onnx(
         UserError: the package onnx is not installed.
     """
     onnx = needed("onnx", "a conversion to ONNX")
-    wanted = tuple(branches or header.config.branches)
+    wanted = tuple(branches or header.config.answers)
     example = torch.zeros(fixed or (1, 64, 96), dtype=torch.uint8)[..., None].repeat(1, 1, 1, 4)
     axes: dict[str, dict[int, str]] = {}
     if fixed is None:

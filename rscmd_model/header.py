@@ -1,9 +1,9 @@
 """What a model file says of itself: one JSON object, the same in every format. Reading it needs no torch.
 
-The header grows by new keys, which older readers leave alone. A file has the lowest format version whose reader does
-not misread it: a reader of version 1 would stretch thermal images where a registration is asked for, so a file with one
-has version 2, and every other file stays readable for both. A model setting is written only where it
-differs from the value that a missing one stands for (`UNWRITTEN`): a new setting keeps out no older reader until used.
+The header grows by new keys, which older readers leave alone. A model setting is written only where it differs from the
+value that a missing one stands for (`UNWRITTEN`, and `missing` of a method's setting): a new setting keeps out no older
+reader until used. Readers of version 1 and 2 know six methods as flags ("rsc", "md"), which are still read here; they
+refuse what is written now by its version, with the advice to update.
 
 Model files are read, never mapped: a file that is overwritten while it is mapped ends the process (SIGBUS).
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model import __version__
-from rscmd_model.config import ModelConfig, check_names, is_number
+from rscmd_model.config import FLAGS, ModelConfig, check_names, is_number
 from rscmd_model.errors import UserError, shown
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
-FORMAT_VERSION = 2  # the newest this reader knows
+FORMAT_VERSION = 3  # the newest this reader knows, and what it writes
 HEADER = "rscmd"
 """Under this name the header lies in the metadata of a file."""
 DIGEST = "rscmd_sha256"
@@ -36,18 +36,14 @@ _LARGEST_INDEX = 8 << 20  # of a safetensors file: some 100 bytes for each tenso
 
 UNWRITTEN: dict[str, Any] = {
     "scale": "n",
+    "settings": {},
     "modalities": ["visible", "thermal"],
-    "rsc": "own",
-    "md": "project",
-    "md_from": 0.0,
-    "md_until": 1.0,
-    "branch": "full",  # files from before there were lean branches do not name the kind they have
-    "fusion": "sum",
-    "lambda_visible": 1.0,
-    "lambda_thermal": 1.0,
+    "answers": ["fused", "visible", "thermal"],
 }
-"""What a setting is that a header does not name. Never change a value here: files would be misread. A setting that is
-new in `ModelConfig` gets the value that means "as before"."""
+"""What a field of `ModelConfig` is that a header does not name. Never change a value here: files would be misread. A
+field that is new in `ModelConfig` gets the value that means "as before"."""
+_UNWRITTEN_FLAGS = {**FLAGS, "branch": "full"}
+"""The same for headers of format 2 and older; those from before there were lean branches do not name the kind."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class ModelHeader:
     """What a model file says of itself.
 
     Attributes:
-        config: architecture and objective.
+        config: size, method and answers.
         names: class names by index 0, 1, ...
         image_size: longer side in pixels at which the network was trained, a multiple of 32, at most `LARGEST_SIDE`.
         thermal: the thermal contract of its training data.
@@ -87,23 +83,18 @@ class ModelHeader:
         if not isinstance(self.code_version, str):
             raise UserError(f"code_version {self.code_version!r} is not text")
 
-    @property
-    def format_version(self) -> int:
-        """Version of the file's format; see the module."""
-        return 1 if self.registration is None else 2
-
     def to_json(self) -> str:
         """One JSON object."""
-        settings = self.config.to_dict()
+        config = self.config.to_dict()
         plain: dict[str, Any] = {
-            "config": {k: v for k, v in settings.items() if k not in UNWRITTEN or v != UNWRITTEN[k]},
+            "config": {k: v for k, v in config.items() if k not in UNWRITTEN or v != UNWRITTEN[k]},
             "names": self.names,
             "image_size": self.image_size,
             "thermal": self.thermal.to_dict(),
             "data": self.data,
             "metrics": self.metrics,
             "code_version": self.code_version,
-            "format_version": self.format_version,
+            "format_version": FORMAT_VERSION,
         }
         if self.registration is not None:
             plain["registration"] = self.registration.to_dict()
@@ -125,7 +116,7 @@ class ModelHeader:
         names = _mapping(plain["names"], "names")
         numbers: dict[str, Any] = {str(i): i for i in range(len(names))}
         return ModelHeader(
-            config=ModelConfig.from_dict({**UNWRITTEN, **_mapping(plain["config"], "config")}),
+            config=_config(_mapping(plain["config"], "config")),
             names={numbers.get(k, k): v for k, v in names.items()},
             image_size=plain["image_size"],
             thermal=ThermalContract.from_dict(plain["thermal"]),
@@ -142,6 +133,12 @@ def check_image_size(size: Any) -> None:
     """Raises `UserError` for what is no side of a network's input in px."""
     if isinstance(size, bool) or not isinstance(size, int) or size % STRIDE or not 0 < size <= LARGEST_SIDE:
         raise UserError(f"image_size {size!r} is not a multiple of {STRIDE} from {STRIDE} to {LARGEST_SIDE}")
+
+
+def _config(plain: Mapping[str, Any]) -> ModelConfig:
+    if "method" in plain:
+        return ModelConfig.from_dict({**UNWRITTEN, **plain})
+    return ModelConfig.from_flags({**_UNWRITTEN_FLAGS, **plain})
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -225,18 +222,24 @@ def parse_header(path: Path, text: str) -> ModelHeader:
         if version <= FORMAT_VERSION:
             return ModelHeader.from_json(text)
     except (UserError, ValueError, OverflowError, RecursionError) as error:
-        problem = shown(error, 300)
+        problem: object = error
     else:
         raise UserError(
             f"{path} has format version {shown(version, 20)}, newer than the {FORMAT_VERSION} that rscmd_model "
             f"{__version__} reads: update rscmd_model"
         )
+    raise unusable(path, written_by, problem)
+
+
+def unusable(path: Path, written_by: object, problem: object) -> UserError:
+    """What to say of a file whose header has something that this version of the package cannot use."""
+    problem = shown(problem, 300)
     if isinstance(written_by, str) and written_by != __version__:
-        raise UserError(
+        return UserError(
             f"{path} was written by rscmd_model {shown(written_by, 20)}, and {__version__} cannot use its header "
             f"({problem}): update rscmd_model, or else export or train the model again"
         )
-    raise UserError(f"{path} has a damaged header ({problem}): export or train the model again")
+    return UserError(f"{path} has a damaged header ({problem}): export or train the model again")
 
 
 def damage(path: Path, problem: object) -> UserError:

@@ -112,7 +112,7 @@ class Predictor:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The cameras whose own branch can answer alone."""
-        return tuple(b for b in self.config.branches if b != "fused")
+        return tuple(b for b in self.config.answers if b != "fused")
 
     def predict(
         self,
@@ -217,7 +217,7 @@ class Predictor:
         noise = np.random.default_rng(0)  # black would go through many a damaged weight
         visible = noise.integers(0, 256, (*wide, 3), np.uint8)
         thermal = noise.integers(0, np.iinfo(depth).max, narrow, depth)
-        for branch in self.config.branches:
+        for branch in self.config.answers:
             self.predict(None if branch == "thermal" else visible, None if branch == "visible" else thermal)
 
     def _sound(self, answer: np.ndarray, pairs: int, branch: str) -> np.ndarray:
@@ -247,13 +247,13 @@ class Predictor:
             raise UserError("neither a visible nor a thermal image was given")
         lone = "visible" if thermal is None else "thermal" if visible is None else None
         if lone is None:
-            branch = self.config.branches[0]  # for a single-camera control its own modality
+            branch = self.config.answers[0]  # for a single-camera control its own modality
         elif lone in self.modalities:
             branch = lone
         else:
             raise UserError(
                 f"only the {lone} image was given, and this model has no {lone} branch of its own (it answers for: "
-                f"{', '.join(self.config.branches)}); models trained with method rsc or rscmd have both"
+                f"{', '.join(self.config.answers)}); models trained with method rsc or rscmd have both"
             )
         plane = None if thermal is None else self.thermal.apply(thermal)
         if visible is not None:

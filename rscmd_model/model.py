@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,13 @@ from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
 
 from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
-from rscmd_model.objective import Objective, decouple
+from rscmd_model.errors import UserError
+from rscmd_model.methods import method_class
+from rscmd_model.methods.base import Features, drawn
+from rscmd_model.methods.sum import Adapter
+from rscmd_model.objective import Objective
+
+__all__ = ["Adapter", "RscmdModel"]  # checkpoints from before there were methods name Adapter here
 
 STRIDES = (8, 16, 32)
 _CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
@@ -34,21 +40,6 @@ def _width(channels: int, scale: str) -> int:
 
 def _depth(repeats: int, scale: str) -> int:
     return max(round(repeats * _SCALING[scale][0]), 1)
-
-
-_Part = TypeVar("_Part", bound=nn.Module)
-
-
-def _drawn(name: str, build: Callable[..., _Part], *args: Any) -> _Part:
-    """`build(*args)`, a part whose random start depends on torch's seed and its own name alone.
-
-    So the methods of one seed share one initialisation: the visible backbone of every model starts the same, whatever
-    else the model has.
-    """
-    seed = torch.initial_seed()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed + zlib.crc32(name.encode())) % 2**63)
-        return build(*args)
 
 
 class Backbone(nn.Module):
@@ -137,29 +128,25 @@ class LeanBranch(nn.Module):
         return self.head([p3 + self.up(self.top4(p4)), p4, p5])
 
 
-class Adapter(nn.ModuleList):
-    """One modality's own 1x1 convolution (with BatchNorm) at each stride, on what the fused branch is to read."""
-
-    def __init__(self, channels: tuple[int, ...]) -> None:
-        super().__init__(Conv(c, c, 1, act=False) for c in channels)
-
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Features at the three strides -> the same shapes."""
-        return [layer(f) for layer, f in zip(self, features)]
-
-
 class RscmdModel(BaseModel):
-    """An RGB-thermal detector trained by RSC-MD, or one of its controls.
+    """An RGB-thermal detector, taught by a method.
 
     Args:
-        config: architecture and objective.
+        config: size, method and answers.
         names: class names by index.
 
     The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
+
+    Raises:
+        UserError: no such method, a setting it does not have, or answers it does not give.
     """
 
     def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
         super().__init__()
+        kind = method_class(config.method)
+        settings = kind.Settings.read(config.settings)
+        if (config.modalities, config.answers) != (kind.modalities, kind.shipped(settings)):
+            raise UserError(f"method {config.title} does not give {', '.join(config.answers)} to its modalities")
         self.config = config
         self.augmentation = Augmentation()  # the trainer sets it; it travels with the model, into checkpoints too
         self.names = dict(names)
@@ -168,16 +155,14 @@ class RscmdModel(BaseModel):
         self.yaml = {**config.to_dict(), "nc": self.nc, "channels": 4}
         self.criterion: Objective | None = None
         channels = (_width(256, config.scale), _width(512, config.scale), _width(1024, config.scale))
-        self.backbones, self.branches, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.backbones, self.branches = nn.ModuleDict(), nn.ModuleDict()
         for m in config.modalities:
-            self.backbones[m] = _drawn(f"backbone {m}", Backbone, 3 if m == "visible" else 1, config.scale)
-            if config.fusion == "adapt":
-                self.adapters[m] = _drawn(f"adapter {m}", Adapter, channels)
-        for name in config.taught if config.rsc != "shared" else ("fused",):
-            lean = config.rsc in ("own", "aux") and config.branch == "lean" and name != "fused"
-            kind = LeanBranch if lean else Branch
-            self.branches[name] = _drawn(f"branch {name}", kind, channels, config.scale, self.nc)
-        self.progress = 0.0  # share of the training that is over; set by the trainer
+            self.backbones[m] = drawn(f"backbone {m}", Backbone, 3 if m == "visible" else 1, config.scale)
+        method = kind(settings, channels)
+        for name, of in method.branches.items():
+            branch = LeanBranch if of == "lean" else Branch
+            self.branches[name] = drawn(f"branch {name}", branch, channels, config.scale, self.nc)
+        self.method = method  # after the others: the optimizer's state in a checkpoint follows this order
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)
         for head in self.heads():
             head.stride = self.stride.clone()
@@ -190,47 +175,42 @@ class RscmdModel(BaseModel):
 
     @property
     def model(self) -> list[Detect]:
-        """Where the ultralytics engine looks for the head: `model.model[-1]`."""
-        return [self.branches[self.config.branches[0]].head]
+        """Where the ultralytics trainer looks for the head: `model.model[-1]`."""
+        return [self.branches[self.config.answers[0]].head]
 
     def branch(self, name: str) -> nn.Module:
-        """The neck and head that give the answer `name`: with rsc "shared" the fused one gives them all."""
+        """The neck and head that give the answer `name`: where it has none of its own, the fused one's."""
         return self.branches[name if name in self.branches else "fused"]
 
-    def features(self, x: Tensor, modality: str) -> list[Tensor]:
+    def features(self, x: Tensor, modality: str) -> Features:
         """Features of one modality, at strides 8, 16 and 32, from the 4-channel stack."""
         return self.backbones[modality](x[:, _CHANNELS[modality]])
 
     def answers(self, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Any]:
         """The answers of some branches ("fused", "visible", "thermal") to a batch of stacks.
 
-        By default all that there are, in training all that are taught. Only what the named branches need is computed: a
+        By default all that there are, in training all that are taught. Only what the named answers need is computed: a
         unimodal answer runs one backbone.
         """
-        wanted = tuple(names or (self.config.taught if self.training else self.config.branches))
+        wanted = tuple(names or (self.method.taught if self.training else self.config.answers))
         needed = self.config.modalities if "fused" in wanted else [m for m in self.config.modalities if m in wanted]
-        alone = {m: self.features(x, m) for m in needed}
-        out: dict[str, Any] = {}
+        return self.answers_to({m: self.features(x, m) for m in needed}, x, wanted)
+
+    def answers_to(self, features: dict[str, Features], x: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
+        """As `answers`, from the features of the modalities that `wanted` needs."""
+        fused, alone = None, features
         if "fused" in wanted:
-            to_fuse = dict(alone)
-            for m in MODALITIES:  # one modality's features, once for the fused branch, once for its own
-                to_fuse[m], alone[m] = decouple(alone[m], self.decoupling())
+            to_fuse, alone = self.split(features, x)
             if self.training and self.augmentation.modality_dropout:
                 to_fuse = self._drop_modalities(x, to_fuse)
-            to_fuse = {m: self.adapters[m](f) if m in self.adapters else f for m, f in to_fuse.items()}
-            fused = [v + t for v, t in zip(to_fuse["visible"], to_fuse["thermal"])]
-            out["fused"] = self.branch("fused")(fused)
-            if self.config.rsc == "aux":
-                alone = dict.fromkeys(MODALITIES, fused)
-        out.update({m: self.branch(m)(alone[m]) for m in MODALITIES if m in wanted})
-        return out
+            fused = self.method.fuse(self, x, to_fuse)
+        return {name: self.method.answer(self, name, fused, alone) for name in wanted}
 
-    def decoupling(self) -> str:
-        """The modality decoupling in force: the config's md in its share of the training, "off" otherwise."""
-        c = self.config
-        return c.md if self.training and c.md_from <= self.progress < c.md_until else "off"
+    def split(self, features: dict[str, Features], x: Tensor) -> tuple[dict[str, Features], dict[str, Features]]:
+        """Each modality's features for the fusion, and for its own answer, as the method has it."""
+        return self.method.split(self, x, features)
 
-    def _drop_modalities(self, x: Tensor, to_fuse: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    def _drop_modalities(self, x: Tensor, to_fuse: dict[str, Features]) -> dict[str, Features]:
         """Modality dropout: in some samples, one camera's features are replaced by those of a black image.
 
         Only what the fused branch reads is replaced, so a unimodal branch is never taught to find objects in a black
@@ -238,7 +218,7 @@ class RscmdModel(BaseModel):
         goes through them: there is nothing to be learnt about a camera from an image of nothing.
         """
         draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: a camera is lost
-        out: dict[str, list[Tensor]] = {}
+        out: dict[str, Features] = {}
         for m, lost in zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1))):
             norms = [n for n in self.backbones[m].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
             for norm in norms:
@@ -252,7 +232,7 @@ class RscmdModel(BaseModel):
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
         """What the ultralytics engine calls: every answer in training, the main one in evaluation."""
-        main = self.config.branches[0]
+        main = self.config.answers[0]
         return self.answers(x) if self.training else self.answers(x, [main])[main]
 
     def init_criterion(self) -> Objective:
@@ -260,10 +240,24 @@ class RscmdModel(BaseModel):
         return Objective(self)
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch."""
+        """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch.
+
+        Args:
+            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects.
+            preds: the main answer of a validation; without it the losses of a training step are computed.
+        """
         if self.criterion is None:
             self.criterion = self.init_criterion()
-        return self.criterion(self.predict(batch["img"]) if preds is None else preds, batch)
+        if preds is not None:
+            return self.criterion.of_main(preds, batch)
+        x = batch["img"]
+        features = {m: self.features(x, m) for m in self.config.modalities}
+        return self.criterion(self, self.answers_to(features, x, self.method.taught), features, batch)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; weights from before there were methods are known by their names of then."""
+        renamed = {re.sub(r"^adapters\.", "method.adapters.", name): value for name, value in state_dict.items()}
+        return super().load_state_dict(renamed, *args, **kwargs)
 
     def set_head_attr(self, **attributes: Any) -> None:
         """Set attributes on every detection head; called by the ultralytics engine."""

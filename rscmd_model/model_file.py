@@ -18,7 +18,17 @@ from torch import Tensor
 
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
-from rscmd_model.header import DIGEST, HEADER, ModelHeader, damage, parse_header, read_header, read_metadata, read_whole
+from rscmd_model.header import (
+    DIGEST,
+    HEADER,
+    ModelHeader,
+    damage,
+    parse_header,
+    read_header,
+    read_metadata,
+    read_whole,
+    unusable,
+)
 from rscmd_model.model import RscmdModel
 
 __all__ = ["ModelHeader", "load_model", "read_header", "save_model"]
@@ -76,8 +86,11 @@ def load_model(path: str | Path) -> tuple[RscmdModel, ModelHeader]:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: weight {name!r} is not finite; copy the file again, or train the model again")
-    with torch.random.fork_rng():  # building draws initial weights, which must not disturb the caller's random state
-        model = RscmdModel(header.config, header.names)
+    try:
+        with torch.random.fork_rng():  # building draws initial weights: the caller's random state is left alone
+            model = RscmdModel(header.config, header.names)
+    except UserError as error:  # of a method or setting
+        raise unusable(path, header.code_version, error) from None
     try:
         kinds = {k: v.dtype for k, v in model.state_dict().items()}
         if any(kinds.get(k, v.dtype) != v.dtype for k, v in weights.items()):

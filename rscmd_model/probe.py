@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, method_config
+from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
@@ -25,6 +25,7 @@ from rscmd_model.errors import UserError
 from rscmd_model.evaluate import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
 from rscmd_model.train import train
@@ -37,7 +38,7 @@ class ProbeScore:
 
     Attributes:
         model: name of the model the backbone is of.
-        kind: "solo" for a detector of that modality alone, "sum", "rsc=own md=stop" and so on else.
+        kind: "solo" for a detector of that modality alone, else its method, as in "rscmd+md=stop".
         modality: of the backbone.
         mAP50, mAP50_95: by COCO's rules, 0 to 1.
         file: the probe, a single-camera model like any other.
@@ -119,9 +120,7 @@ def probe(
         file = train_probe(model, modality, data, {"val": False, **options, **folder})
         predictor = Predictor(file, device=scoring_device(options.get("device")), conf=LOWEST_SCORE, max_det=100)
         result = evaluate(predictor, config, pairs)
-        kind = {"off": "sum", "aux": "aux"}.get(header.rsc, f"rsc={header.rsc}")
-        kind = kind if len(header.modalities) == 2 else "solo"
-        kind += f" md={header.md}" if header.md != "off" else ""
+        kind = header.title if len(header.modalities) == 2 else "solo"
         found.append(ProbeScore(name, kind, modality, result["mAP50"], result["mAP50_95"], str(file)))
     return found
 

@@ -21,12 +21,13 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import CHOICES, METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
+from rscmd_model.config import MODALITIES, NO_AUGMENTATION, SCALES, Augmentation
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file, write_json
+from rscmd_model.methods import METHODS, parse_method
 from rscmd_model.options import RESUMABLE, check_options, parse_options, without_effect
 from rscmd_model.versions import require
 
@@ -147,7 +148,7 @@ def score_branches(model: Path, split: str) -> None:
     data = open_data(options["data"])
     pairs = find_pairs(data, split)
     # The main answer gets both images; a branch is what answers when the other camera is lost.
-    main, *alone = predictor.config.branches
+    main, *alone = predictor.config.answers
     faults = [Fault(), *(Fault(drop=lost) for branch in alone for lost in MODALITIES if lost != branch)]
     scores = dict(zip((main, *alone), sweep(predictor, data, pairs, faults)))
     for branch, figures in scores.items():
@@ -171,12 +172,6 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
     )
-    parser.add_argument(
-        "--rsc", choices=CHOICES["rsc"], help="unimodal branches: own, or sharing the fused one; aux: a control"
-    )
-    parser.add_argument("--md", choices=CHOICES["md"], help="what of the fused loss reaches the backbones")
-    parser.add_argument("--lambda-visible", type=float, help="weight of the visible branch's loss")
-    parser.add_argument("--lambda-thermal", type=float, help="weight of the thermal branch's loss")
     parser.add_argument(
         "--modality-dropout",
         type=float,
@@ -206,7 +201,7 @@ def main() -> None:
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
     if options.get("resume"):
-        for name in ("method", "model", "weights", "rsc", "md", "lambda_visible", "lambda_thermal"):
+        for name in ("method", "model", "weights"):
             if getattr(args, name) is not None:
                 raise UserError(f"a resumed run keeps its own model: leave out --{name.replace('_', '-')}")
     if args.score and options.get("single_cls"):
@@ -219,14 +214,7 @@ def main() -> None:
         if args.score:
             find_pairs(opened, args.score)
     method = args.method or "rscmd"
-    config = parse_method(
-        method,
-        scale=args.model,
-        rsc=args.rsc,
-        md=args.md,
-        lambda_visible=args.lambda_visible,
-        lambda_thermal=args.lambda_thermal,
-    )
+    config = parse_method(method, scale=args.model)
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)

@@ -40,6 +40,7 @@ from rscmd_model.freezing import frozen_parts
 from rscmd_model.header import check_image_size
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
+from rscmd_model.objective import PARTS
 from rscmd_model.pretrained import load_yolov8, read_yolov8
 from rscmd_model.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
@@ -214,7 +215,7 @@ class PairedTrainer(DetectionTrainer):
         """ultralytics' callbacks; at the start of an epoch all that is random is set first."""
         if event == "on_train_epoch_start":
             self.batches = self.waiting = 0
-            unwrap_model(self.model).progress = self.epoch / self.epochs
+            unwrap_model(self.model).method.progress = self.epoch / self.epochs
             begin_epoch(self.args.seed, self.epoch, self.train_loader)
         super().run_callbacks(event)
 
@@ -288,6 +289,7 @@ class PairedTrainer(DetectionTrainer):
             wanted = round(np.interp(done, [0, warmup], [1, wanted]))
         self.batches, self.waiting = self.batches + 1, self.waiting + 1
         if self.waiting >= wanted or self.batches == epoch_length:
+            unwrap_model(self.model).method.before_step(unwrap_model(self.model))
             super().optimizer_step()
             self.waiting = 0
             for part in self.frozen:  # whose moving average would be rounded
@@ -312,12 +314,12 @@ class PairedTrainer(DetectionTrainer):
         return DetectionValidator(self.test_loader, self.save_dir, copy(self.args), self.callbacks)
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
-        """Named losses; those of further answers are not computed in validation and are left out there."""
+        """Named losses; a validation computes those of the main answer alone, and the others are left out there."""
         labelled = super().label_loss_items(loss_items, prefix)
-        extra = [f"val/{name}_loss" for name in unwrap_model(self.model).config.taught[1:]]
-        if isinstance(labelled, dict):
-            return {k: v for k, v in labelled.items() if k not in extra}
-        return [k for k in labelled if k not in extra]
+        if prefix != "val":
+            return labelled
+        kept = [key for key in labelled if key.removeprefix("val/").removesuffix("_loss") in PARTS]
+        return {key: labelled[key] for key in kept} if isinstance(labelled, dict) else kept
 
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """results.csv's row of an epoch, and `model.safetensors` if it is the best so far (with val=False, the last).

@@ -268,7 +268,7 @@ class PairDetector:
         header: Header,
         size: tuple[int, int] | None,
     ) -> None:
-        branches = self.predictor.config.branches
+        branches = self.predictor.config.answers
         branch = (
             branches[0] if visible is not None and thermal is not None else "thermal" if visible is None else "visible"
         )

@@ -347,7 +347,7 @@ def _finish(
         "thermal contract": header.thermal.to_dict(),
         "training data": header.data,
         "own validation": header.metrics,
-        "written by": f"rscmd {header.code_version}, format {header.format_version}",
+        "written by": f"rscmd {header.code_version}",
     }
     meaning = LATENCY_MEANING[summary["config"]["mode"]]
     if args.report:

@@ -329,7 +329,7 @@ class DetectorNode(LifecycleNode):
 
     def _follow_mode(self, fallback: Fallback) -> None:
         assert self._detector is not None
-        full = self._detector.predictor.config.branches[0]  # for a model of one camera its own
+        full = self._detector.predictor.config.answers[0]  # for a model of one camera its own
         mode = full if fallback.mode == "fused" else fallback.mode
         if mode != self._mode:
             said = self._condition.mode_change(mode, fallback, self._now(), self._topic)

@@ -98,7 +98,7 @@ class Outputs:
         threshold  lowest score that is published
         """
         config = predictor.config
-        method = f"two-stream YOLOv8{config.scale}, rsc {config.rsc}, md {config.md}; {', '.join(config.branches)}"
+        method = f"two-stream YOLOv8{config.scale}, {config.title}; {', '.join(config.answers)}"
         vision = VisionInfo(method=method, database_location=self._label_info.topic_name, database_version=1)
         label, chosen = LabelInfo(threshold=float(threshold)), set(wanted)
         label.class_map = [

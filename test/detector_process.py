@@ -250,7 +250,7 @@ def random_model(path: Path, image_size: int) -> Path:
     """Write a model of random weights."""
     import torch
 
-    from rscmd_model.config import method_config
+    from rscmd_model.methods import method_config
     from rscmd_model.model import RscmdModel
     from rscmd_model.model_file import ModelHeader, save_model
     from rscmd_model.thermal import ThermalContract

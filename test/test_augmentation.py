@@ -11,10 +11,11 @@ from test_pairs import write_world
 from test_train import PLAIN, QUICK, grey_world
 from ultralytics.cfg import get_cfg
 
-from rscmd_model.config import Augmentation, method_config
+from rscmd_model.config import Augmentation
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset, ThermalShift
 from rscmd_model.errors import UserError
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer

@@ -8,9 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from rscmd_model.config import METHODS, ModelConfig, method_config, parse_method
+from rscmd_model.config import FLAGS, ModelConfig
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.methods import METHODS, method_config, parse_method
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -20,38 +21,82 @@ def test_config_round_trip(method: str) -> None:
 
 
 def test_methods_are_the_table_of_the_paper() -> None:
-    assert method_config("rscmd").branches == ("fused", "visible", "thermal")
-    assert method_config("sum").branches == ("fused",)
-    assert method_config("thermal").branches == ("thermal",)
-    assert (method_config("rsc").md, method_config("rscmd").md) == ("off", "project")
+    assert method_config("rscmd").answers == ("fused", "visible", "thermal")
+    assert method_config("sum").answers == method_config("aux").answers == ("fused",)
+    assert method_config("thermal").answers == ("thermal",)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"scale": "xl"}, "scale 'xl'"),
-        ({"rsc": "off"}, "needs a unimodal loss"),
-        ({"rsc": "aux"}, "needs a unimodal loss"),
+        ({"rsc": "off"}, "rsc 'off' is not one of own, shared"),
         ({"lambda_visible": 0.0}, "more than 0"),
+        ({"lambda_visible": float("nan")}, "not a number"),
         ({"md": "half"}, "md 'half'"),
         ({"md_from": 0.5, "md_until": 0.5}, "md_from < md_until"),
         ({"md_until": 2.0}, "md_from < md_until"),
         ({"branch": "thin"}, "branch 'thin'"),
         ({"fusion": "concat"}, "fusion 'concat'"),
+        ({"modalities": "visible"}, "has no setting 'modalities'"),
+        ({"lambda_visble": 1.0}, "did you mean lambda_visible"),
     ],
 )
 def test_senseless_settings(changes: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         method_config("rscmd", **changes)
-    with pytest.raises(UserError, match="nothing to fuse"):
-        method_config("thermal", rsc="own")
+
+
+def test_a_method_has_its_own_settings_alone() -> None:
+    for method, setting in (("thermal", "rsc"), ("sum", "branch"), ("rsc", "md")):
+        with pytest.raises(UserError, match=f"method {method} has no setting '{setting}'"):
+            method_config(method, **{setting: "own"})
     with pytest.raises(UserError, match="not one of"):
         method_config("fusion")
 
 
-def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean lambda_visible"):
-        ModelConfig.from_dict({"lambda_visble": 1.0})
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lambda": 1.0}, "unknown model setting 'lambda'"),
+        ({"modalities": ["thermal", "visible"]}, "in this order"),
+        ({"answers": ["visible", "fused"]}, "begin with fused"),
+        ({"answers": ["fused", "thermal", "thermal"]}, "name one twice"),
+        ({"answers": ["fused", "lidar"]}, "answers are a list"),
+        ({"settings": {"md": ["map"]}}, "no word by name"),
+        ({"settings": {"lambda_visible": float("inf")}}, "no word by name"),
+        ({"method": ""}, "no name of a method"),
+    ],
+)
+def test_a_config_that_says_what_cannot_be(changes: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ModelConfig.from_dict({**method_config("rscmd").to_dict(), **changes})
+
+
+FLAGS_OF = {
+    "visible": {"modalities": ["visible"], "rsc": "off", "md": "off"},
+    "thermal": {"modalities": ["thermal"], "rsc": "off", "md": "off"},
+    "sum": {"rsc": "off", "md": "off"},
+    "sum+fusion=adapt": {"rsc": "off", "md": "off", "fusion": "adapt"},
+    "aux+branch=full": {"rsc": "aux", "md": "off", "branch": "full"},
+    "rsc+lambda_thermal=3": {"md": "off", "lambda_thermal": 3.0},
+    "rsc+rsc=shared": {"md": "off", "rsc": "shared", "branch": "full"},
+    "rscmd": {},
+    "rscmd+md=stop+md_until=0.5": {"md": "stop", "md_until": 0.5},
+}
+
+
+@pytest.mark.parametrize(("text", "flags"), FLAGS_OF.items())
+def test_flags_of_old_files_are_the_methods_of_today(text: str, flags: dict) -> None:
+    """In headers, and in the objects that old checkpoints hold."""
+    old = {**FLAGS, **flags}
+    assert ModelConfig.from_flags(old) == parse_method(text)
+    assert parse_method(text).title == text
+    unpickled = ModelConfig.__new__(ModelConfig)
+    unpickled.__setstate__({**old, "modalities": tuple(old["modalities"])})
+    assert unpickled == parse_method(text)
+    with pytest.raises(UserError, match="unknown or missing"):
+        ModelConfig.from_flags({**old, "neck": "wide"})
 
 
 @pytest.mark.parametrize(
@@ -92,12 +137,14 @@ def test_a_method_with_changes() -> None:
     assert parse_method("rsc+rsc=shared+lambda_visible=2", scale="s") == method_config(
         "rsc", rsc="shared", lambda_visible=2.0, scale="s"
     )
+    assert parse_method("rscmd+md=project") == parse_method("rscmd"), "what is so anyway changes nothing"
     for text, says in (
         ("rscm", "method 'rscm' is not one of"),
         ("rscmd+map", "expected setting=value"),
         ("rscmd+mdd=map", "did you mean md"),
+        ("rscmd+md=map+md=stop", "md is given twice"),
         ("rscmd+md_until=late", "md_until needs a number"),
-        ("thermal+fusion=adapt", "nothing to fuse"),
+        ("thermal+fusion=adapt", "no setting 'fusion'; it has none"),
     ):
         with pytest.raises(UserError, match=says):
             parse_method(text)

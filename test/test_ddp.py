@@ -19,14 +19,14 @@ from test_train import QUICK, two_class_world
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rscmd_model.config import method_config
+from rscmd_model.methods import method_config
 
 WORLD = 2
 ROOT = Path(__file__).resolve().parents[1]
 # What `python -m rscmd_model.train` does, and then each rank tells what it has.
 PROGRAM = """
 import json, os, sys, torch
-from rscmd_model.config import method_config
+from rscmd_model.methods import method_config
 from rscmd_model.trainer import PairedTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 

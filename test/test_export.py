@@ -22,12 +22,12 @@ from ultralytics.utils.nms import non_max_suppression
 from rscmd_model import export as exporting
 from rscmd_model.backends import read_archive, write_archive
 from rscmd_model.choice import SUFFIXES
-from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
 from rscmd_model.export import Bound, export
 from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.preprocess import fill, place
 from rscmd_model.suppression import suppress
 from rscmd_model.thermal import ThermalContract

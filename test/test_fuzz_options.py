@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import examples, odd_json
 
-from rscmd_model.config import ModelConfig, parse_method
 from rscmd_model.errors import UserError
+from rscmd_model.methods import method_class, parse_method
 from rscmd_model.options import OPTIONS, check_options, parse_options, word
 
 _TRAPS = (
@@ -34,6 +34,9 @@ def finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+SETTINGS = sorted(method_class("rscmd").Settings.__dataclass_fields__)
 
 
 @examples(400)
@@ -80,7 +83,8 @@ def test_values_of_python_are_read_or_refused(options: dict[str, Any]) -> None:
 @given(
     st.sampled_from(("rscmd", "rsc", "sum", "thermal")) | st.text(max_size=6),
     st.lists(
-        st.tuples(st.sampled_from(sorted(ModelConfig.__dataclass_fields__)) | st.text(max_size=8), values), max_size=2
+        st.tuples(st.sampled_from(SETTINGS) | st.text(max_size=8), values),
+        max_size=2,
     ),
 )
 def test_methods_are_read_or_refused(method: str, changes: list[tuple[str, str]]) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from test_objective import make_batch
 
-from rscmd_model.config import Augmentation, parse_method
+from rscmd_model.config import Augmentation
+from rscmd_model.methods import parse_method
 from rscmd_model.model import RscmdModel
 
 FILE = Path(__file__).with_name("golden.json")
@@ -46,7 +47,7 @@ def train(method: str, dropout: float = 0.0) -> tuple[list[dict[str, float]], Rs
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     steps = []
     for step in range(3):
-        model.progress = step / 3
+        model.method.progress = step / 3
         total, items = model.loss(make_batch(step))
         optimizer.zero_grad()
         total.sum().backward()
@@ -59,7 +60,7 @@ def summary(model: RscmdModel) -> dict[str, float]:
     """By part of the model, the sum of the absolute values of its weights and statistics."""
     sums: dict[str, float] = {}
     for name, value in model.state_dict().items():
-        part = ".".join(name.split(".")[:2])
+        part = ".".join(name.removeprefix("method.").split(".")[:2])
         sums[part] = sums.get(part, 0.0) + float(value.double().abs().sum())
     return sums
 

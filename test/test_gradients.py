@@ -14,13 +14,14 @@ from test_train import QUICK
 from torch import Tensor, nn
 
 from rscmd_model import gradient_recorder
-from rscmd_model.config import METHODS, method_config
 from rscmd_model.diagnose import labels, main
 from rscmd_model.errors import UserError
 from rscmd_model.gradient_course import common_reference, describe, plot, read_rows, write_rows
 from rscmd_model.gradient_recorder import GradientRecorder, ProbePairs
 from rscmd_model.gradients import GradientRow, OpenModel, measure
+from rscmd_model.methods import method_config
 from rscmd_model.model_file import ModelHeader, save_model
+from rscmd_model.objective import Detection
 from rscmd_model.thermal import ThermalContract
 from rscmd_model.train import train
 
@@ -109,7 +110,7 @@ def test_without_the_other_modality_nothing_is_suppressed() -> None:
 def test_a_scaled_loss_scales_its_norms_alone() -> None:
     model = OpenModel(make_model(method_config("rsc")))
     plain = measure(model, [make_batch()])
-    objective = make_model(method_config("rsc")).init_criterion()
+    objective = Detection(make_model(method_config("rsc")))
 
     def losses(answers: dict[str, Any], batch: Any) -> dict[str, dict[str, Tensor]]:
         found = objective.losses(answers, batch)
@@ -134,7 +135,7 @@ def test_the_gradient_at_the_features_is_autograd_s_own() -> None:
     model, batch = make_model(method_config("rsc")), make_batch()
     at = {m: [f.detach().requires_grad_() for f in model.features(batch["img"], m)] for m in ("visible", "thermal")}
     answer = model.branch("fused")([v + t for v, t in zip(at["visible"], at["thermal"])])
-    loss = torch.stack(list(model.init_criterion().losses({"fused": answer}, batch)["fused"].values())).sum()
+    loss = torch.stack(list(Detection(model)(answer, batch).parts.values())).sum()
     expected = torch.autograd.grad(loss, at["thermal"][1])[0].norm()
     rows = by_place(measure(OpenModel(model), [batch]), "own")
     assert rows["thermal", "16"].norm_fused == pytest.approx(float(expected), rel=1e-4)
@@ -162,7 +163,7 @@ def test_one_camera_or_no_pairs_is_refused() -> None:
     with pytest.raises(UserError, match="visible-only"):
         OpenModel(make_model(method_config("visible")))
     with pytest.raises(UserError, match="no pairs"):
-        measure(OpenModel(make_model(METHODS["sum"])), [])
+        measure(OpenModel(make_model(method_config("sum"))), [])
 
 
 def test_probe_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
@@ -184,8 +185,8 @@ def test_probe_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
 def test_a_training_does_not_notice_that_it_is_watched(tmp_path: Path) -> None:
     data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
     options = {**QUICK, "epochs": 2, "project": str(tmp_path)}
-    plain = train(data, METHODS["rscmd"], {**options, "name": "plain"})
-    watched = train(data, METHODS["rscmd"], {**options, "name": "watched"}, diagnose=2)
+    plain = train(data, method_config("rscmd"), {**options, "name": "plain"})
+    watched = train(data, method_config("rscmd"), {**options, "name": "watched"}, diagnose=2)
     assert plain.read_bytes() == watched.read_bytes()
     rows = read_rows(tmp_path / "watched" / "gradients.csv")
     assert {r.epoch for r in rows} == {2}
@@ -207,7 +208,7 @@ def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
 
     monkeypatch.setattr(GradientRecorder, "_measure", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        train(data, METHODS["sum"], {**QUICK, "epochs": 4, "project": str(tmp_path), "name": "run"}, diagnose=1)
+        train(data, method_config("sum"), {**QUICK, "epochs": 4, "project": str(tmp_path), "name": "run"}, diagnose=1)
     csv = tmp_path / "run" / "gradients.csv"
     assert [r.epoch for r in read_rows(csv)][-1] == 3
     state = torch.load(tmp_path / "run" / "weights" / "gradient_probes.pt", weights_only=True)
@@ -232,9 +233,9 @@ def test_what_a_run_cannot_record_is_told_before_it_starts(tmp_path: Path) -> No
     data = write_world(tmp_path / "data")
     options = {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"}
     with pytest.raises(UserError, match="give 1 or more"):
-        train(data, METHODS["sum"], options, diagnose=0)
+        train(data, method_config("sum"), options, diagnose=0)
     with pytest.raises(UserError, match="thermal-only model has no fused loss"):
-        train(data, METHODS["thermal"], options, diagnose=1)
+        train(data, method_config("thermal"), options, diagnose=1)
 
 
 def rows_of(
@@ -310,6 +311,6 @@ def test_two_of_one_name_are_refused() -> None:
 
 def test_probe_branches_start_the_same_for_every_method() -> None:
     one, two = (
-        gradient_recorder.ProbeBranches(make_model(METHODS[m], seed), 0) for m, seed in (("sum", 1), ("rscmd", 2))
+        gradient_recorder.ProbeBranches(make_model(method_config(m), seed), 0) for m, seed in (("sum", 1), ("rscmd", 2))
     )
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rscmd_model.config import method_config
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.thermal import ThermalContract

@@ -23,7 +23,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 
-from rscmd_model.config import method_config
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.thermal import ThermalContract

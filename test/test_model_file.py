@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rscmd_model.config import METHODS, ModelConfig, method_config
+from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header
+from rscmd_model.methods import METHODS, method_class, method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, read_header, save_model
 from rscmd_model.thermal import ThermalContract
@@ -125,10 +125,10 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
 
 
 def test_a_file_from_before_lean_branches_has_full_ones() -> None:
-    config = method_config("rscmd", branch="full")
-    plain = json.loads(ModelHeader(config, NAMES, 64, ThermalContract()).to_json())
-    assert "branch" not in plain["config"]
-    assert ModelHeader.from_json(json.dumps(plain)).config == config
+    plain = {**json.loads(ModelHeader(method_config("rscmd"), NAMES, 64, ThermalContract()).to_json()), "config": {}}
+    assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", branch="full")
+    plain["config"] = {"branch": "lean", "md": "map", "scale": "s"}
+    assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", md="map", scale="s")
 
 
 def test_a_model_file_may_be_read_by_others(tmp_path: Path) -> None:
@@ -246,15 +246,40 @@ def test_a_header_of_tomorrow_is_read_or_named_with_its_remedy() -> None:
         assert str(next(iter(value))) in str(error.value)
 
 
+MISSING = {
+    "fusion": "sum",
+    "branch": "lean",
+    "lambda_visible": 1.0,
+    "lambda_thermal": 1.0,
+    "rsc": "own",
+    "md": "project",
+    "md_from": 0.0,
+    "md_until": 1.0,
+}
+
+
 def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_is_missing() -> None:
-    assert set(UNWRITTEN) == set(asdict(ModelConfig()))
-    ModelConfig.from_dict(UNWRITTEN)
-    for method, config in METHODS.items():
+    """A meaning that changes would have every file misread that relies on it: a new default leaves it alone."""
+    assert set(UNWRITTEN) == set(ModelConfig.__dataclass_fields__) - {"method"}
+    for method in METHODS:
+        config = method_config(method)
         header = ModelHeader(config, NAMES, 64, ThermalContract())
         assert ModelHeader.from_json(header.to_json()).config == config, method
-    assert json.loads(ModelHeader(ModelConfig(), NAMES, 64, ThermalContract()).to_json())["config"] == {
-        "branch": "lean"
-    }
+        fields = method_class(method).Settings.__dataclass_fields__
+        assert {name: f.metadata["missing"] for name, f in fields.items()} == {n: MISSING[n] for n in fields}
+    plain = ModelHeader(method_config("rscmd", md="map"), NAMES, 64, ThermalContract()).to_json()
+    assert json.loads(plain)["config"] == {"method": "rscmd", "settings": {"md": "map"}}
+
+
+def test_a_method_of_tomorrow_is_named(tmp_path: Path) -> None:
+    """Its header is read, as an exported model needs no more; its weights are not."""
+    for changes, says in (({"method": "lif"}, "method 'lif'"), ({"settings": {"ge": 1.0}}, "unknown setting 'ge'")):
+        file = tmp_path / "m.safetensors"
+        saved(file)
+        rewrite(file, config={"method": "rscmd", **changes}, code_version="9.1")
+        assert read_header(file).config.answers == ("fused", "visible", "thermal")
+        with pytest.raises(UserError, match=rf"m.safetensors .* 9\.1, .*{says}.*: update rscmd_model"):
+            load_model(file)
 
 
 _LOADING = """

@@ -8,9 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rscmd_model.config import MODALITIES, ModelConfig, method_config, parse_method
+from rscmd_model.config import MODALITIES, ModelConfig
+from rscmd_model.methods import method_config, parse_method
+from rscmd_model.methods.decoupling import GradientMap
 from rscmd_model.model import RscmdModel
-from rscmd_model.objective import GradientMap
+from rscmd_model.objective import Detection
 
 NAMES = {0: "person", 1: "car"}
 
@@ -33,7 +35,7 @@ def make_batch(seed: int = 1) -> dict[str, Tensor]:
 
 def branch_losses(model: RscmdModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Unweighted loss of each branch, times the batch size."""
-    losses = model.init_criterion().losses(model.answers(batch["img"]), batch)
+    losses = Detection(model).losses(model.answers(batch["img"]), batch)
     return {name: sum(parts.values(), torch.zeros(())) * len(batch["img"]) for name, parts in losses.items()}
 
 
@@ -66,7 +68,7 @@ def test_off_and_off_is_autograd_of_the_plain_sum() -> None:
     visible = model.backbones["visible"](batch["img"][:, :3])
     thermal = model.backbones["thermal"](batch["img"][:, 3:])
     answer = model.branches["fused"]([v + t for v, t in zip(visible, thermal)])
-    plain, _ = model.init_criterion().criterion(answer, batch)
+    plain, _ = Detection(model).criterion(answer, batch)
     assert total_norm(ours) > 0
     for a, b in zip(ours, gradients(plain.sum(), model.backbones)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -117,7 +119,7 @@ def test_what_a_backbone_receives_under_stop_does_not_depend_on_the_other_modali
 def test_map_is_neither_stop_nor_off() -> None:
     """The network sends its gradients through the map; what the map does is held to below."""
     batch = make_batch()
-    models = {md: make_model(method_config("rscmd" if md != "off" else "rsc", md=md)) for md in ("off", "stop", "map")}
+    models = {md: make_model(method_config("rscmd", md=md)) for md in ("off", "stop", "map")}
     grads = {md: gradients(m.loss(batch)[0].sum(), m.backbones) for md, m in models.items()}
     for other in ("off", "stop"):
         assert total_norm([a - b for a, b in zip(grads["map"], grads[other])]) > 1e-3 * total_norm(grads["map"])
@@ -181,7 +183,7 @@ def test_decoupling_holds_in_its_share_of_the_training() -> None:
     model, batch = make_model(method_config("rscmd", md="stop", md_from=0.25, md_until=0.75)), make_batch()
     reached = []
     for progress in (0.0, 0.25, 0.7, 0.75):
-        model.progress = progress
+        model.method.progress = progress
         reached.append(total_norm(gradients(branch_losses(model, batch)["fused"], model.backbones)) > 0)
     assert reached == [True, False, False, True]
 

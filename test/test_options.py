@@ -17,12 +17,12 @@ from test_train import PLAIN
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from rscmd_model.config import method_config
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.devices import check_device, inference_device, read_device, scoring_device
 from rscmd_model.errors import UserError
 from rscmd_model.freezing import frozen_parts
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model
 from rscmd_model.options import OPTIONS, check_options, defaults, parse_options, to_markdown, word

@@ -13,16 +13,16 @@ from test_objective import make_model
 from test_pairs import write_world
 from test_train import QUICK
 
-from rscmd_model.config import METHODS
 from rscmd_model.diagnose import main
 from rscmd_model.errors import UserError
+from rscmd_model.methods import method_config
 from rscmd_model.model_file import ModelHeader, load_model, save_model
 from rscmd_model.probe import ProbeScore, format_table, train_probe
 from rscmd_model.thermal import ThermalContract
 
 
 def save(folder: Path, method: str, seed: int) -> Path:
-    model = make_model(METHODS[method], seed)
+    model = make_model(method_config(method), seed)
     for module in model.modules():  # running statistics that a forward pass in training mode would move
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -38,7 +38,7 @@ def test_the_backbone_stays_bit_for_bit_and_neck_and_head_learn(tmp_path: Path) 
     for epochs in (1, 2):
         file = train_probe(source, "thermal", data, {**options, "epochs": epochs, "name": f"probe{epochs}"})
         found[epochs], header = load_model(file)
-    assert header.config == METHODS["thermal"]
+    assert header.config == method_config("thermal")
     before = load_model(source)[0].backbones["thermal"].state_dict()
     assert all(torch.equal(v, before[k]) for k, v in found[2].backbones["thermal"].state_dict().items())
     assert any("running_mean" in k for k in before)
@@ -70,9 +70,9 @@ def test_the_command_probes_every_backbone_and_writes_what_it_found(
 
 def test_the_table_sets_each_backbone_against_the_solo_one() -> None:
     scores = [
-        ProbeScore("rscmd", "rsc=own md=stop", "visible", 0.5, 0.25, "f"),
+        ProbeScore("rscmd", "rscmd+md=stop", "visible", 0.5, 0.25, "f"),
         ProbeScore("v", "solo", "visible", 0.5, 0.30, "f"),
-        ProbeScore("rscmd", "rsc=own md=stop", "thermal", 0.5, 0.40, "f"),
+        ProbeScore("rscmd", "rscmd+md=stop", "thermal", 0.5, 0.40, "f"),
     ]
     lines = format_table(scores).splitlines()
     assert [line.split()[1] for line in lines[1:]] == ["visible", "visible", "thermal"]

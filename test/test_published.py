@@ -12,7 +12,6 @@ import pytest
 import yaml
 from published_layouts import TRAIN, VAL, WRITERS, open_tiny, voc, write_image, write_text
 
-from rscmd_model.config import method_config
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.opening import open_data
@@ -21,6 +20,7 @@ from rscmd_model.datasets.published import read_split_file
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import evaluate
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.model_file import read_header
 from rscmd_model.train import train
 from rscmd_ros.make_bag import main as make_bag

@@ -14,7 +14,6 @@ import yaml
 from test_inference import NAMES, assert_same, image, model_file
 from ultralytics.cfg import get_cfg
 
-from rscmd_model.config import method_config
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset
@@ -22,6 +21,7 @@ from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import evaluate
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.model_file import load_model, read_header, save_model
 from rscmd_model.registration import Registration, save_registration, scaling
 from rscmd_model.thermal import ThermalContract
@@ -163,12 +163,11 @@ def test_pairs_of_another_shape_than_the_registration_are_named(tmp_path: Path) 
 def test_model_file_carries_it_and_old_readers_refuse_it(plain: Path, registered: Path, tmp_path: Path) -> None:
     header = read_header(registered)
     assert header.registration == WIDE
-    assert json.loads(header.to_json())["format_version"] == 2  # a reader of version 1 would stretch the thermal image
+    assert json.loads(header.to_json())["format_version"] == 3  # a reader of version 1 would stretch the thermal image
     # What every file had before is all that one without a registration has now.
     before = {"config", "names", "image_size", "thermal", "data", "metrics", "code_version", "format_version"}
     written = json.loads(read_header(plain).to_json())
     assert set(written) == before
-    assert written["format_version"] == 1
     assert set(written["thermal"]) == {"source", "scale"}
     model, header = load_model(plain)
     palette = replace(header, thermal=ThermalContract(palette_ok=True))

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from test_train import QUICK, two_class_world
 
-from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
+from rscmd_model.methods import method_config
 from rscmd_model.resume import drop_rows_after, is_finished
 from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer

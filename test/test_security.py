@@ -16,9 +16,9 @@ import pytest
 import torch
 from detector_process import ROOT, Cameras, Detector
 
-from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, load_model, save_model
 from rscmd_model.thermal import ThermalContract

@@ -13,13 +13,13 @@ import torch
 from test_pairs import write_world
 from ultralytics.cfg import get_cfg
 
-from rscmd_model.config import METHODS, method_config
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import find_pairs, split_hash
 from rscmd_model.errors import UserError
 from rscmd_model.evaluate import evaluate
 from rscmd_model.inference import Predictor
+from rscmd_model.methods import METHODS, method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
 from rscmd_model.pretrained import load_yolov8, read_yolov8

@@ -1,0 +1,51 @@
+"""`rsc`: representation space constraint (arXiv 2511.15433). Each modality keeps a loss of its own.
+
+    L = L_det(h(f_v + f_t)) + lambda_v L_det(h_v(f_v)) + lambda_t L_det(h_t(f_t))
+
+f_m are the features of modality m, h is the fused branch and h_m the modality's own. Through its own loss a backbone
+receives a gradient that the other camera cannot suppress. The branches are kept: when a camera is lost, the other one's
+branch answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rscmd_model.methods.auxiliary import AuxiliarySettings
+from rscmd_model.methods.base import choice
+from rscmd_model.methods.sum import Sum
+
+
+@dataclass(frozen=True)
+class RscSettings(AuxiliarySettings):
+    """Settings of `Rsc` besides those of `Auxiliary`.
+
+    Attributes:
+        rsc: whose weights give the unimodal answers. "own" (a branch for each modality) or "shared" (the fused branch,
+            without further parameters).
+    """
+
+    rsc: str = choice("own", "shared")
+
+
+class Rsc(Sum):
+    """A detection loss for each modality alone, beside the fused one's."""
+
+    Settings = RscSettings
+
+    @classmethod
+    def shipped(cls, settings: Any) -> tuple[str, ...]:
+        """The fused answer and one for each modality."""
+        return ("fused", *cls.modalities)
+
+    @property
+    def branches(self) -> dict[str, str]:
+        """See `Method.branches`."""
+        own = dict.fromkeys(self.modalities, self.settings.branch) if self.settings.rsc == "own" else {}
+        return {"fused": "full", **own}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """lambda_v and lambda_t."""
+        return {m: getattr(self.settings, f"lambda_{m}") for m in self.modalities}

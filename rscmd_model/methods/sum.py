@@ -1,0 +1,55 @@
+"""`sum`: one neck and head on the sum of both backbones' features. The control that every fusion has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from ultralytics.nn.modules import Conv
+
+from rscmd_model.methods.base import Features, Method, MethodSettings, choice, drawn
+
+if TYPE_CHECKING:
+    from rscmd_model.model import RscmdModel
+
+
+class Adapter(nn.ModuleList):
+    """One modality's own 1x1 convolution (with BatchNorm) at each stride, on what the fused branch is to read."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__(Conv(c, c, 1, act=False) for c in channels)
+
+    def forward(self, features: Features) -> Features:
+        """Features at the three strides -> the same shapes."""
+        return [layer(f) for layer, f in zip(self, features)]
+
+
+@dataclass(frozen=True)
+class SumSettings(MethodSettings):
+    """Settings of `Sum`.
+
+    Attributes:
+        fusion: how the two streams meet. "sum" (of the backbones' features) or "adapt" (the same, each feature through
+            a 1x1 convolution of its own first).
+    """
+
+    fusion: str = choice("sum", "adapt")
+
+
+class Sum(Method):
+    """Plain fusion."""
+
+    Settings = SumSettings
+
+    def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
+        super().__init__(settings, channels)
+        self.adapters = nn.ModuleDict()
+        if settings.fusion == "adapt":
+            for m in self.modalities:
+                self.adapters[m] = drawn(f"adapter {m}", Adapter, channels)
+
+    def fuse(self, model: RscmdModel, x: Tensor, features: dict[str, Features]) -> Features:
+        """See `Method.fuse`."""
+        adapted = {m: self.adapters[m](f) if m in self.adapters else f for m, f in features.items()}
+        return super().fuse(model, x, adapted)
