@@ -91,7 +91,8 @@ class Objective:
         Returns:
             the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss").
         """
-        losses = model.method.losses(model, answers, features, batch, self.detection)
+        scored = {name: self.detection(answer, batch) for name, answer in answers.items()}
+        losses = model.method.losses(model, answers, scored, features, batch)
         weights = model.method.weights
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]) * len(batch["img"])
         return total, {f"{name}_loss": loss.detach() for name, loss in losses.items()}

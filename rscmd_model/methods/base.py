@@ -15,7 +15,7 @@ from rscmd_model.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from rscmd_model.model import RscmdModel
-    from rscmd_model.objective import Detection
+    from rscmd_model.objective import Scored
 
 Features = list[Tensor]
 """One tensor (B, C, H, W) for each of the strides 8, 16 and 32."""
@@ -181,9 +181,9 @@ class Method(nn.Module):
         self,
         model: RscmdModel,
         answers: dict[str, Any],
+        scored: dict[str, Scored],
         features: dict[str, Features],
         batch: dict[str, Any],
-        detection: Detection,
     ) -> dict[str, Tensor]:
         """The losses of a batch by name, each a scalar with a gradient, unweighted, mean over the batch.
 
@@ -192,16 +192,15 @@ class Method(nn.Module):
 
         Args:
             model: the whole network.
-            answers: those of `taught`.
+            answers: those of `taught`, as the heads gave them: "boxes" (B, 4 bins, N) and "scores" (B, classes, N),
+                both logits, and "feats".
+            scored: how each of them does on the batch, with its assignment of objects to anchors.
             features: of each modality, as the backbones gave them.
             batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size).
-            detection: scores one answer against the batch's objects.
         """
         main, *others = self.taught
-        found = dict(detection(answers[main], batch).parts)
-        for name in others:
-            found[name] = torch.stack(list(detection(answers[name], batch).parts.values())).sum()
-        return found
+        sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}
+        return {**scored[main].parts, **sums}
 
     def before_step(self, model: RscmdModel) -> None:
         """Called before each step of the optimizer, with the gradients of the whole step in the parameters.
