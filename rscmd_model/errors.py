@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 import threading
@@ -46,6 +47,22 @@ def several(names: Iterable[object], most: int = 8) -> str:
     names = list(names)
     row = ", ".join(f"'{shown(name)}'" for name in names[:most])
     return f"{row} and {len(names) - most} more" if len(names) > most else row
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: which known one is nearest.
+
+    Args:
+        name: what was given; only its first 60 characters are compared, so that a long one costs no time.
+        known: the names there are.
+        otherwise: what to say where none of them is near.
+
+    Returns:
+        "; did you mean NAME?", or "; " and `otherwise`, or an empty text.
+    """
+    near = difflib.get_close_matches(str(name)[:60], list(known), 1)
+    hint = f"did you mean {near[0]}?" if near else otherwise
+    return f"; {hint}" if hint else ""
 
 
 def _escaped(text: str) -> str:

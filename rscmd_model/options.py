@@ -7,7 +7,6 @@ docs/training.md shows the table; `python -m rscmd_model.options` writes it.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from rscmd_model.devices import FORMS, read_device
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.option_values import (
     Option,
     number,
@@ -238,8 +237,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for key, value in options.items():
         if key not in OPTIONS or key not in defaults():  # the table may have rows of a newer ultralytics
-            near = difflib.get_close_matches(key[:60], OPTIONS.keys() & defaults().keys() - {key}, 1)
-            raise UserError(f"unknown training option {quoted(key)}" + (f"; did you mean {near[0]}?" if near else ""))
+            hint = did_you_mean(key, OPTIONS.keys() & defaults().keys() - {key})
+            raise UserError(f"unknown training option {quoted(key)}{hint}")
         read[key] = _read(key, value)
     if read.get("save_conf") and not read.get("save_txt"):
         raise UserError("save_conf=True has no effect without save_txt=True")

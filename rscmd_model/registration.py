@@ -6,7 +6,6 @@ A homography is right for a scene that is flat or far away; `docs/registration.m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.files import whole_file
 from rscmd_model.text import read_yaml
 
@@ -90,9 +89,8 @@ class Registration:
             raise UserError(f"registration: expected the keys {', '.join(known)}, got {quoted(data)}")
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(str(key)[:60], known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"registration: unknown key {quoted(key)}; {hint}")
+                hint = did_you_mean(key, known, f"known: {', '.join(known)}")
+                raise UserError(f"registration: unknown key {quoted(key)}{hint}")
         if missing := [key for key in known if key not in data]:
             raise UserError(f"registration: {' and '.join(missing)} missing")
         return Registration(*(data[key] for key in known))

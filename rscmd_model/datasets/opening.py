@@ -51,6 +51,16 @@ def palette_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def open_given(args: argparse.Namespace) -> DataConfig:
+    """Open the data that a command line names by `data_arguments`, and by `camera_arguments` where it has them.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    registration, palette_ok = getattr(args, "registration", None), getattr(args, "palette_ok", False)
+    return open_data(args.data, args.root, args.split_file, registration, palette_ok)
+
+
 def open_data(
     spec: str | Path,
     root: Path | None = None,

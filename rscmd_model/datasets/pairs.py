@@ -237,6 +237,20 @@ def read_labels(data: DataConfig, pair: PairFiles) -> np.ndarray:
     return labels.boxes
 
 
+def pixel_boxes(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The boxes of `read_labels` by their corners.
+
+    Args:
+        labels: (N, 5) float32: class, cx, cy, w, h as fractions of the image.
+        width, height: of the image, in px.
+
+    Returns:
+        (N, 4) float32: left, top, right, bottom in px.
+    """
+    centre, half = labels[:, 1:3], labels[:, 3:] / 2
+    return np.hstack((centre - half, centre + half)) * np.array([width, height] * 2, np.float32)
+
+
 def tidy(
     rows: Sequence[tuple[float, float, float, float, float]],
     file: Path,
