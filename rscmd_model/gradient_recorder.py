@@ -1,7 +1,7 @@
 """Measuring gradients while a model trains, without the training noticing.
 
-`GradientRecorder` hangs on the ultralytics trainer's callbacks. It trains a probe branch for each modality on the
-detached features of the training batches, and every K epochs measures the gradients on a fixed set of pairs. Weights,
+`GradientRecorder` hangs on the ultralytics trainer's callbacks. It trains a reference branch for each modality on the
+detached features of the training batches. Every K epochs it measures the gradients on a fixed set of pairs. Weights,
 BatchNorm statistics and random state of the training stay bit for bit what they are without it.
 """
 
@@ -32,10 +32,10 @@ from rscmd_model.objective import Objective
 if TYPE_CHECKING:
     from rscmd_model.trainer import PairedTrainer
 
-PAIRS, BATCH = 64, 16  # of the probe set: four batches, for a spread between them
+PAIRS, BATCH = 64, 16  # of the fixed set: four batches, for a spread between them
 
 
-class ProbePairs(PairedDataset):
+class FixedPairs(PairedDataset):
     """A few pairs of a split, as they are: spread evenly over its order, so that no one sequence fills them."""
 
     def __init__(self, count: int, **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ class ProbePairs(PairedDataset):
         return found
 
 
-class ProbeBranches(nn.ModuleDict):
+class ReferenceBranches(nn.ModuleDict):
     """A fresh neck and head for each modality, drawn from `seed`."""
 
     model = (None,)  # where the ultralytics optimizer builder looks for a head whose rate it would raise
@@ -102,6 +102,8 @@ class GradientRecorder:
             raise UserError(f"--diagnose-every {every}: give 1 or more")
         if trainer.ddp or trainer.args.compile:
             raise UserError("--diagnose works on one device per process and without compile")
+        if trainer.args.freeze:
+            raise UserError("--diagnose measures gradients where layers are trained: leave out freeze")
         config = getattr(trainer.model, "config", None)  # a resumed run's model is not there yet
         if config is not None and len(config.modalities) == 1:
             raise UserError(f"--diagnose: a {config.modalities[0]}-only model has no fused loss to compare with")
@@ -132,8 +134,8 @@ class GradientRecorder:
         model: RscmdModel = unwrap_model(trainer.model)
         with undisturbed_random():
             self.open = OpenModel(model)
-            self.probes = ProbeBranches(model, int(trainer.args.seed)).to(trainer.device).train()
-            dataset = ProbePairs(
+            self.references = ReferenceBranches(model, int(trainer.args.seed)).to(trainer.device).train()
+            dataset = FixedPairs(
                 PAIRS,
                 img_path="train",
                 imgsz=trainer.args.imgsz,
@@ -143,8 +145,8 @@ class GradientRecorder:
                 classes=trainer.args.classes,
             )
             self.batches = dataset.batches(BATCH, torch.device("cpu"))
-            LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a probe branch for each modality:")
-            self.optimizer = trainer.build_optimizer(self.probes, name=trainer.args.optimizer, lr=trainer.args.lr0)
+            LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a reference branch for each modality:")
+            self.optimizer = trainer.build_optimizer(self.references, name=trainer.args.optimizer, lr=trainer.args.lr0)
         self.objective = Objective(self.open)
         kept = [row for row in (read_rows(self.csv) if self.csv.exists() else []) if row.epoch <= trainer.start_epoch]
         write_rows(self.csv, kept)
@@ -162,19 +164,19 @@ class GradientRecorder:
         return keep
 
     def _teach(self, model: nn.Module, args: Any, output: Any) -> None:
-        """The probe branches' own loss on the batch that the model has just seen, scaled as the model's."""
+        """The reference branches' own loss on the batch that the model has just seen, scaled as the model's."""
         batch = args[0]
         if not (model.training and isinstance(batch, dict) and torch.is_grad_enabled()):
             return
         with torch.autocast(batch["img"].device.type, enabled=False):
-            losses = self.objective.losses({m: self.probes[m](self.features[m]) for m in MODALITIES}, batch)
+            losses = self.objective.losses({m: self.references[m](self.features[m]) for m in MODALITIES}, batch)
             total = torch.stack([p for parts in losses.values() for p in parts.values()]).sum() * len(batch["img"])
             total.backward()
 
     def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for mine, its in zip(self.optimizer.param_groups, optimizer.param_groups):
             mine.update({k: its[k] for k in ("lr", "momentum", "betas", "weight_decay") if k in its})
-        nn.utils.clip_grad_norm_(self.probes.parameters(), max_norm=10.0)
+        nn.utils.clip_grad_norm_(self.references.parameters(), max_norm=10.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -192,7 +194,7 @@ class GradientRecorder:
                 self.open.follow(unwrap_model(trainer.model)),
                 batches,
                 epoch=epoch,
-                probes=dict(self.probes.items()),
+                references=dict(self.references.items()),
                 losses=self.objective.losses,
             )
         # An epoch that is done twice (a resumed run, a recovered one) is recorded once.
@@ -202,7 +204,7 @@ class GradientRecorder:
         state = {
             "epoch": trainer.epoch,
             "every": self.every,
-            "probes": self.probes.state_dict(),
+            "probes": self.references.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         content = io.BytesIO()  # writing the file itself, torch hides a full disk behind an error of its own
@@ -212,10 +214,10 @@ class GradientRecorder:
 
     def _restore(self, trainer: PairedTrainer) -> None:
         if not self.state_file.is_file():
-            LOGGER.warning(f"no {self.state_file}: the probe branches of the gradient measurement start anew")
+            LOGGER.warning(f"no {self.state_file}: the reference branches of the gradient measurement start anew")
             return
         state = torch.load(self.state_file, map_location=trainer.device, weights_only=True)
-        self.probes.load_state_dict(state["probes"])
+        self.references.load_state_dict(state["probes"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["epoch"] + 1 != trainer.start_epoch:
             LOGGER.warning(f"{self.state_file} is of epoch {state['epoch'] + 1}, the run of {trainer.start_epoch}")
@@ -234,5 +236,5 @@ class GradientRecorder:
 
 
 def _state_file(trainer: PairedTrainer) -> Path:
-    """Where a run keeps its probe branches, so that a resumed one goes on with them."""
+    """Where a run keeps its reference branches, so that a resumed one goes on with them."""
     return trainer.wdir / "gradient_probes.pt"

@@ -48,7 +48,7 @@ _DISTILLATION = "distillation is not part of this trainer"
 OPTIONS: dict[str, Option] = {
     "task": Option("this trainer detects"),
     "mode": Option("this command trains"),
-    "model": Option("use `--model n|s|m|l|x` and `--method`", harmless=False),
+    "model": Option("use `--scale n|s|m|l|x` and `--method`", harmless=False),
     "data": Option("use `--data`", harmless=False),
     "epochs": whole("epochs to train for", 1),
     "time": number("hours to train for; sets the number of epochs by the clock", 100_000, 0.0001),

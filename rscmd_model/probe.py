@@ -22,13 +22,13 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError
-from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference import Predictor
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
-from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.run import train
 
 
 @dataclass(frozen=True)

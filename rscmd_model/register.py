@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from rscmd_model.alignment import Estimate, GreyPair, from_images, from_points
-from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
+from rscmd_model.arguments import command_parser, parse
+from rscmd_model.datasets.opening import data_arguments, open_given, palette_argument
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, quoted, run_cli
 from rscmd_model.files import whole_file
@@ -120,7 +121,7 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, Path]]:
     if args.data and (args.visible or args.thermal):
         raise UserError("give --data, or --visible and --thermal, not both")
     if args.data:
-        data = open_data(args.data, args.root, args.split_file)
+        data = open_given(args)
         found = [(pair.visible, pair.thermal) for pair in find_pairs(data, args.split)]
     else:
         visible, thermal = args.visible or [], args.thermal or []
@@ -138,9 +139,7 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, Path]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, estimate, show, and write what can be trusted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.register", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("register", __doc__)
     data_arguments(parser, required=False)
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--visible", type=Path, nargs="+", help="visible images instead, and ...")
@@ -150,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     palette_argument(parser)
     parser.add_argument("--out", type=Path, help="write the registration here (.yaml)")
     parser.add_argument("--overlay", type=Path, help="draw before and after into this picture (.png or .jpg)")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     if args.pairs < 1:
         raise UserError(f"--pairs {args.pairs}: give 1 or more")
     if not args.out and not args.overlay:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.ablate import compare, copy_output, markdown, summarize
 from rscmd_model.config import method_config
 from rscmd_model.cost import gflops
+from rscmd_model.evaluation.ablation import compare, copy_output, markdown, summarize
 from rscmd_model.model import RscmdModel
 
 OPTIONS = ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0"]
