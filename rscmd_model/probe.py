@@ -96,10 +96,21 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
 def probe(
     name: str, model: Path, data: str, split: str, modalities: Sequence[str], options: dict[str, Any]
 ) -> list[ProbeScore]:
-    """Probe every backbone of a model (those of `modalities` that it has) and score it on `split`.
+    """Probe every backbone of a model and score the probes.
 
     The probe of the last epoch is scored, so that the scored split chooses nothing. Runs are kept in
     runs/probe/NAME-MODALITY, or where the options project and name say.
+
+    Args:
+        name: of the model, for the results.
+        model: its file.
+        data: as `open_data` takes it; its train split is trained on.
+        split: what is scored.
+        modalities: whose backbones to probe; those that the model lacks are passed over.
+        options: ultralytics' options.
+
+    Returns:
+        a score for each backbone.
 
     Raises:
         UserError: as `train_probe`, or bad data.
@@ -110,20 +121,25 @@ def probe(
     if options.get("single_cls"):
         raise UserError("single_cls=True: a probe is scored on the data's own classes, leave it out")
     check_device(options.get("device"))
-    found = []
+    scores = []
     for modality in (m for m in header.modalities if m in modalities):
-        folder = {
+        own_folder = {
             "project": str(Path(options.get("project") or "runs/probe").resolve()),
             "name": f"{options.get('name', name)}-{modality}",
         }
-        file = train_probe(model, modality, data, {"val": False, **options, **folder})
+        file = train_probe(model, modality, data, {"val": False, **options, **own_folder})
         predictor = Predictor(file, device=scoring_device(options.get("device")), conf=LOWEST_SCORE, max_det=100)
         result = evaluate(predictor, config, pairs)
-        kind = {"off": "sum", "aux": "aux"}.get(header.rsc, f"rsc={header.rsc}")
-        kind = kind if len(header.modalities) == 2 else "solo"
-        kind += f" md={header.md}" if header.md != "off" else ""
-        found.append(ProbeScore(name, kind, modality, result["mAP50"], result["mAP50_95"], str(file)))
-    return found
+        scores.append(ProbeScore(name, kind(header), modality, result["mAP50"], result["mAP50_95"], str(file)))
+    return scores
+
+
+def kind(config: ModelConfig) -> str:
+    """What a model is in a table of probes: "solo" for one camera, else "sum", "aux", "rsc=own md=stop" and so on."""
+    if len(config.modalities) == 1:
+        return "solo"
+    constraint = {"off": "sum", "aux": "aux"}.get(config.rsc, f"rsc={config.rsc}")
+    return f"{constraint} md={config.md}" if config.md != "off" else constraint
 
 
 def format_table(scores: Sequence[ProbeScore]) -> str:
