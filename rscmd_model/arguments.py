@@ -53,7 +53,14 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -
 
 
 def option_words(parser: argparse.ArgumentParser, about: str = "ultralytics' options") -> None:
-    """Let a command take words key=value, which `parse` gives as `args.options` and `parse_options` reads."""
+    """Let a command take words of the form key=value.
+
+    `parse` gives them as `args.options`, and `options.parse_options` reads them.
+
+    Args:
+        parser: of `command_parser`.
+        about: for the help.
+    """
     parser.add_argument("options", nargs="*", default=[], metavar="key=value", help=about)
 
 

@@ -28,7 +28,15 @@ _STYLES = {"visible": ("-", "o"), "thermal": ("--", "s")}  # of lines and points
 
 
 def write_rows(path: str | Path, rows: Iterable[GradientRow]) -> None:
-    """Write gradients.csv whole: a reader never meets half of it. Raises `UserError` when it cannot be written."""
+    """Write gradients.csv whole, so that a reader never meets half of it.
+
+    Args:
+        path: the file.
+        rows: in the order to write them.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
@@ -54,7 +62,11 @@ def read_rows(path: str | Path) -> list[GradientRow]:
 
 
 def common_reference(courses: Mapping[str, Sequence[GradientRow]]) -> str:
-    """The best reference that every course has, so that they can be compared: probe, own or alone."""
+    """The best reference that every course has, so that they can be compared: probe, own or alone.
+
+    Raises:
+        UserError: they have none in common.
+    """
     for reference in REFERENCES:
         if all(any(row.reference == reference for row in rows) for rows in courses.values()):
             return reference

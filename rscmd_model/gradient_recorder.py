@@ -50,7 +50,12 @@ class FixedPairs(PairedDataset):
         return list(self.pairs)
 
     def batches(self, size: int, device: torch.device) -> list[Batch]:
-        """The pairs in batches of `size` or a little less, each drawn from all over the split."""
+        """The pairs in batches, each with pairs from all over the split.
+
+        Args:
+            size: pairs per batch, at most.
+            device: where to.
+        """
         number = -(-len(self) // size)
         found: list[Batch] = []
         for start in range(number):
@@ -120,7 +125,15 @@ class GradientRecorder:
 
     @staticmethod
     def attach(trainer: PairedTrainer, every: int | None) -> None:
-        """Record `trainer`'s run if `every` says so, or if an interrupted run that it resumes did."""
+        """Let a training record its gradients, or go on with it.
+
+        Args:
+            trainer: before its `train()`.
+            every: measure after each so many epochs; None records only where the run is resumed and recorded before.
+
+        Raises:
+            UserError: as the class.
+        """
         file = _state_file(trainer)
         if not trainer.resume:  # as the parent with results.csv: what an earlier run left in this folder is not ours
             for stale in (file, trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"):

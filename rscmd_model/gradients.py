@@ -109,7 +109,12 @@ class OpenModel(RscmdModel):
         return self.train()
 
     def features(self, x: Tensor, modality: str) -> list[Tensor]:
-        """As in the parent, unless they are given."""
+        """As in the parent, unless they are given.
+
+        Args:
+            x: as in the parent.
+            modality: whose.
+        """
         return self.given[modality] if modality in self.given else super().features(x, modality)
 
 

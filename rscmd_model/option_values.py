@@ -33,6 +33,7 @@ class Option:
 
 
 def read_whole(value: Any, low: int, high: int) -> int:
+    """A whole number from `low` to `high`."""
     found = read_number(value, low, high)
     if not found.is_integer():
         raise ValueError
@@ -40,6 +41,7 @@ def read_whole(value: Any, low: int, high: int) -> int:
 
 
 def read_number(value: Any, low: float, high: float) -> float:
+    """A number from `low` to `high`."""
     if isinstance(value, str) and len(value) < 40 and re.fullmatch(_NUMBER, value.strip(), re.ASCII):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -48,6 +50,7 @@ def read_number(value: Any, low: float, high: float) -> float:
 
 
 def read_switch(value: Any) -> bool:
+    """True or False, also as yes and no, on and off."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     if isinstance(value, bool):
         return value

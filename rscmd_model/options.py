@@ -1,8 +1,8 @@
 """What each of ultralytics' options means in this training: a table, the words on a command line, and their refusal.
 
-Every option of the engine's own cfg/default.yaml has its row: it is honoured, or refused with the reason. A value is
-read by what the option takes, and never as YAML, which makes 007, on, 1e3 or 2026-11-26 something else than a name.
-docs/training.md shows the table; `python -m rscmd_model.options` writes it.
+Every option of ultralytics' own cfg/default.yaml has a row. It is honoured, or refused with the reason. A value is
+read by what the option takes, and never as YAML, which would make something else than a name of 007, on, 1e3 or
+2026-11-26. docs/training.md shows the table; `python -m rscmd_model.options` writes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rscmd_model.option_values import (
     whole,
 )
 
-# What the engine lets a resumed run change; the other options stand in its checkpoint.
+# What ultralytics lets a resumed run change; the other options stand in its checkpoint.
 RESUMABLE = (
     *("imgsz", "batch", "device", "close_mosaic", "save_period", "workers", "cache", "patience", "time", "freeze"),
     *("val", "plots", "channels_last"),
@@ -206,7 +206,10 @@ def defaults() -> dict[str, Any]:
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """ultralytics' options from key=value words.
+    """Read ultralytics' options from a command line.
+
+    Args:
+        words: of the form key=value.
 
     Raises:
         UserError: a word without "=", an option given twice, and what `check_options` refuses. The message is one line.
@@ -228,7 +231,13 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options, each as the value that its row reads.
+    """Check options, and read each as its row of `OPTIONS` says.
+
+    Args:
+        options: values by name; a value is text, or already of its type.
+
+    Returns:
+        the values as read, without those of refused options that were set to their harmless default.
 
     Raises:
         UserError: an option that ultralytics does not have (the nearest one is named), one that this trainer does not
@@ -246,7 +255,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_effect(options: Mapping[str, Any]) -> list[str]:
-    """What to tell of options that others make ineffective."""
+    """A line for each option that another one makes ineffective."""
     if options.get("optimizer", "auto") != "auto" or options.get("resume"):
         return []
     chosen = [key for key in ("lr0", "momentum", "warmup_bias_lr") if key in options]
@@ -279,7 +288,12 @@ def _shown(value: Any) -> str:
 
 
 def word(key: str, value: Any) -> str:
-    """The word that `parse_options` reads as this value."""
+    """The word of a command line that `parse_options` reads as a value.
+
+    Args:
+        key: name of the option.
+        value: a number, a text, or a list of them.
+    """
     if isinstance(value, (list, tuple)):
         value = f"[{','.join(map(str, value))}]"
     return f"{key}={value}"

@@ -1,10 +1,10 @@
 """Linear probing: what a backbone knows, measured by a fresh neck and head trained on it while it is frozen.
 
-The idea is M2D-LIF's (Zhao et al., ICCV 2025, arXiv 2503.11780): a backbone that came out of joint training is put to
-the test alone, against the backbone of a detector of that one modality. Here a backbone is frozen with its BatchNorm
-statistics, and neck and head are as in every model of this package; they start from the same random weights for every
-probe of a modality and are trained by the same recipe. That is more than the one linear layer of the name, since a
-detector has no features that a linear layer could read boxes from.
+The idea is M2D-LIF's (Zhao et al., ICCV 2025, arXiv 2503.11780): the backbone of a joint training is tested alone, and
+compared with the backbone of a detector of that one modality. Here the backbone is frozen together with its BatchNorm
+statistics. Neck and head are as in every model of this package; they start from the same random weights for every
+probe of a modality and are trained by the same recipe. The name says one linear layer. A neck and a head are more than
+that, but no linear layer could read boxes from the features of a detector.
 
 Like `trainer.py`, this file names internals of the ultralytics trainer.
 """
@@ -60,7 +60,13 @@ class FrozenBackboneTrainer(PairedTrainer):
         weights: str | Path | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
-        """Begin with a fresh neck and head, drawn from the run's seed, on the backbone of the model file `weights`."""
+        """Begin with a fresh neck and head on the backbone of a model file.
+
+        Args:
+            config: of the probe: one camera.
+            weights: the model file; must be given.
+            augmentation: as in the parent.
+        """
         assert weights is not None
         super().start_from(config, augmentation=augmentation)
         (modality,) = config.modalities
@@ -76,6 +82,7 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
 
     Args:
         model: a model file that has the modality.
+        modality: whose backbone.
         data: as `open_data` takes it; its train split is trained on.
         options: ultralytics' options.
 
@@ -156,7 +163,15 @@ def format_table(scores: Sequence[ProbeScore]) -> str:
 
 
 def write_table(path: Path, scores: Sequence[ProbeScore]) -> None:
-    """Write the scores as CSV. Raises `UserError` when the file cannot be written."""
+    """Write scores as CSV.
+
+    Args:
+        path: the file.
+        scores: one or more.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(scores[0])))
         writer.writeheader()

@@ -110,7 +110,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    """Raises `UserError` for arguments that do not go together."""
+    """Check that the arguments go together.
+
+    Raises:
+        UserError: they do not.
+    """
     if old := {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in old.items())
         method = "+".join([args.method or "rscmd", *(f"{name}={value}" for name, value in old.items())])

@@ -35,7 +35,13 @@ _CAMERAS = {"visible": "rgb", "thermal": "ir"}  # ends of CFT's and ICAFusion's 
 
 
 def parse_description(text: str, where: str) -> Any:
-    """The keys and values of a description. Names and paths are the text that was written: `on` and `007` are names.
+    """Read the keys and values of a description.
+
+    Names and paths stay the text that was written: `on` and `007` are names.
+
+    Args:
+        text: YAML.
+        where: names it in messages.
 
     Raises:
         UserError: as `parse_yaml`.

@@ -17,7 +17,13 @@ COLUMNS = 2
 
 
 def contact_sheet(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]], count: int, seed: int) -> np.ndarray:
-    """A picture of `count` pairs, drawn at random from all splits alike; damaged ones are passed over.
+    """Draw random pairs of all splits with their boxes; damaged pairs are passed over.
+
+    Args:
+        data: the data set.
+        pairs: by split.
+        count: pairs to show.
+        seed: of the choice.
 
     Returns:
         (H, W, 3) uint8 BGR.

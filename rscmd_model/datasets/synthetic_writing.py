@@ -37,10 +37,25 @@ def write_world(
     config: WorldConfig | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write `train` and `val` pairs of `size` = (width, height) px to the folder `out`; returns its data.yaml.
+    """Write a world as a data set.
 
-    An earlier world at `out` is replaced whole; anything else there is a UserError. Nothing is left half written:
-    the world grows in `out` + ".partial" and is renamed when it is complete.
+    An earlier world at `out` is replaced whole. Nothing is left half written: the world grows in `out` + ".partial" and
+    is renamed when it is complete.
+
+    Args:
+        out: folder.
+        train: pairs of the train split.
+        val: pairs of the val split.
+        size: (width, height) of the pictures, px.
+        seed: the same one gives the same bytes.
+        config: the dials of the world.
+        progress: called now and then with a line to show.
+
+    Returns:
+        path of its data.yaml.
+
+    Raises:
+        UserError: a number is out of range, or something else lies at `out`.
     """
     config = config or WorldConfig()
     if train < 1 or val < 1:

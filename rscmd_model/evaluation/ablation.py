@@ -153,7 +153,13 @@ def claim(ablation: Ablation) -> None:
 
 
 def train_all(missing: Sequence[Run], ablation: Ablation, jobs: int, progress: Callable[[str], None]) -> dict[Run, str]:
-    """Train and score runs, `jobs` at a time; says every minute how far they are.
+    """Train and score runs.
+
+    Args:
+        missing: the runs.
+        ablation: what they share.
+        jobs: trainings side by side.
+        progress: called every minute with a line that says how far they are.
 
     Returns:
         the runs that failed, each with the last line of its output.
@@ -186,10 +192,17 @@ def train_all(missing: Sequence[Run], ablation: Ablation, jobs: int, progress: C
 
 
 def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Write down what a process says until it ends, and give the last line of it.
+    """Copy the output of a process to a log until the process ends.
 
-    On a full disk the rest of the log is lost. It comes through a pipe, so that the last line is not, and so that the
-    process ends when nobody is there to read it.
+    The output comes through a pipe. So the last line is known even when the log is on a full disk and loses it, and the
+    process ends when nobody reads its output any more.
+
+    Args:
+        process: started with stdout=PIPE.
+        log: file that is appended to.
+
+    Returns:
+        the last line of the output.
     """
     assert process.stdout is not None
     end = b""
@@ -203,7 +216,16 @@ def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def read_rows(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
-    """A row for each run and branch: method, seed, branch, mAP50 and mAP50_95 (0 to 1), and what the run cost."""
+    """Gather the scores and costs of finished runs.
+
+    Args:
+        runs: all of them finished.
+        out: folder of the ablation.
+
+    Returns:
+        a row for each run and answer: method, seed, branch (the answer's name), mAP50 and mAP50_95 (0 to 1), and what
+        the run cost.
+    """
     rows = []
     for run in runs:
         scores = json.loads((out / run.name / "scores.json").read_text())
@@ -215,11 +237,14 @@ def read_rows(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each method and branch, over the seeds.
+    """Summarize rows over their seeds.
+
+    Args:
+        rows: of `read_rows`.
 
     Returns:
-        method, branch, seeds (how many), mean and sample standard deviation (None for one seed) of both figures in
-        points (0 to 100), and the medians of what the runs cost.
+        a row for each method and answer: method, branch, seeds (how many), mean and sample standard deviation (None for
+        one seed) of both figures in points (0 to 100), and the medians of what the runs cost.
     """
     table = []
     for method, branch in dict.fromkeys((row["method"], row["branch"]) for row in rows):
@@ -237,7 +262,16 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Write results.csv, table.csv, table.md and ablation.png into `out`, each whole."""
+    """Write results.csv, table.csv, table.md and ablation.png, each whole.
+
+    Args:
+        out: folder.
+        rows: of `read_rows`.
+        title: of the picture.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     table = summarize(rows)
     for name, lines in (("results.csv", rows), ("table.csv", table)):
         with whole_file(out / name) as aside, aside.open("w", newline="") as file:
@@ -250,7 +284,7 @@ def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None
 
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
-    """The table of `summarize` for people; what a run cost stands in the line of its main answer."""
+    """The table of `summarize` for people. What a run cost stands in the line of its main answer."""
     lines = [
         "| method | mAP50 | mAP50:95 | parameters (M) | GFLOPs | step (ms) | memory (MB) |",
         "|---|---|---|---|---|---|---|",
@@ -270,10 +304,11 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> str:
-    """What each answer gains over its control with the same seed, and so the same first weights, for people.
+    """What each answer gains over its control, for people.
 
-    The control of a fused answer is `sum`, that of a branch alone the detector of that modality. Without a run of the
-    control there is no line, and without any line no table.
+    Answer and control have the same seed, and so the same first weights. The control of a fused answer is `sum`, that
+    of a unimodal answer the detector of that modality. Without a run of the control there is no line, and without any
+    line there is no table.
     """
     lines = []
     scores: dict[tuple[str, str], dict[int, float]] = {}

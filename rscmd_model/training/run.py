@@ -129,7 +129,11 @@ def _check_resumed(checkpoint: str, options: dict[str, Any], overrides: dict[str
 
 
 def _check_values(overrides: dict[str, Any]) -> None:
-    """Raises `UserError` for a value that ultralytics itself refuses, by its type or its range."""
+    """Let ultralytics check the types and ranges of its options.
+
+    Raises:
+        UserError: it refuses a value.
+    """
     try:
         get_cfg(overrides=overrides)
     except (TypeError, ValueError) as error:
