@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
+from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.inference import Predictor
-from rscmd_model.synthetic import write_world
 from rscmd_ros.bag_answers import BATCH, Answers, answer_pairs
 from rscmd_ros.bag_job import LOWEST_SCORE
 from rscmd_ros.bag_pairs import Pairing, PairingOptions, read_pairs

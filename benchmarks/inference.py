@@ -266,7 +266,7 @@ def print_startup(scale: str, results: dict[str, dict[str, float]]) -> None:
 
 def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
     """mAP of each backend on a val split, 0 to 100, printed."""
-    from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+    from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
     from rscmd_model.export import export
     from rscmd_model.inference import Predictor
 

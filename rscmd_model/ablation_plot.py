@@ -14,12 +14,28 @@ LABELS = {"mAP50": "mAP50", "mAP50_95": "mAP50:95"}
 
 
 def answer_name(method: str, branch: str) -> str:
-    """How an answer is called in tables and pictures: the method's main one by the method's name alone."""
+    """The name of an answer in tables and pictures.
+
+    Args:
+        method: as it is written on the command line.
+        branch: which of its answers, "fused" or a modality.
+
+    Returns:
+        the method alone for its main answer; else the method and the branch.
+
+    Raises:
+        UserError: there is no such method.
+    """
     return method if branch == parse_method(method).answers[0] else f"{method}, {branch} branch alone"
 
 
 def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Draw rows of (method, branch, mAP50, mAP50_95), figures 0 to 1, one for each seed, in the order they come.
+    """Draw the scores of an ablation.
+
+    Args:
+        path: of the picture.
+        rows: for each run and answer its method, branch, mAP50 and mAP50_95 (0 to 1), in the order to draw them.
+        title: above the picture.
 
     Raises:
         UserError: the picture cannot be written.

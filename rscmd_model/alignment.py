@@ -148,7 +148,20 @@ def _judged(
     disagreement: float | None = None,
     least: int = 4,
 ) -> Estimate:
-    """The estimate with its error, and with what speaks against it. least: points that must agree."""
+    """Put together an estimate, its error, and the first reason not to trust it.
+
+    Args:
+        matrix: (3, 3) homography, thermal to visible px.
+        thermal_size: (width, height) px.
+        visible_size: (width, height) px.
+        points: (N, 4) thermal x, y and visible x, y.
+        inliers: (N,) bool.
+        disagreement: between the halves of the pairs, px; None where there are none.
+        least: how many points must agree.
+
+    Raises:
+        UserError: no camera could have this homography.
+    """
     try:
         registration = Registration(tuple(map(tuple, matrix.tolist())), thermal_size, visible_size)
     except UserError as refused:
@@ -246,10 +259,16 @@ class _Search:
         )
 
     def match(self, longest: int, cells: int, reach: float) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Match a grid of patches, each within `reach` (a share of the longer side) of where the estimate puts it.
+        """Match a grid of patches, each near the place where the estimate so far puts it.
+
+        Args:
+            longest: longer side of the working size, px.
+            cells: patches across.
+            reach: how far a patch is looked for, as a share of the longer side.
 
         Returns:
-            (N, 4) matched points at full size, thermal x, y, visible x, y; and the same of each half of the pairs.
+            (N, 4) matched points at full size, thermal x, y and visible x, y; and the same for each half of the pairs,
+            or an empty list for a single pair.
         """
         size, down = self._working(longest)
         radius = max(3, round(reach * max(size)))
@@ -271,6 +290,7 @@ class _Search:
         to_thermal = np.linalg.inv(down @ self.matrix)
 
         def peaks(surfaces: np.ndarray) -> np.ndarray:
+            """The points at full size, (N, 4), where the patches were found."""
             found = [
                 (*centre, *moved) for centre, s in zip(centres, surfaces) if (moved := _peak(s, centre)) is not None
             ]

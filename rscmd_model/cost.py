@@ -14,7 +14,16 @@ from rscmd_model.model import RscmdModel
 
 
 def gflops(model: RscmdModel, answer: str, imgsz: int) -> float:
-    """Arithmetic of one answer to one pair of imgsz x imgsz px, in GFLOPs, a multiply-add counting as two."""
+    """Count the arithmetic of one answer to one pair.
+
+    Args:
+        model: is run once, in evaluation mode.
+        answer: one of the model's answers, such as "fused".
+        imgsz: side of the square network input, px.
+
+    Returns:
+        GFLOPs; a multiply-add counts as two.
+    """
     training = model.training
     p = next(model.parameters())
     x = torch.zeros(1, 4, imgsz, imgsz, device=p.device, dtype=p.dtype)
@@ -48,7 +57,11 @@ class StepMeter:
         self.seconds.append(time.perf_counter() - self._start)
 
     def summary(self, model: RscmdModel, imgsz: int) -> dict[str, Any]:
-        """What the training cost and the model costs.
+        """What the training cost and what the model costs.
+
+        Args:
+            model: the trained one.
+            imgsz: side of the square network input, px.
 
         Returns:
             parameters (trained and shipped), gflops (of the main answer at imgsz), step_ms (median; None if no step

@@ -27,7 +27,15 @@ Point = tuple[Fault, Mapping[str, Any]]
 
 
 def horizontal(faults: Sequence[Fault], axis: str) -> tuple[np.ndarray, str]:
-    """Where the points of a sweep over `axis` (a field of `Fault`) lie, (N,), and the axis' label with its unit."""
+    """Where the points of a sweep lie on the horizontal axis.
+
+    Args:
+        faults: of the sweep.
+        axis: the field of `Fault` that varies.
+
+    Returns:
+        (N,) the positions, and the label of the axis with its unit.
+    """
     if axis == "noise":
         on = "both images" if faults[0].noise_on == "both" else f"the {faults[0].noise_on} image"
         return np.array([fault.noise for fault in faults]), f"noise added to {on} (standard deviation, grey levels)"
@@ -73,7 +81,13 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
 
 
 def plot_sweep(path: Path, points: Sequence[Point], axis: str | None, title: str) -> None:
-    """Write the picture of one sweep; without an axis, a bar for each point.
+    """Draw one sweep.
+
+    Args:
+        path: of the picture; its suffix chooses the format.
+        points: each fault with the figures of its score.
+        axis: the field of `Fault` that varies; None draws a bar for each point.
+        title: above the picture.
 
     Raises:
         UserError: a file type that is not drawn, or the file cannot be written.
@@ -98,6 +112,10 @@ def plot_sweep(path: Path, points: Sequence[Point], axis: str | None, title: str
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a file type that is not drawn (`UserError`)."""
+    """Check, before the scoring, that the picture can be drawn.
+
+    Raises:
+        UserError: the suffix of the path is none that is drawn.
+    """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"--plot {path}: give a file that ends in {', '.join(PLOT_SUFFIXES)}")

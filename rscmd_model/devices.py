@@ -11,7 +11,7 @@ FORMS = "auto, cpu, mps, a GPU as in 0 or cuda:0, several as in 0,1, or -1 for a
 
 
 def read_device(value: Any) -> str:
-    """A device in the engine's words: "" (it chooses), "cpu", "mps", or GPUs by number, as in "0" or "0,1".
+    """A device in ultralytics' words: "" (it chooses), "cpu", "mps", or GPUs by number, as in "0" or "0,1".
 
     Args:
         value: None, "auto", "cpu", "mps", "cuda", "cuda:0", 0, -1, "0,1", [0, 1], or a `torch.device`.
@@ -39,7 +39,7 @@ def read_device(value: Any) -> str:
 
 
 def check_device(value: Any) -> str:
-    """The device to train on, in the engine's words, see `read_device`; it is there.
+    """The device to train on, in ultralytics' words, see `read_device`; it is there.
 
     Raises:
         UserError: it is no device, or not there; the message names those that are.

@@ -11,23 +11,18 @@ models. "probe" freezes each backbone, trains a fresh neck and head on it and sc
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rscmd_model.arguments import command_parser, option_words, parse
 from rscmd_model.config import MODALITIES
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
-
-if TYPE_CHECKING:
-    from rscmd_model.gradients import GradientRow
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,11 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{words[0]!r} is not one of gradients, probe")
 
 
-def run_gradients(words: list[str]) -> None:
+def run_gradients(words: Sequence[str]) -> None:
     """The command `gradients`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.diagnose gradients",
-        description="The fused loss's gradients at each modality's features against the unimodal losses'.",
+    parser = command_parser(
+        "diagnose gradients", "The fused loss's gradients at each modality's features against the unimodal losses'."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, nargs="+", help="folders of runs trained with --diagnose, to compare")
@@ -60,24 +54,20 @@ def run_gradients(words: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the figures here (one file per run or model, named after it)")
     parser.add_argument("--plot", type=Path, help="draw them here (.png, .svg, .pdf)")
-    args = parser.parse_args(words)
+    args = parse(parser, words)
     if args.model and not args.data:
         parser.error("--model needs --data data.yaml")
-    data = opened(args) if args.data else ""
-    from rscmd_model.gradient_course import common_reference, describe, plot, read_rows, write_rows
+    data = open_given(args).spec if args.data else ""
+    require("torch", "ultralytics")
+    from rscmd_model.diagnosis.files import gradients_of_model, gradients_of_run, short_names
+    from rscmd_model.gradient_course import common_reference, describe, plot, write_rows
 
-    courses: dict[str, list[GradientRow]] = {}
-    for name, path in labels(args.run or args.model).items():
-        if args.run:
-            if not (path / "gradients.csv").is_file():
-                raise UserError(
-                    f"{path} has no gradients.csv: train with --diagnose, or give --model {path / 'model.safetensors'}"
-                )
-            courses[name] = read_rows(path / "gradients.csv")
-            if not courses[name]:
-                raise UserError(f"{path / 'gradients.csv'} has no rows yet: no epoch of that run is complete")
-        else:
-            courses[name] = measure_file(path, data, args.split, args.pairs, args.batch, args.device)
+    courses = {
+        name: gradients_of_run(path)
+        if args.run
+        else gradients_of_model(path, data, args.split, args.pairs, args.batch, args.device)
+        for name, path in short_names(args.run or args.model).items()
+    }
     reference = common_reference(courses)
     print("\n\n".join(describe(name, rows, reference) for name, rows in courses.items()))
     for name, rows in courses.items() if args.csv else ():
@@ -89,50 +79,10 @@ def run_gradients(words: list[str]) -> None:
         print(f"wrote {args.plot}")
 
 
-def opened(args: argparse.Namespace) -> str:
-    """The data of the command line, opened once to be sure that they are there, as one line that opens them again."""
-    return open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok).spec
-
-
-def measure_file(model: Path, data: str, split: str, pairs: int, batch: int, device: str) -> list[GradientRow]:
-    """The gradients in a finished model, on `pairs` pairs of a split, in batches of `batch`.
-
-    Raises:
-        UserError: a bad model, data set, split or device, a model of one camera, classes that differ.
-    """
-    require("torch", "ultralytics")
-    from ultralytics.cfg import get_cfg
-
-    from rscmd_model.gradient_recorder import ProbePairs
-    from rscmd_model.gradients import OpenModel, measure
-    from rscmd_model.model_file import load_model
-    from rscmd_model.torch_backends import select_device
-
-    if pairs < 1 or batch < 1:
-        raise UserError(f"--pairs {pairs} and --batch {batch} must be 1 or more")
-    chosen = select_device(device)
-    network, header = load_model(model)
-    config = open_data(data)
-    if list(header.names.values()) != list(config.names.values()):
-        raise UserError(
-            f"{model} finds {', '.join(header.names.values())}; {data} has {', '.join(config.names.values())}"
-        )
-    open_model = OpenModel(network.to(chosen))
-    dataset = ProbePairs(
-        pairs,
-        img_path=split,
-        imgsz=header.image_size,
-        hyp=get_cfg(),
-        data={"config": config, "names": config.names, "nc": len(config.names), "channels": 4},
-    )
-    return measure(open_model, dataset.batches(batch, chosen))
-
-
-def run_probe(words: list[str]) -> None:
+def run_probe(words: Sequence[str]) -> None:
     """The command `probe`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.diagnose probe",
-        description="Linear probing: a fresh neck and head trained on each frozen backbone, and scored.",
+    parser = command_parser(
+        "diagnose probe", "Linear probing: a fresh neck and head trained on each frozen backbone, and scored."
     )
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="model.safetensors; name the controls too")
     data_arguments(parser)
@@ -141,19 +91,18 @@ def run_probe(words: list[str]) -> None:
     parser.add_argument("--modality", choices=MODALITIES, nargs="+", default=list(MODALITIES), help="default: both")
     parser.add_argument("--json", type=Path, help="write the scores here")
     parser.add_argument("--csv", type=Path, help="write the table here")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options, the same for all")
-    # They may stand anywhere, also behind an argument that takes several values.
-    given = [word for word in words if re.match(r"\w+=", word)]
-    args = parser.parse_args([word for word in words if word not in given])
+    option_words(parser, "ultralytics' options, the same for all")
+    args = parse(parser, words)
     require("torch", "ultralytics")
+    options = parse_options(args.options)
+    from rscmd_model.diagnosis.files import short_names
     from rscmd_model.model_file import read_header
     from rscmd_model.probe import format_table, probe, write_table
 
-    options = parse_options(args.options + given)
-    models = labels(args.model)
+    models = short_names(args.model)
     for file in models.values():  # a wrong one is told before hours of training
         read_header(file)
-    data, results = opened(args), []
+    data, results = open_given(args).spec, []
     for name, file in models.items():
         results += probe(name, file, data, args.split, args.modality, options)
     if not results:
@@ -163,22 +112,6 @@ def run_probe(words: list[str]) -> None:
         write_json(args.json, {"split": args.split, "options": options, "results": [asdict(r) for r in results]})
     if args.csv:
         write_table(args.csv, results)
-
-
-def labels(paths: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each run folder or model file: the folder's, for a model.safetensors too.
-
-    Raises:
-        UserError: two would have the same name.
-    """
-    named: dict[str, Path] = {}
-    for path in paths:
-        whole = path.resolve()
-        name = whole.parent.name if whole.name == "model.safetensors" else whole.stem if whole.suffix else whole.name
-        if name in named:
-            raise UserError(f"{named[name]} and {path} would both be called {name!r}: rename one")
-        named[name] = path
-    return named
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 import threading
@@ -18,10 +19,14 @@ class UserError(Exception):
 
 
 def shown(text: object, most: int = _SHOWN) -> str:
-    """A name or value that came from elsewhere (a message, a file, a request), fit to stand within a line of ours.
+    """Make a name or value from elsewhere (a message, a file, a request) fit to stand within a line of ours.
 
     What is not printable (line breaks, escapes, marks that turn the direction of writing) is written as in Python's
-    repr, and of what is longer than `most` characters only the start is shown, with the length.
+    repr.
+
+    Args:
+        text: what to show.
+        most: characters to show; of a longer text only the start is shown, with the length.
     """
     text = str(text)
     start = _escaped(text[:most])
@@ -29,23 +34,54 @@ def shown(text: object, most: int = _SHOWN) -> str:
 
 
 def quoted(value: object, most: int = _SHOWN) -> str:
-    """A value as Python writes it, for a message: quoted, on one line, and of no more than `most` characters."""
+    """A value as Python writes it, on one line.
+
+    Args:
+        value: what to show.
+        most: characters to show; the rest is cut off.
+    """
     text = repr(value[: 2 * most] if isinstance(value, str) else value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def as_line(text: str, most: int = _LONGEST_LINE) -> str:
-    """A whole message as one printable line: escaped as by `shown`; the middle goes if it is longer than `most`."""
+    """A whole message as one printable line.
+
+    Args:
+        text: the message; it is escaped as by `shown`.
+        most: characters to show; of a longer message the middle is left out.
+    """
     if len(text) > most:
         text = f"{text[: most // 2]} ... ({len(text)} characters) ... {text[-(most // 2) :]}"
     return _escaped(text)
 
 
 def several(names: Iterable[object], most: int = 8) -> str:
-    """Names from elsewhere in a row, quoted; of many the first, and how many more there are."""
+    """Names from elsewhere in a row, quoted.
+
+    Args:
+        names: what to show.
+        most: how many to show; of the others the number is told.
+    """
     names = list(names)
     row = ", ".join(f"'{shown(name)}'" for name in names[:most])
     return f"{row} and {len(names) - most} more" if len(names) > most else row
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: which known one is nearest.
+
+    Args:
+        name: what was given; only its first 60 characters are compared, so that a long one costs no time.
+        known: the names there are.
+        otherwise: what to say where none of them is near.
+
+    Returns:
+        "; did you mean NAME?", or "; " and `otherwise`, or an empty text.
+    """
+    near = difflib.get_close_matches(str(name)[:60], list(known), 1)
+    hint = f"did you mean {near[0]}?" if near else otherwise
+    return f"; {hint}" if hint else ""
 
 
 def _escaped(text: str) -> str:
@@ -72,11 +108,14 @@ def origin(error: BaseException) -> str:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP end the program as Ctrl-C does: a KeyboardInterrupt, so that what was started is
-    ended and what was half written is removed.
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does, by a KeyboardInterrupt.
 
-    A signal that is ignored, as by nohup, stays ignored. After the first of them or Ctrl-C, SIGTERM and SIGHUP are
-    let be: a closing terminal or a service manager sends several, and they must not break off the tidying up.
+    So what was started is ended, and what was half written is removed. A signal that is ignored, as by nohup, stays
+    ignored. A closing terminal or a service manager sends several signals. Only the first one counts, so that the
+    others do not break off the tidying up.
+
+    Raises:
+        KeyboardInterrupt: in the block, when a signal arrives.
     """
     usual: dict[signal.Signals, Any] = {
         signal.SIGTERM: signal.SIG_DFL,
@@ -104,7 +143,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _let_be(number: int, frame: Any) -> None:
-    """A handler that does nothing: unlike SIG_IGN, it is not passed on to children."""
+    """A handler that does nothing. Unlike SIG_IGN it is not passed on to children."""
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

@@ -14,36 +14,29 @@ curve for each. A unimodal branch is scored as the answer to a lost camera: --dr
 from __future__ import annotations
 
 import argparse
-import re
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.curves import check_plot, plot_sweep
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
-from rscmd_model.detections import Detections
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.faults import Fault, describe, with_neighbours
+from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
+from rscmd_model.faults import Fault, describe
 from rscmd_model.files import write_json
-from rscmd_model.images import read_thermal, read_visible
 from rscmd_model.inference import Predictor
-from rscmd_model.scoring import Truth, score
 
-LOWEST_SCORE = 0.001  # below it the precision-recall curve has nothing more to gain
 AXES = ("time_offset", "shift", "dark", "noise")  # the faults that have a size; also names of arguments
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
     data_arguments(parser)
     camera_arguments(parser)
@@ -52,13 +45,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="pairs per batch (default: %(default)s)")
     _add_faults(parser)
-    # A space before a negative value keeps argparse from taking it for an option, as it would take -4,0.
-    args = parser.parse_args([f" {word}" if re.match(r"-[\d.]", word) else word for word in sys.argv[1:]])
+    args = parse(parser, argv)
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give 1 or more")
     faults, axis = _plan(args)
 
-    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
+    data = open_given(args)
     pairs = find_pairs(data, args.split)
     predictor = Predictor(
         args.model,
@@ -180,122 +172,6 @@ def _print_table(title: str, faults: Sequence[Fault], points: Sequence[dict[str,
     print(f"{title}\n  {'':{width}}  {size:>{column}}  mAP50  mAP50:95")
     for word, number, point in zip(words, numbers, points):
         print(f"  {word:{width}}  {number:>{column}}  {point['mAP50']:.3f}     {point['mAP50_95']:.3f}")
-
-
-def evaluate(
-    predictor: Predictor, data: DataConfig, pairs: Sequence[PairFiles], *, drop: str | None = None, batch: int = 16
-) -> dict[str, Any]:
-    """Score a predictor on pairs.
-
-    Args:
-        predictor: its own thresholds are used.
-        data: the data set the pairs are of.
-        pairs: what to score on.
-        drop: "visible" or "thermal" to leave that image out, or None; the other camera's own branch answers.
-        batch: pairs per batch.
-
-    Returns:
-        mAP50, mAP50_95 (0 to 1), per_class, pairs, and what else `sweep` tells of a point.
-
-    Raises:
-        UserError: as `sweep`.
-    """
-    return sweep(predictor, data, pairs, [Fault(drop=drop)], batch=batch)[0]
-
-
-def sweep(
-    predictor: Predictor,
-    data: DataConfig,
-    pairs: Sequence[PairFiles],
-    faults: Sequence[Fault],
-    *,
-    seed: int = 0,
-    batch: int = 16,
-) -> list[dict[str, Any]]:
-    """Score a predictor on pairs once for each fault; every image is read once.
-
-    Args:
-        predictor: its own thresholds are used.
-        data: the data set the pairs are of.
-        pairs: what to score on. Where a fault has a time offset, those alone are scored, for every fault, that have a
-            frame at each offset.
-        faults: what goes wrong, each by itself.
-        seed: of the noise, 0 or more.
-        batch: pairs per batch.
-
-    Returns:
-        per fault: mAP50, mAP50_95 (0 to 1), per_class, pairs, left_out (pairs not scored), and the fields of the fault.
-
-    Raises:
-        UserError: the model's classes are not the data's, it has no such answer, a file is unreadable, or no pair has
-            the frames wanted.
-    """
-    if list(predictor.names.values()) != list(data.names.values()):
-        raise UserError(
-            f"the model finds {', '.join(predictor.names.values())}; {data.name} has {', '.join(data.names.values())}"
-        )
-    for fault in faults:
-        _check_answer(predictor, fault)
-    offsets = sorted({fault.time_offset for fault in faults})
-    thermal_of: Mapping[tuple[str, int], PairFiles] = {(pair.stem, 0): pair for pair in pairs}
-    given = len(pairs)
-    if offsets != [0]:
-        pairs, thermal_of = with_neighbours(pairs, offsets)
-    truths: list[Truth] = []
-    sizes: list[tuple[int, int]] = []
-    predictions: list[list[Detections]] = [[] for _ in faults]
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
-        visibles = [read_visible(pair.visible) for pair in part]
-        files = {thermal_of[pair.stem, offset].thermal for pair in part for offset in offsets}
-        thermals = {file: read_thermal(file, predictor.thermal) for file in files}
-        for pair, visible in zip(part, visibles):
-            height, width = visible.shape[:2]
-            labels = read_labels(data, pair)
-            centre, half = labels[:, 1:3], labels[:, 3:] / 2
-            boxes = np.hstack((centre - half, centre + half)) * np.array([width, height] * 2, np.float32)
-            truths.append(Truth(boxes, labels[:, 0].astype(np.int64)))
-            sizes.append((width, height))
-        for fault, found in zip(faults, predictions):
-            arrived = [
-                fault.apply(v, thermals[thermal_of[p.stem, fault.time_offset].thermal], predictor.thermal, seed, p.stem)
-                for p, v in zip(part, visibles)
-            ]
-            found += _predict(predictor, arrived, sizes[start:])
-    return [
-        {
-            **score(truths, found, data.names, sizes).to_dict(),
-            "pairs": len(pairs),
-            "left_out": given - len(pairs),
-            **asdict(fault),
-        }
-        for fault, found in zip(faults, predictions)
-    ]
-
-
-def _check_answer(predictor: Predictor, fault: Fault) -> None:
-    """Refuse a fault that the model has no answer for (`UserError`)."""
-    if fault.drop is None:
-        return
-    left = MODALITIES[1 - MODALITIES.index(fault.drop)]
-    there = ", ".join(predictor.config.answers)
-    if fault.answer == "branch" and left not in predictor.modalities:
-        hint = "; --answer zeros asks its fused head" if "fused" in predictor.config.answers else ""
-        raise UserError(f"{fault.drop} lost: this model has no {left} branch to answer (it has {there}){hint}")
-    if fault.answer == "zeros" and "fused" not in predictor.config.answers:
-        raise UserError(f"--answer zeros: this model has no fused head to feed zeros to (it has {there})")
-
-
-def _predict(
-    predictor: Predictor, arrived: Sequence[tuple[np.ndarray | None, np.ndarray | None]], sizes: list[tuple[int, int]]
-) -> list[Detections]:
-    """The answers to pairs in the pixels of their visible images, (width, height) each, also where these are lost."""
-    found: dict[int, Detections] = {}
-    for size in set(sizes[: len(arrived)]):
-        members = [i for i in range(len(arrived)) if sizes[i] == size]
-        visibles, thermals = zip(*(arrived[i] for i in members))
-        found.update(zip(members, predictor.predict_batch(visibles, thermals, size=size)))
-    return [found[i] for i in range(len(arrived))]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 
 from rscmd_model.backends import ARCHIVE_HEADER, BFLOAT16, Backend, fixed_input, needed, sealed, write_archive
 from rscmd_model.choice import SUFFIXES, open_backend
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError, first_line, run_cli
 from rscmd_model.files import whole_file
@@ -87,7 +87,7 @@ def main() -> None:
         raise UserError("--int8 and --half: give one of them")
     data = None
     if args.data:
-        data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
+        data = open_given(args)
     out = args.out or args.model.with_suffix(SUFFIXES[args.format])
     export(
         args.model, args.format, out, half=args.half, int8=args.int8, batch=args.batch, dynamic=args.dynamic,

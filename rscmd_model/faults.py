@@ -1,8 +1,8 @@
 """What can go wrong with a visible-thermal pair: each fault a pure function, and the setting that puts them together.
 
 `Fault.apply` applies them in one order: the thermal camera stands askew (shift), the scene is dark (dark), the sensors
-are noisy (noise), a camera fails (drop). A thermal image of another instant
-(time offset) comes first of all: it is a matter of which file is read, see `with_neighbours`.
+are noisy (noise), a camera fails (drop). A thermal image of another instant (time offset) is a matter of which file is
+read, so it comes before all of them, see `with_neighbours`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,15 @@ class Fault:
 
 
 def describe(fault: Fault, leave_out: str | None = None) -> str:
-    """A fault in words, "sound" for none; the field `leave_out` is not told."""
+    """A fault in words.
+
+    Args:
+        fault: what goes wrong.
+        leave_out: a field of it that is not told; None tells all.
+
+    Returns:
+        "sound" where nothing goes wrong.
+    """
     words = [
         ("time_offset", fault.time_offset != 0, f"offset {fault.time_offset:+d}"),
         ("shift", fault.shift != (0, 0), f"shift {fault.shift[0]:g},{fault.shift[1]:g}"),
@@ -120,8 +128,11 @@ def shift_thermal(thermal: np.ndarray, shift: tuple[float, float], visible_size:
 
     Args:
         thermal: (h, w) uint8 or uint16.
-        shift: (right, down) in pixels of the visible image, whose (height, width) is `visible_size`; both images are
-            taken to show the same view. Parts of a pixel are interpolated.
+        shift: (right, down) in px of the visible image. Parts of a pixel are interpolated.
+        visible_size: (height, width) of the visible image, which is taken to show the same view.
+
+    Returns:
+        the same shape and type.
     """
     height, width = thermal.shape
     dx, dy = shift[0] * width / visible_size[1], shift[1] * height / visible_size[0]
@@ -131,16 +142,20 @@ def shift_thermal(thermal: np.ndarray, shift: tuple[float, float], visible_size:
 
 
 def darken(visible: np.ndarray, factor: float, random: np.random.Generator) -> np.ndarray:
-    """The picture that the same camera takes with `factor` of the light and no gain turned up.
+    """The picture that the same camera takes with less light and no gain turned up.
 
     The grey levels are taken for sRGB and made linear, light L in 0 to 1. The picture has its noise already, of
-    variance aL + b (a is `SHOT_NOISE`, b the square of `READ_NOISE`); scaled by the factor f it keeps f^2 of that,
+    variance aL + b (a is `SHOT_NOISE`, b the square of `READ_NOISE`). Scaled by the factor f it keeps f^2 of that,
     while a picture of light fL has afL + b. The difference, af(1-f)L + b(1-f^2), is added as Gaussian noise, so that
-    factor 1 changes nothing. Then back to sRGB and to whole grey levels.
+    factor 1 changes nothing. Then light becomes sRGB and whole grey levels again.
 
     Args:
         visible: (H, W, 3) uint8.
-        factor: 0 to 1.
+        factor: of the light, 0 to 1.
+        random: draws the noise.
+
+    Returns:
+        the same shape and type.
     """
     level = np.arange(256) / 255
     light = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)[visible]
@@ -151,13 +166,27 @@ def darken(visible: np.ndarray, factor: float, random: np.random.Generator) -> n
 
 
 def add_noise(image: np.ndarray, sigma: float, random: np.random.Generator) -> np.ndarray:
-    """Add Gaussian noise of standard deviation `sigma` counts to each number; rounded, and clipped to the type."""
+    """Add Gaussian noise; the result is rounded, and clipped to the type.
+
+    Args:
+        image: of any shape, uint8 or uint16.
+        sigma: standard deviation, counts.
+        random: draws the noise.
+
+    Returns:
+        the same shape and type.
+    """
     noisy = image + sigma * random.standard_normal(image.shape)
     return np.clip(np.rint(noisy), 0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def counts_per_level(contract: ThermalContract, thermal: np.ndarray) -> float:
-    """Thermal counts that make one of the network's 256 grey levels (with a percentile scale, of this image)."""
+    """Thermal counts that make one of the network's 256 grey levels.
+
+    Args:
+        contract: what the counts mean.
+        thermal: the image, for a contract whose scale is a percentile of each image.
+    """
     low, high = np.percentile(thermal, contract.scale) if contract.percentile else contract.scale
     return float(high - low) / 255
 

@@ -38,13 +38,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON. Raises `UserError` when the file cannot be written."""
+    """Write indented JSON, whole.
+
+    Args:
+        path: the file.
+        content: plain JSON types.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with whole_file(path) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def lock_folder(folder: Path, writer: str) -> IO[str]:
-    """Keep a folder, which is made if need be, for this process: until the returned file is closed or the process ends.
+    """Keep a folder, which is made if need be, for this process alone.
+
+    Use it with `with`. The folder is kept until the block (or the process) ends.
 
     The lock is a record lock on FOLDER/.lock. It dies with its process, however that ends; children such as a loader's
     workers do not inherit it; over NFS it holds between machines, where locks are served there. On a file system
@@ -53,6 +63,9 @@ def lock_folder(folder: Path, writer: str) -> IO[str]:
     Args:
         folder: what to keep.
         writer: what writes into it, as in "training", for the message.
+
+    Returns:
+        the open lock file; closing it gives the folder back.
 
     Raises:
         UserError: another process keeps it, or it cannot be written to.

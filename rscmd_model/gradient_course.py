@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.errors import UserError
@@ -15,13 +16,27 @@ from rscmd_model.files import whole_file
 from rscmd_model.gradients import BACKBONE, REFERENCES, GradientRow
 from rscmd_model.model import STRIDES
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
 PLACES = (*(str(s) for s in STRIDES), BACKBONE)
 _COLUMNS = [field.name for field in fields(GradientRow)]
 _KINDS = {"int": int, "float": float, "str": str}
+_STYLES = {"visible": ("-", "o"), "thermal": ("--", "s")}  # of lines and points
 
 
 def write_rows(path: str | Path, rows: Iterable[GradientRow]) -> None:
-    """Write gradients.csv whole: a reader never meets half of it. Raises `UserError` when it cannot be written."""
+    """Write gradients.csv whole, so that a reader never meets half of it.
+
+    Args:
+        path: the file.
+        rows: in the order to write them.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
@@ -47,7 +62,11 @@ def read_rows(path: str | Path) -> list[GradientRow]:
 
 
 def common_reference(courses: Mapping[str, Sequence[GradientRow]]) -> str:
-    """The best reference that every course has, so that they can be compared: probe, own or alone."""
+    """The best reference that every course has, so that they can be compared: probe, own or alone.
+
+    Raises:
+        UserError: they have none in common.
+    """
     for reference in REFERENCES:
         if all(any(row.reference == reference for row in rows) for rows in courses.values()):
             return reference
@@ -55,16 +74,21 @@ def common_reference(courses: Mapping[str, Sequence[GradientRow]]) -> str:
 
 
 def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: str = "all") -> None:
-    """Draw ratio and cosine over epochs, a column for each place; one colour per course, thermal dashed.
+    """Draw ratio and cosine over epochs.
 
-    Courses of a single epoch (finished models) stand side by side instead.
+    A column of the picture for each place, a colour for each course; solid for visible, dashed for thermal. Courses of
+    a single epoch (finished models) stand side by side instead.
+
+    Args:
+        courses: rows by the name of their run or model.
+        path: .png, .svg or .pdf.
+        part: of the loss, one of `gradients.PARTS`; over the backbone's parameters there is "all" alone.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the courses have no reference in common, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
     reference = common_reference(courses)
     over_time = any(len({row.epoch for row in rows}) > 1 for rows in courses.values())
@@ -72,46 +96,90 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(PLACES), sharex=True, sharey="row", squeeze=False)
     for number, (name, rows) in enumerate(courses.items()):
-        for modality, style, marker in zip(MODALITIES, ("-", "--"), ("o", "s")):
-            for column, place in enumerate(PLACES):
+        for column, place in enumerate(PLACES):
+            for modality in MODALITIES:
                 here = _at(rows, reference, part if place != BACKBONE else "all", modality, place)
-                x = [row.epoch for row in here] if over_time else [number + (0.1 if modality == "thermal" else -0.1)]
+                label = f"{name}, {modality}" if column == 0 else None
                 for axis, quantity in zip(axes[:, column], ("ratio", "cosine")):
-                    y = [getattr(row, quantity) for row in here]
-                    sd = [getattr(row, f"{quantity}_sd") for row in here]
-                    label = f"{name}, {modality}" if column == 0 and quantity == "ratio" else None
                     if over_time:
-                        axis.plot(x, y, style, color=f"C{number}", label=label, marker=marker, markersize=2.5, lw=1.4)
-                        low, high = [a - s for a, s in zip(y, sd)], [a + s for a, s in zip(y, sd)]
-                        axis.fill_between(x, low, high, color=f"C{number}", alpha=0.08, lw=0)
+                        _draw_course(axis, here, quantity, number, modality, label)
                     else:
-                        axis.errorbar(x, y, sd, fmt=marker, color=f"C{number}", label=label, capsize=3)
-    for axis, place in zip(axes[0], PLACES):
-        axis.set_title("backbone's parameters" if place == BACKBONE else f"features at stride {place}", fontsize=10)
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.axhline(1, color="black", lw=0.8)
-    for axis in axes[1]:
-        axis.axhline(0, color="black", lw=0.8)
-        axis.set_xlabel("epoch" if over_time else "")
-        if over_time:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        else:
-            axis.set_xticks(range(len(courses)), list(courses))
+                        _draw_point(axis, here, quantity, number, modality, label)
+                    label = None  # once in the legend
+    for column, place in enumerate(PLACES):
+        title = "backbone's parameters" if place == BACKBONE else f"features at stride {place}"
+        axes[0, column].set_title(title, fontsize=10)
+        _scale_ratio(axes[0, column])
+        _scale_cosine(axes[1, column], None if over_time else list(courses))
     axes[0, 0].set_ylabel("|fused| / |unimodal| gradient")
     axes[1, 0].set_ylabel("cosine of the two")
-    legend = figure.legend(loc="upper center", ncol=max(2, len(courses)), fontsize=9, frameon=False)
     figure.supxlabel(f"unimodal loss: {reference} ({REFERENCES[reference]})", fontsize=8)
-    # The axes end below the legend; loc="outside upper center" would see to it from matplotlib 3.7 on.
-    top = legend.get_window_extent(canvas.get_renderer()).y0 / figure.bbox.height
-    figure.tight_layout(rect=(0, 0, 1, top))
+    _lay_out(figure, canvas, max(2, len(courses)))
     with whole_file(path) as aside:
         try:
             figure.savefig(aside, dpi=90)
         except ValueError as error:  # matplotlib knows no such format
             raise UserError(f"cannot draw {path}: {error}") from None
+
+
+def _draw_course(
+    axis: Axes, rows: Sequence[GradientRow], quantity: str, number: int, modality: str, label: str | None
+) -> None:
+    """One quantity of course `number` over its epochs: a line, and a shade for the deviation between batches."""
+    epochs = [row.epoch for row in rows]
+    mean, deviation = _values(rows, quantity)
+    style, marker = _STYLES[modality]
+    axis.plot(epochs, mean, style, color=f"C{number}", label=label, marker=marker, markersize=2.5, lw=1.4)
+    low, high = [m - d for m, d in zip(mean, deviation)], [m + d for m, d in zip(mean, deviation)]
+    axis.fill_between(epochs, low, high, color=f"C{number}", alpha=0.08, lw=0)
+
+
+def _draw_point(
+    axis: Axes, rows: Sequence[GradientRow], quantity: str, number: int, modality: str, label: str | None
+) -> None:
+    """One quantity of a finished model, the course `number`: a point with its deviation, thermal beside visible."""
+    beside = 0.1 if modality == "thermal" else -0.1
+    mean, deviation = _values(rows, quantity)
+    marker = _STYLES[modality][1]
+    axis.errorbar(
+        [number + beside] * len(rows), mean, deviation, fmt=marker, color=f"C{number}", label=label, capsize=3
+    )
+
+
+def _values(rows: Sequence[GradientRow], quantity: str) -> tuple[list[float], list[float]]:
+    """The means of a quantity and their standard deviations."""
+    return [getattr(row, quantity) for row in rows], [getattr(row, f"{quantity}_sd") for row in rows]
+
+
+def _scale_ratio(axis: Axes) -> None:
+    """A logarithmic axis with plain numbers, and a line at 1: both gradients of one size."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.axhline(1, color="black", lw=0.8)
+
+
+def _scale_cosine(axis: Axes, names: Sequence[str] | None) -> None:
+    """A line at 0, and below it epochs, or the names of finished models."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.axhline(0, color="black", lw=0.8)
+    if names is None:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axis.set_xticks(range(len(names)), names)
+
+
+def _lay_out(figure: Figure, canvas: FigureCanvasAgg, columns: int) -> None:
+    """Put the legend on top, in `columns` columns, and the axes below it."""
+    legend = figure.legend(loc="upper center", ncol=columns, fontsize=9, frameon=False)
+    # loc="outside upper center" would see to it from matplotlib 3.7 on.
+    top = legend.get_window_extent(canvas.get_renderer()).y0 / figure.bbox.height
+    figure.tight_layout(rect=(0, 0, 1, top))
 
 
 def _at(rows: Sequence[GradientRow], reference: str, part: str, modality: str, place: str) -> list[GradientRow]:
@@ -120,40 +188,60 @@ def _at(rows: Sequence[GradientRow], reference: str, part: str, modality: str, p
 
 
 def describe(name: str, rows: Sequence[GradientRow], reference: str) -> str:
-    """A table of the last epoch, and a sentence for each claim that says what these figures say and no more."""
+    """Say in words what the last epoch of a course shows.
+
+    Args:
+        name: of the run or model.
+        rows: of one course, in order of the epochs.
+        reference: a key of `REFERENCES` that the rows have.
+
+    Returns:
+        a table of ratios and cosines, and a sentence for each of the paper's two claims.
+    """
     last = max(row.epoch for row in rows)
-    here = {
-        m: {p: found[-1] for p in PLACES if (found := _at(rows, reference, "all", m, p))} for m in MODALITIES
-    }  # rows are in order of epochs
+    here = {m: {p: found[-1] for p in PLACES if (found := _at(rows, reference, "all", m, p))} for m in MODALITIES}
     batches = next(iter(here["visible"].values())).batches
     when = f"epoch {last}" if last else "finished model"
-    lines = [f"{name}, {when}, {batches} batches; unimodal loss: {reference}"]
-    lines.append(" " * 18 + "".join(f"{'stride ' + p if p != BACKBONE else p:>17}" for p in PLACES))
-    for m in MODALITIES:
-        ratios = [f"{r.ratio:.3g} ± {r.ratio_sd:.2g}" for r in here[m].values()]
-        lines.append(f"  {m:8s} ratio   " + "".join(f"{text:>17}" for text in ratios))
-        cosines = [f"{r.cosine:.2f} ± {r.cosine_sd:.2f}" for r in here[m].values()]
-        lines.append(f"  {m:8s} cosine  " + "".join(f"{text:>17}" for text in cosines))
-    strides = {m: [here[m][p] for p in PLACES if p in here[m] and p != BACKBONE] for m in MODALITIES}
-    smaller = sum(row.ratio < 1 for m in MODALITIES for row in strides[m])
-    count = sum(len(found) for found in strides.values())
-    mean = {m: _geometric_mean([row.ratio for row in strides[m]]) for m in MODALITIES}
-    lines.append(
-        f"  claim 1, suppression: the fused gradient is the smaller one at {smaller} of {count} places; its size is "
-        + " and ".join(f"{mean[m]:.2f} ({m})" for m in MODALITIES)
-        + " of the unimodal one's (geometric mean over strides)."
+    title = f"{name}, {when}, {batches} batches; unimodal loss: {reference}"
+    at_strides = {m: [row for place, row in places.items() if place != BACKBONE] for m, places in here.items()}
+    return "\n".join([title, *_table(here), _suppression(at_strides), _imbalance(at_strides)])
+
+
+def _table(here: Mapping[str, Mapping[str, GradientRow]]) -> list[str]:
+    """Ratio and cosine of each modality (rows) at each place (columns), with the deviation between batches."""
+    lines = [" " * 18 + "".join(f"{place if place == BACKBONE else f'stride {place}':>17}" for place in PLACES)]
+    for modality, places in here.items():
+        ratios = [f"{row.ratio:.3g} ± {row.ratio_sd:.2g}" for row in places.values()]
+        lines.append(f"  {modality:8s} ratio   " + "".join(f"{text:>17}" for text in ratios))
+        cosines = [f"{row.cosine:.2f} ± {row.cosine_sd:.2f}" for row in places.values()]
+        lines.append(f"  {modality:8s} cosine  " + "".join(f"{text:>17}" for text in cosines))
+    return lines
+
+
+def _suppression(at_strides: Mapping[str, Sequence[GradientRow]]) -> str:
+    """Claim 1: the fused loss sends smaller gradients than the unimodal ones."""
+    every = [row for rows in at_strides.values() for row in rows]
+    smaller = sum(row.ratio < 1 for row in every)
+    sizes = " and ".join(f"{_mean_ratio(rows):.2f} ({modality})" for modality, rows in at_strides.items())
+    return (
+        f"  claim 1, suppression: the fused gradient is the smaller one at {smaller} of {len(every)} places; "
+        f"its size is {sizes} of the unimodal one's (geometric mean over strides)."
     )
-    losses = {m: strides[m][0].loss_unimodal for m in MODALITIES}
-    weak = max(MODALITIES, key=lambda m: losses[m])
-    strong = next(m for m in MODALITIES if m != weak)
-    word = "lower" if mean[weak] < mean[strong] else "higher"
-    lines.append(
+
+
+def _imbalance(at_strides: Mapping[str, Sequence[GradientRow]]) -> str:
+    """Claim 2: the weaker modality, the one with the larger unimodal loss, has the smaller ratio."""
+    losses = {modality: rows[0].loss_unimodal for modality, rows in at_strides.items()}
+    strong, weak = sorted(MODALITIES, key=lambda modality: losses[modality])
+    weak_ratio, strong_ratio = _mean_ratio(at_strides[weak]), _mean_ratio(at_strides[strong])
+    word = "lower" if weak_ratio < strong_ratio else "higher"
+    return (
         f"  claim 2, imbalance: {weak} is the weaker modality (unimodal loss {losses[weak]:.2f} against "
-        f"{losses[strong]:.2f}); its ratio is the {word} one ({mean[weak]:.2f} against {mean[strong]:.2f})."
+        f"{losses[strong]:.2f}); its ratio is the {word} one ({weak_ratio:.2f} against {strong_ratio:.2f})."
     )
-    return "\n".join(lines)
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
-    usable = [v for v in values if v > 0]
-    return math.exp(fmean(math.log(v) for v in usable)) if usable else math.nan
+def _mean_ratio(rows: Sequence[GradientRow]) -> float:
+    """The geometric mean of the ratios that are more than 0; nan where none is."""
+    usable = [row.ratio for row in rows if row.ratio > 0]
+    return math.exp(fmean(math.log(ratio) for ratio in usable)) if usable else math.nan

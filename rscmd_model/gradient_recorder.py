@@ -1,7 +1,7 @@
 """Measuring gradients while a model trains, without the training noticing.
 
-`GradientRecorder` hangs on the ultralytics trainer's callbacks. It trains a probe branch for each modality on the
-detached features of the training batches, and every K epochs measures the gradients on a fixed set of pairs. Weights,
+`GradientRecorder` hangs on the ultralytics trainer's callbacks. It trains a reference branch for each modality on the
+detached features of the training batches. Every K epochs it measures the gradients on a fixed set of pairs. Weights,
 BatchNorm statistics and random state of the training stay bit for bit what they are without it.
 """
 
@@ -33,10 +33,10 @@ from rscmd_model.objective import Detection
 if TYPE_CHECKING:
     from rscmd_model.trainer import PairedTrainer
 
-PAIRS, BATCH = 64, 16  # of the probe set: four batches, for a spread between them
+PAIRS, BATCH = 64, 16  # of the fixed set: four batches, for a spread between them
 
 
-class ProbePairs(PairedDataset):
+class FixedPairs(PairedDataset):
     """A few pairs of a split, as they are: spread evenly over its order, so that no one sequence fills them."""
 
     def __init__(self, count: int, **kwargs: Any) -> None:
@@ -51,7 +51,12 @@ class ProbePairs(PairedDataset):
         return list(self.pairs)
 
     def batches(self, size: int, device: torch.device) -> list[Batch]:
-        """The pairs in batches of `size` or a little less, each drawn from all over the split."""
+        """The pairs in batches, each with pairs from all over the split.
+
+        Args:
+            size: pairs per batch, at most.
+            device: where to.
+        """
         number = -(-len(self) // size)
         found: list[Batch] = []
         for start in range(number):
@@ -62,7 +67,7 @@ class ProbePairs(PairedDataset):
         return found
 
 
-class ProbeBranches(nn.ModuleDict):
+class ReferenceBranches(nn.ModuleDict):
     """A fresh neck and head for each modality, drawn from `seed`."""
 
     model = (None,)  # where the ultralytics optimizer builder looks for a head whose rate it would raise
@@ -103,6 +108,8 @@ class GradientRecorder:
             raise UserError(f"--diagnose-every {every}: give 1 or more")
         if trainer.ddp or trainer.args.compile:
             raise UserError("--diagnose works on one device per process and without compile")
+        if trainer.args.freeze:
+            raise UserError("--diagnose measures gradients where layers are trained: leave out freeze")
         config = getattr(trainer.model, "config", None)  # a resumed run's model is not there yet
         if config is not None and len(config.modalities) == 1:
             raise UserError(f"--diagnose: a {config.modalities[0]}-only model has no fused loss to compare with")
@@ -119,7 +126,15 @@ class GradientRecorder:
 
     @staticmethod
     def attach(trainer: PairedTrainer, every: int | None) -> None:
-        """Record `trainer`'s run if `every` says so, or if an interrupted run that it resumes did."""
+        """Let a training record its gradients, or go on with it.
+
+        Args:
+            trainer: before its `train()`.
+            every: measure after each so many epochs; None records only where the run is resumed and recorded before.
+
+        Raises:
+            UserError: as the class.
+        """
         file = _state_file(trainer)
         if not trainer.resume:  # as the parent with results.csv: what an earlier run left in this folder is not ours
             for stale in (file, trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"):
@@ -133,8 +148,8 @@ class GradientRecorder:
         model: RscmdModel = unwrap_model(trainer.model)
         with undisturbed_random():
             self.open = OpenModel(model)
-            self.probes = ProbeBranches(model, int(trainer.args.seed)).to(trainer.device).train()
-            dataset = ProbePairs(
+            self.references = ReferenceBranches(model, int(trainer.args.seed)).to(trainer.device).train()
+            dataset = FixedPairs(
                 PAIRS,
                 img_path="train",
                 imgsz=trainer.args.imgsz,
@@ -144,8 +159,8 @@ class GradientRecorder:
                 classes=trainer.args.classes,
             )
             self.batches = dataset.batches(BATCH, torch.device("cpu"))
-            LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a probe branch for each modality:")
-            self.optimizer = trainer.build_optimizer(self.probes, name=trainer.args.optimizer, lr=trainer.args.lr0)
+            LOGGER.info(f"Measuring gradients on {len(dataset)} pairs, with a reference branch for each modality:")
+            self.optimizer = trainer.build_optimizer(self.references, name=trainer.args.optimizer, lr=trainer.args.lr0)
         self.detection = Detection(self.open)
         kept = [row for row in (read_rows(self.csv) if self.csv.exists() else []) if row.epoch <= trainer.start_epoch]
         write_rows(self.csv, kept)
@@ -163,19 +178,19 @@ class GradientRecorder:
         return keep
 
     def _teach(self, model: nn.Module, args: Any, output: Any) -> None:
-        """The probe branches' own loss on the batch that the model has just seen, scaled as the model's."""
+        """The reference branches' own loss on the batch that the model has just seen, scaled as the model's."""
         batch = args[0]
         if not (model.training and isinstance(batch, dict) and torch.is_grad_enabled()):
             return
         with torch.autocast(batch["img"].device.type, enabled=False):
-            losses = self.detection.losses({m: self.probes[m](self.features[m]) for m in MODALITIES}, batch)
+            losses = self.detection.losses({m: self.references[m](self.features[m]) for m in MODALITIES}, batch)
             total = torch.stack([p for parts in losses.values() for p in parts.values()]).sum() * len(batch["img"])
             total.backward()
 
     def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for mine, its in zip(self.optimizer.param_groups, optimizer.param_groups):
             mine.update({k: its[k] for k in ("lr", "momentum", "betas", "weight_decay") if k in its})
-        nn.utils.clip_grad_norm_(self.probes.parameters(), max_norm=10.0)
+        nn.utils.clip_grad_norm_(self.references.parameters(), max_norm=10.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -193,7 +208,7 @@ class GradientRecorder:
                 self.open.follow(unwrap_model(trainer.model)),
                 batches,
                 epoch=epoch,
-                probes=dict(self.probes.items()),
+                references=dict(self.references.items()),
                 losses=self.detection.losses,
             )
         # An epoch that is done twice (a resumed run, a recovered one) is recorded once.
@@ -203,7 +218,7 @@ class GradientRecorder:
         state = {
             "epoch": trainer.epoch,
             "every": self.every,
-            "probes": self.probes.state_dict(),
+            "probes": self.references.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         content = io.BytesIO()  # writing the file itself, torch hides a full disk behind an error of its own
@@ -213,10 +228,10 @@ class GradientRecorder:
 
     def _restore(self, trainer: PairedTrainer) -> None:
         if not self.state_file.is_file():
-            LOGGER.warning(f"no {self.state_file}: the probe branches of the gradient measurement start anew")
+            LOGGER.warning(f"no {self.state_file}: the reference branches of the gradient measurement start anew")
             return
         state = torch.load(self.state_file, map_location=trainer.device, weights_only=True)
-        self.probes.load_state_dict(state["probes"])
+        self.references.load_state_dict(state["probes"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["epoch"] + 1 != trainer.start_epoch:
             LOGGER.warning(f"{self.state_file} is of epoch {state['epoch'] + 1}, the run of {trainer.start_epoch}")
@@ -235,5 +250,5 @@ class GradientRecorder:
 
 
 def _state_file(trainer: PairedTrainer) -> Path:
-    """Where a run keeps its probe branches, so that a resumed one goes on with them."""
+    """Where a run keeps its reference branches, so that a resumed one goes on with them."""
     return trainer.wdir / "gradient_probes.pt"

@@ -110,7 +110,12 @@ class OpenModel(RscmdModel):
         return self.train()
 
     def features(self, x: Tensor, modality: str) -> Features:
-        """As in the parent, unless they are given."""
+        """As in the parent, unless they are given.
+
+        Args:
+            x: as in the parent.
+            modality: whose.
+        """
         return self.given[modality] if modality in self.given else super().features(x, modality)
 
     def split(self, features: dict[str, Features], x: Tensor) -> tuple[dict[str, Features], dict[str, Features]]:
@@ -123,7 +128,7 @@ def measure(
     batches: Iterable[Batch],
     *,
     epoch: int = 0,
-    probes: Mapping[str, nn.Module] | None = None,
+    references: Mapping[str, nn.Module] | None = None,
     losses: Losses | None = None,
 ) -> list[GradientRow]:
     """Measure every place on some batches.
@@ -132,7 +137,7 @@ def measure(
         model: in training mode; its running statistics move, nothing else.
         batches: as the trainer's, images (B, 4, H, W) in [0, 1], on the model's device.
         epoch: for the rows.
-        probes: the branch that stands for each modality's unimodal loss, besides those the model has.
+        references: a branch trained beside each modality, see "probe" in `REFERENCES`.
         losses: box, cls and dfl of each named answer; default the detection losses of the model.
 
     Returns:
@@ -144,7 +149,7 @@ def measure(
     losses = losses or Detection(model).losses
     found: dict[tuple[str, str, str, str], list[tuple[float, ...]]] = {}
     for batch in batches:
-        for key, values in _measure_batch(model, batch, probes or {}, losses).items():
+        for key, values in _measure_batch(model, batch, references or {}, losses).items():
             found.setdefault(key, []).append(values)
     if not found:
         raise UserError("no pairs to measure on")
@@ -167,7 +172,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _measure_batch(
-    model: OpenModel, batch: Batch, probes: Mapping[str, nn.Module], losses: Losses
+    model: OpenModel, batch: Batch, references: Mapping[str, nn.Module], losses: Losses
 ) -> dict[tuple[str, str, str, str], tuple[float, ...]]:
     """(modality, stride, reference, part) -> fused norm, unimodal norm, cosine, fused loss, unimodal loss."""
     x = batch["img"]
@@ -178,8 +183,8 @@ def _measure_batch(
     own = model.answers(x)
     answers = {("fused", ""): own["fused"]}
     for m in MODALITIES:
-        if m in probes:
-            answers["probe", m] = probes[m](features[m])
+        if m in references:
+            answers["probe", m] = references[m](features[m])
         if m in model.config.answers:
             answers["own", m] = own[m]
         model.given = {o: f if o == m else [torch.zeros_like(level) for level in f] for o, f in features.items()}

@@ -94,7 +94,14 @@ class Lens:
         return _matrix(self.rotation)
 
     def matrix(self, size: tuple[int, int], rectified: bool = True) -> np.ndarray:
-        """The camera matrix of the rectified (or the raw) image at this size (width, height), (3, 3) float64.
+        """The camera matrix for images of a size.
+
+        Args:
+            size: (width, height) in px.
+            rectified: of the rectified image; False: of the raw one.
+
+        Returns:
+            (3, 3) float64.
 
         Raises:
             UserError: `size` has another shape than the calibration's.
@@ -122,7 +129,14 @@ class Lens:
         return cv2.remap(image, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
 
     def raw_points(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Where points (N, 2) of the rectified image lie in the raw one, both of `size`; (N, 2) float64, px.
+        """Where points of the rectified image lie in the raw one.
+
+        Args:
+            points: (N, 2) px.
+            size: (width, height) of both images, px.
+
+        Returns:
+            (N, 2) float64, px.
 
         Raises:
             UserError: as `matrix`.

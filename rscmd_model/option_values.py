@@ -1,6 +1,6 @@
-"""What an option of a training takes, and how the word of a command line, or a value of Python, is read as that.
+"""What an option of a training takes, and how a value is read: a word of the command line, or a value of Python.
 
-Each `read_...` gives the value, or raises ValueError for what it does not take.
+Each `read_...` gives the value that was meant. It raises ValueError for what the option does not take.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Option:
 
 
 def read_whole(value: Any, low: int, high: int) -> int:
+    """A whole number from `low` to `high`."""
     found = read_number(value, low, high)
     if not found.is_integer():
         raise ValueError
@@ -40,6 +41,7 @@ def read_whole(value: Any, low: int, high: int) -> int:
 
 
 def read_number(value: Any, low: float, high: float) -> float:
+    """A number from `low` to `high`."""
     if isinstance(value, str) and len(value) < 40 and re.fullmatch(_NUMBER, value.strip(), re.ASCII):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -48,6 +50,7 @@ def read_number(value: Any, low: float, high: float) -> float:
 
 
 def read_switch(value: Any) -> bool:
+    """True or False, also as yes and no, on and off."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     if isinstance(value, bool):
         return value
@@ -80,6 +83,7 @@ def read_text(value: Any) -> str:
 
 
 def read_fraction(value: Any) -> Any:
+    """A share above 0 and up to 1, or a whole number of pairs; or a list of two of them."""
     if isinstance(value, (list, tuple)) or "," in str(value):
         items = read_items(value)
         if len(items) != 2:
@@ -92,6 +96,7 @@ def read_fraction(value: Any) -> Any:
 
 
 def read_scale(value: Any) -> Any:
+    """A gain from 0 to 1, or a list of the lowest and the highest factor, 0.01 to 100."""
     if isinstance(value, (list, tuple)) or "," in str(value):
         low, high = (read_number(item, 0.01, 100) for item in read_items(value))
         if low > high:
@@ -101,12 +106,14 @@ def read_scale(value: Any) -> Any:
 
 
 def read_classes(value: Any) -> list[int]:
+    """Numbers of classes, one or a list."""
     return [
         read_whole(item, 0, 100_000) for item in (read_items(value) if not isinstance(value, Integral) else [value])
     ]
 
 
 def read_freeze(value: Any) -> Any:
+    """A number of layers, or a list of layers by number or by the name of a module."""
     try:
         return read_whole(value, 0, 23)
     except ValueError:
@@ -130,6 +137,7 @@ def read_either(value: Any, *others: str) -> bool | str:
 
 
 def read_choice(value: Any, *choices: str) -> str:
+    """One of some words, in capital or small letters."""
     found = {choice.lower(): choice for choice in choices}
     if not isinstance(value, str) or value.strip().lower() not in found:
         raise ValueError
@@ -137,6 +145,7 @@ def read_choice(value: Any, *choices: str) -> str:
 
 
 def read_resume(value: Any) -> Any:
+    """The path of a checkpoint, or False."""
     if value is False or (isinstance(value, str) and value.strip().lower() in ("false", "no", "off")):
         return False
     if not isinstance(value, (str, Path)) or value in ("True", "true", "yes", "on"):
@@ -145,20 +154,25 @@ def read_resume(value: Any) -> Any:
 
 
 def whole(about: str, low: int = 0, high: int = 1_000_000) -> Option:
+    """An option that takes a whole number from `low` to `high`."""
     return Option(about, f"a whole number from {low} to {high}", lambda value: read_whole(value, low, high))
 
 
 def number(about: str, high: float = 1.0, low: float = 0.0) -> Option:
+    """An option that takes a number from `low` to `high`."""
     return Option(about, f"a number from {low:g} to {high:g}", lambda value: read_number(value, low, high))
 
 
 def switch(about: str) -> Option:
+    """An option that takes True or False."""
     return Option(about, "True or False", read_switch)
 
 
 def one_of(about: str, *choices: str) -> Option:
+    """An option that takes one of some words."""
     return Option(about, f"one of {', '.join(choices)}", lambda value: read_choice(value, *choices))
 
 
 def text(about: str, takes: str) -> Option:
+    """An option that takes text as it is written."""
     return Option(about, f"{takes}, letter for letter", read_text)

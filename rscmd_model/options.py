@@ -1,13 +1,12 @@
 """What each of ultralytics' options means in this training: a table, the words on a command line, and their refusal.
 
-Every option of the engine's own cfg/default.yaml has its row: it is honoured, or refused with the reason. A value is
-read by what the option takes, and never as YAML, which makes 007, on, 1e3 or 2026-11-26 something else than a name.
-docs/training.md shows the table; `python -m rscmd_model.options` writes it.
+Every option of ultralytics' own cfg/default.yaml has a row. It is honoured, or refused with the reason. A value is
+read by what the option takes, and never as YAML, which would make something else than a name of 007, on, 1e3 or
+2026-11-26. docs/training.md shows the table; `python -m rscmd_model.options` writes it.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from rscmd_model.devices import FORMS, read_device
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.option_values import (
     Option,
     number,
@@ -34,7 +33,7 @@ from rscmd_model.option_values import (
     whole,
 )
 
-# What the engine lets a resumed run change; the other options stand in its checkpoint.
+# What ultralytics lets a resumed run change; the other options stand in its checkpoint.
 RESUMABLE = (
     *("imgsz", "batch", "device", "close_mosaic", "save_period", "workers", "cache", "patience", "time", "freeze"),
     *("val", "plots", "channels_last"),
@@ -49,7 +48,7 @@ _DISTILLATION = "distillation is not part of this trainer"
 OPTIONS: dict[str, Option] = {
     "task": Option("this trainer detects"),
     "mode": Option("this command trains"),
-    "model": Option("use `--model n|s|m|l|x` and `--method`", harmless=False),
+    "model": Option("use `--scale n|s|m|l|x` and `--method`", harmless=False),
     "data": Option("use `--data`", harmless=False),
     "epochs": whole("epochs to train for", 1),
     "time": number("hours to train for; sets the number of epochs by the clock", 100_000, 0.0001),
@@ -207,7 +206,10 @@ def defaults() -> dict[str, Any]:
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """ultralytics' options from key=value words.
+    """Read ultralytics' options from a command line.
+
+    Args:
+        words: of the form key=value.
 
     Raises:
         UserError: a word without "=", an option given twice, and what `check_options` refuses. The message is one line.
@@ -229,7 +231,13 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options, each as the value that its row reads.
+    """Check options, and read each as its row of `OPTIONS` says.
+
+    Args:
+        options: values by name; a value is text, or already of its type.
+
+    Returns:
+        the values as read, without those of refused options that were set to their harmless default.
 
     Raises:
         UserError: an option that ultralytics does not have (the nearest one is named), one that this trainer does not
@@ -238,8 +246,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for key, value in options.items():
         if key not in OPTIONS or key not in defaults():  # the table may have rows of a newer ultralytics
-            near = difflib.get_close_matches(key[:60], OPTIONS.keys() & defaults().keys() - {key}, 1)
-            raise UserError(f"unknown training option {quoted(key)}" + (f"; did you mean {near[0]}?" if near else ""))
+            hint = did_you_mean(key, OPTIONS.keys() & defaults().keys() - {key})
+            raise UserError(f"unknown training option {quoted(key)}{hint}")
         read[key] = _read(key, value)
     if read.get("save_conf") and not read.get("save_txt"):
         raise UserError("save_conf=True has no effect without save_txt=True")
@@ -247,7 +255,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_effect(options: Mapping[str, Any]) -> list[str]:
-    """What to tell of options that others make ineffective."""
+    """A line for each option that another one makes ineffective."""
     if options.get("optimizer", "auto") != "auto" or options.get("resume"):
         return []
     chosen = [key for key in ("lr0", "momentum", "warmup_bias_lr") if key in options]
@@ -280,7 +288,12 @@ def _shown(value: Any) -> str:
 
 
 def word(key: str, value: Any) -> str:
-    """The word that `parse_options` reads as this value."""
+    """The word of a command line that `parse_options` reads as a value.
+
+    Args:
+        key: name of the option.
+        value: a number, a text, or a list of them.
+    """
     if isinstance(value, (list, tuple)):
         value = f"[{','.join(map(str, value))}]"
     return f"{key}={value}"

@@ -133,7 +133,12 @@ def decode(data: Any, flags: int = cv2.IMREAD_UNCHANGED, header: PictureHeader |
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture as stored, (H, W) or (H, W, C), turned as an EXIF orientation (1 to 8) asks."""
+    """Turn a picture as an EXIF orientation asks.
+
+    Args:
+        image: (H, W) or (H, W, C), as stored.
+        orientation: 1 to 8.
+    """
     transposed, flip = _TURNS.get(orientation, (False, None))
     if transposed:
         image = cv2.transpose(image)

@@ -9,12 +9,13 @@ visible image that it was made for.
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 
+from rscmd_model.arguments import command_parser, parse
 from rscmd_model.draw import side_by_side
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
@@ -23,11 +24,9 @@ from rscmd_model.inference import Predictor
 from rscmd_model.registration import load_registration
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and predict."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("predict", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="model.safetensors")
     parser.add_argument("--visible", type=Path, help="visible image; leave out to answer from the thermal one alone")
     parser.add_argument("--thermal", type=Path, help="thermal image; leave out to answer from the visible one alone")
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--registration", type=Path, help="registration.yaml in place of the model's own, if any")
     parser.add_argument("--palette-ok", action="store_true", help="take a colour-palette thermal image by its luma")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
-    args = parser.parse_args()
+    args = parse(parser, argv)
     for name in ("conf", "iou"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from 0 to 1")

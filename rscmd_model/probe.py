@@ -1,10 +1,10 @@
 """Linear probing: what a backbone knows, measured by a fresh neck and head trained on it while it is frozen.
 
-The idea is M2D-LIF's (Zhao et al., ICCV 2025, arXiv 2503.11780): a backbone that came out of joint training is put to
-the test alone, against the backbone of a detector of that one modality. Here a backbone is frozen with its BatchNorm
-statistics, and neck and head are as in every model of this package; they start from the same random weights for every
-probe of a modality and are trained by the same recipe. That is more than the one linear layer of the name, since a
-detector has no features that a linear layer could read boxes from.
+The idea is M2D-LIF's (Zhao et al., ICCV 2025, arXiv 2503.11780): the backbone of a joint training is tested alone, and
+compared with the backbone of a detector of that one modality. Here the backbone is frozen together with its BatchNorm
+statistics. Neck and head are as in every model of this package; they start from the same random weights for every
+probe of a modality and are trained by the same recipe. The name says one linear layer. A neck and a head are more than
+that, but no linear layer could read boxes from the features of a detector.
 
 Like `trainer.py`, this file names internals of the ultralytics trainer.
 """
@@ -22,14 +22,14 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError
-from rscmd_model.evaluate import LOWEST_SCORE, evaluate
+from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference import Predictor
 from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
-from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.run import train
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,13 @@ class FrozenBackboneTrainer(PairedTrainer):
         weights: str | Path | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
-        """Begin with a fresh neck and head, drawn from the run's seed, on the backbone of the model file `weights`."""
+        """Begin with a fresh neck and head on the backbone of a model file.
+
+        Args:
+            config: of the probe: one camera.
+            weights: the model file; must be given.
+            augmentation: as in the parent.
+        """
         assert weights is not None
         super().start_from(config, augmentation=augmentation)
         (modality,) = config.modalities
@@ -77,6 +83,7 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
 
     Args:
         model: a model file that has the modality.
+        modality: whose backbone.
         data: as `open_data` takes it; its train split is trained on.
         options: ultralytics' options.
 
@@ -97,10 +104,21 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
 def probe(
     name: str, model: Path, data: str, split: str, modalities: Sequence[str], options: dict[str, Any]
 ) -> list[ProbeScore]:
-    """Probe every backbone of a model (those of `modalities` that it has) and score it on `split`.
+    """Probe every backbone of a model and score the probes.
 
     The probe of the last epoch is scored, so that the scored split chooses nothing. Runs are kept in
     runs/probe/NAME-MODALITY, or where the options project and name say.
+
+    Args:
+        name: of the model, for the results.
+        model: its file.
+        data: as `open_data` takes it; its train split is trained on.
+        split: what is scored.
+        modalities: whose backbones to probe; those that the model lacks are passed over.
+        options: ultralytics' options.
+
+    Returns:
+        a score for each backbone.
 
     Raises:
         UserError: as `train_probe`, or bad data.
@@ -111,18 +129,22 @@ def probe(
     if options.get("single_cls"):
         raise UserError("single_cls=True: a probe is scored on the data's own classes, leave it out")
     check_device(options.get("device"))
-    found = []
+    scores = []
     for modality in (m for m in header.modalities if m in modalities):
-        folder = {
+        own_folder = {
             "project": str(Path(options.get("project") or "runs/probe").resolve()),
             "name": f"{options.get('name', name)}-{modality}",
         }
-        file = train_probe(model, modality, data, {"val": False, **options, **folder})
+        file = train_probe(model, modality, data, {"val": False, **options, **own_folder})
         predictor = Predictor(file, device=scoring_device(options.get("device")), conf=LOWEST_SCORE, max_det=100)
         result = evaluate(predictor, config, pairs)
-        kind = header.title if len(header.modalities) == 2 else "solo"
-        found.append(ProbeScore(name, kind, modality, result["mAP50"], result["mAP50_95"], str(file)))
-    return found
+        scores.append(ProbeScore(name, kind(header), modality, result["mAP50"], result["mAP50_95"], str(file)))
+    return scores
+
+
+def kind(config: ModelConfig) -> str:
+    """What a model is in a table of probes: "solo" for one camera, else its method, as in "rscmd+md=stop"."""
+    return "solo" if len(config.modalities) == 1 else config.title
 
 
 def format_table(scores: Sequence[ProbeScore]) -> str:
@@ -139,7 +161,15 @@ def format_table(scores: Sequence[ProbeScore]) -> str:
 
 
 def write_table(path: Path, scores: Sequence[ProbeScore]) -> None:
-    """Write the scores as CSV. Raises `UserError` when the file cannot be written."""
+    """Write scores as CSV.
+
+    Args:
+        path: the file.
+        scores: one or more.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(scores[0])))
         writer.writeheader()

@@ -6,7 +6,6 @@ A homography is right for a scene that is flat or far away; `docs/registration.m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.files import whole_file
 from rscmd_model.text import read_yaml
 
@@ -90,9 +89,8 @@ class Registration:
             raise UserError(f"registration: expected the keys {', '.join(known)}, got {quoted(data)}")
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(str(key)[:60], known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"registration: unknown key {quoted(key)}; {hint}")
+                hint = did_you_mean(key, known, f"known: {', '.join(known)}")
+                raise UserError(f"registration: unknown key {quoted(key)}{hint}")
         if missing := [key for key in known if key not in data]:
             raise UserError(f"registration: {' and '.join(missing)} missing")
         return Registration(*(data[key] for key in known))
@@ -106,10 +104,14 @@ class Registration:
         }
 
     def matrix(self, thermal_size: tuple[int, int] | None = None, visible_size: tuple[int, int] | None = None) -> Any:
-        """The homography between images scaled to these sizes (width, height); by default the registration's own.
+        """The homography between images that are scaled.
+
+        Args:
+            thermal_size: (width, height) px; None for the registration's own.
+            visible_size: (width, height) px; None for the registration's own.
 
         Returns:
-            (3, 3) float64.
+            (3, 3) float64, thermal to visible px.
 
         Raises:
             UserError: a size is of another shape (width to height), so that image is no scaled copy.
@@ -138,7 +140,11 @@ class Registration:
 
 
 def load_registration(path: str | Path) -> Registration:
-    """Read a registration file. Raises `UserError` naming the file for one that is missing, no YAML, or refused."""
+    """Read a registration file.
+
+    Raises:
+        UserError: the file is missing, no YAML, or refused; the message names it.
+    """
     path = Path(path)
     data = read_yaml(path, "registration")
     try:
@@ -148,7 +154,16 @@ def load_registration(path: str | Path) -> Registration:
 
 
 def save_registration(path: str | Path, registration: Registration, remarks: list[str] | None = None) -> None:
-    """Write a registration file, `remarks` as comments on top. Raises `UserError` when it cannot be written."""
+    """Write a registration file.
+
+    Args:
+        path: the file.
+        registration: what to write.
+        remarks: lines that stand as comments on top.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     plain = registration.to_dict()
     lines = [f"# {remark}" for remark in remarks or []]
     lines += [
@@ -167,25 +182,47 @@ def corners(size: tuple[int, int]) -> np.ndarray:
 
 
 def map_points(matrix: Any, points: np.ndarray) -> np.ndarray:
-    """Points (N, 2) through a (3, 3) homography."""
+    """Map points by a homography.
+
+    Args:
+        matrix: (3, 3).
+        points: (N, 2).
+
+    Returns:
+        (N, 2).
+    """
     mapped = np.hstack((points, np.ones((len(points), 1)))) @ np.asarray(matrix).T
     return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
 
 def scaling(before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
-    """What resizing an image from one (width, height) to another does to pixel coordinates, (3, 3); as cv2.resize."""
+    """What resizing an image does to pixel coordinates, as cv2.resize does it.
+
+    Args:
+        before: (width, height).
+        after: (width, height).
+
+    Returns:
+        (3, 3).
+    """
     x, y = after[0] / before[0], after[1] / before[1]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def rescaling(size: tuple[int, int], own: tuple[int, int], what: str, advice: str = "") -> np.ndarray:
-    """From pixels of an image of `size` (width, height) to those of size `own`, of which it must be a scaled copy.
+    """From pixels of an image to those of another size, of which the image must be a scaled copy.
+
+    Args:
+        size: (width, height) of the image, px.
+        own: (width, height) to go to, px.
+        what: the message begins with it, followed by `own`; as in "the camera_info is for".
+        advice: the message ends with it.
 
     Returns:
         (3, 3) float64.
 
     Raises:
-        UserError: it has another shape. The message begins with `what` is made for `own`, and ends with `advice`.
+        UserError: the image has another shape.
     """
     x, y = own[0] / size[0], own[1] / size[1]
     # Sides are whole numbers, so a small copy of a picture may be off by one pixel.

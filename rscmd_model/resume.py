@@ -2,7 +2,7 @@
 
 Two things make it so. Nothing random outlives an epoch: the generators of Python, NumPy and torch, the order of the
 pairs, the seeds of the loader's workers and the mosaic's partners are set from (seed, epoch, rank) when an epoch
-begins, so that no checkpoint has to keep any of them. And a checkpoint keeps in full precision what the engine's own
+begins, so that no checkpoint has to keep any of them. And a checkpoint keeps in full precision what ultralytics' own
 rounds to 16 bits: the weights, their moving average and the optimizer's momentum.
 """
 
@@ -34,9 +34,10 @@ _EXACT = "exact"
 
 
 class EpochLoader(DataLoader):
-    """The engine's training loader, with workers that live for one epoch.
+    """ultralytics' training loader, with workers that live for one epoch.
 
-    The engine's own keeps them, and with them random states and batches of the epoch to come, drawn before it began.
+    ultralytics' own keeps its workers, and with them random states and batches of the epoch to come that were drawn
+    before it began.
     """
 
     def __init__(self, loader: InfiniteDataLoader) -> None:
@@ -54,11 +55,20 @@ class EpochLoader(DataLoader):
         )
 
     def reset(self) -> None:
-        """Called by the engine when the augmentation has changed; the next epoch's workers see that anyway."""
+        """Do nothing.
+
+        ultralytics calls it when the augmentation has changed, and the next epoch's workers see that anyway.
+        """
 
 
 def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
-    """Set all that is random in an epoch of this rank from `seed` and `epoch`; before its first batch is drawn."""
+    """Set all that is random in an epoch, before its first batch is drawn.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        loader: of the training, of this process.
+    """
     words = np.random.SeedSequence([seed, epoch, max(RANK, 0)]).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -71,16 +81,20 @@ def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
 
 
 def keep_exact_state(trainer: BaseTrainer, optimizer: Optimizer) -> None:
-    """Have every checkpoint carry, inside its optimizer state, what the engine rounds to 16 bits.
+    """Have every checkpoint carry, inside its optimizer state, what ultralytics rounds to 16 bits.
 
-    There it needs no second file that could be lost, and is stripped with the optimizer when the run ends.
+    There it needs no second file that could be lost, and it is stripped with the optimizer when the run ends.
+
+    Args:
+        trainer: whose model and moving average are kept.
+        optimizer: of the trainer.
     """
 
     def add(_: Optimizer, state: dict[str, Any]) -> None:
         state[_EXACT] = {
             "model": to_cpu(unwrap_model(trainer.model).state_dict()),
             "ema": to_cpu(trainer.ema.ema.state_dict()),
-            # The engine rounds in place, so the dictionaries are copied; tensors that it leaves alone are stored once.
+            # ultralytics rounds in place, so the dictionaries are copied; tensors that it leaves alone are stored once.
             "state": {i: dict(values) for i, values in state["state"].items()},
         }
 
@@ -93,9 +107,14 @@ def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def take_exact_state(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]] | None:
-    """Put the full-precision optimizer state where the engine looks for it; weights and their average are returned.
+    """Put the full-precision optimizer state where ultralytics looks for it.
 
-    None, with a warning, for a checkpoint that has none of it.
+    Args:
+        checkpoint: is changed in place.
+
+    Returns:
+        the weights ("model") and their moving average ("ema") in full precision; None, with a warning, for a checkpoint
+        that has none of it.
     """
     exact = (checkpoint.get("optimizer") or {}).pop(_EXACT, None)
     if exact is None:
@@ -106,7 +125,12 @@ def take_exact_state(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]
 
 
 def drop_rows_after(results: Path, epoch: int) -> None:
-    """Remove from results.csv the epochs that were written down but reached no checkpoint; they are trained again."""
+    """Remove from results.csv the epochs that reached no checkpoint; they are trained again.
+
+    Args:
+        results: the file; may be missing.
+        epoch: the last one to keep, counted from 1.
+    """
     if not results.is_file():
         return
     head, *rows = results.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
@@ -128,7 +152,11 @@ def is_finished(checkpoint: str | Path) -> bool:
 
 
 def options_of(checkpoint: str | Path) -> dict[str, Any]:
-    """The options of the run of a weights/last.pt. Raises `UserError` as `is_finished`."""
+    """The options of the run that a weights/last.pt is of.
+
+    Raises:
+        UserError: as `is_finished`.
+    """
     return _read(checkpoint)[0]
 
 

@@ -21,7 +21,15 @@ MAX_DETECTIONS = 100
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is really in one picture: `boxes` (N,4) float32 xyxy in px, `classes` (N,) int64."""
+    """What is really in one picture.
+
+    Attributes:
+        boxes: (N, 4) float32 left, top, right, bottom in px.
+        classes: (N,) int64.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -42,11 +50,13 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """Average precision, 0..1.
+    """Average precision, 0 to 1.
 
-    mAP50, mAP50_95: mean over the classes that occur in the truth.
-    per_class: by class name {"mAP50", "mAP50_95", "truths"}; both figures are None where the class does not occur.
-    curve: recall (101,) and precision (101,) at IoU 0.5, mean over the classes that occur.
+    Attributes:
+        mAP50: at IoU 0.5, mean over the classes that occur in the truth.
+        mAP50_95: at IoU 0.50 to 0.95, mean over the classes that occur in the truth.
+        per_class: by class name {"mAP50", "mAP50_95", "truths"}; both figures are None where the class does not occur.
+        curve: recall (101,) and precision (101,) at IoU 0.5, mean over the classes that occur.
     """
 
     mAP50: float
@@ -65,9 +75,17 @@ def score(
     names: Mapping[int, str],
     sizes: Sequence[tuple[int, int]],
 ) -> Score:
-    """Score one prediction per picture. sizes: (width, height) in px, which COCO files carry beside each picture.
+    """Score one prediction per picture.
 
-    Raises ValueError where lengths or class numbers do not fit together, UserError where there is no truth at all.
+    Args:
+        truths: of each picture.
+        predictions: of each picture.
+        names: class names by number.
+        sizes: (width, height) of each picture in px, which COCO's files carry.
+
+    Raises:
+        ValueError: lengths or class numbers do not fit together.
+        UserError: there is no truth at all.
     """
     if not len(truths) == len(predictions) == len(sizes):
         raise ValueError(f"got {len(truths)} truths, {len(predictions)} predictions and {len(sizes)} sizes; must agree")

@@ -83,12 +83,25 @@ def parse_yaml(text: str, where: str, *, words: bool = False, typed: Collection[
 
 
 def read_yaml(path: str | Path, what: str = "", *, words: bool = False) -> Any:
-    """The value of a YAML file; arguments and errors as for `parse_yaml` and `read_text`."""
+    """The value of a YAML file.
+
+    Args:
+        path: the file.
+        what: it is, for messages.
+        words: as for `parse_yaml`.
+
+    Raises:
+        UserError: as `read_text` and `parse_yaml`.
+    """
     return parse_yaml(read_text(path, what=what), f"{what} {path}".lstrip(), words=words)
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. Raises `UserError` naming the file as `read_text`, or for text that is no JSON."""
+    """The value of a JSON file.
+
+    Raises:
+        UserError: as `read_text`, or the text is no JSON; the message names the file.
+    """
     try:
         return json.loads(read_text(path, _MOST_OF_A_SET))
     except RecursionError:

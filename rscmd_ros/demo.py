@@ -86,7 +86,7 @@ class Demo:
         world += ["--size", *map(str, r.size), "--seed", str(r.seed)]
         self._stage("drawing a world of image pairs", world, data)
         shutil.rmtree(self.work / "train", ignore_errors=True)  # of an interrupted training
-        train = _module("rscmd_model.train", "--data", data, "--method", "rscmd", "--model", "n", "--out", self.model)
+        train = _module("rscmd_model.train", "--data", data, "--method", "rscmd", "--scale", "n", "--out", self.model)
         train += [
             f"epochs={r.epochs}",
             f"imgsz={r.imgsz}",

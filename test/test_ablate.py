@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.ablate import compare, copy_output, markdown, summarize
 from rscmd_model.cost import gflops
+from rscmd_model.evaluation.ablation import compare, copy_output, markdown, summarize
 from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 

@@ -17,8 +17,8 @@ from rscmd_model.datasets.paired import PairedDataset, ThermalShift
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
-from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.run import train
 
 NAMES = {0: "person", 1: "car"}
 

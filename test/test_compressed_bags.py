@@ -13,8 +13,8 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.synthetic import write_world
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_pairs import Pairing, PairingOptions, load_pictures, pair_up, read_pairs
 from rscmd_ros.bags import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC, open_bag, typestore

@@ -17,7 +17,7 @@ from rscmd_model.curves import horizontal
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
 from rscmd_model.errors import UserError
-from rscmd_model.evaluate import evaluate, sweep
+from rscmd_model.evaluation.sweep import evaluate, sweep
 from rscmd_model.faults import Fault, add_noise, counts_per_level, darken, frame_of, shift_thermal, with_neighbours
 from rscmd_model.inference import Predictor
 from rscmd_model.thermal import ThermalContract

@@ -29,7 +29,7 @@ from rscmd_model.datasets.unused import find_unused, list_all, problems_of
 from rscmd_model.datasets.voc import read_voc
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
-from rscmd_model.register import read_points
+from rscmd_model.imaging.picked_points import read_points
 from rscmd_model.registration import load_registration
 from rscmd_ros.truth import truth_from_file
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,17 @@ from test_train import QUICK
 from torch import Tensor, nn
 
 from rscmd_model import gradient_recorder
-from rscmd_model.diagnose import labels, main
+from rscmd_model.diagnose import main
+from rscmd_model.diagnosis.files import short_names
 from rscmd_model.errors import UserError
 from rscmd_model.gradient_course import common_reference, describe, plot, read_rows, write_rows
-from rscmd_model.gradient_recorder import GradientRecorder, ProbePairs
+from rscmd_model.gradient_recorder import FixedPairs, GradientRecorder
 from rscmd_model.gradients import GradientRow, OpenModel, measure
 from rscmd_model.methods import method_config
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.objective import Detection
 from rscmd_model.thermal import ThermalContract
-from rscmd_model.train import train
+from rscmd_model.training.run import train
 
 
 def by_place(rows: list[GradientRow], reference: str, part: str = "all") -> dict[tuple[str, str], GradientRow]:
@@ -174,7 +177,7 @@ def test_probe_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
 
     config = open_data(data)
     mapping = {"config": config, "names": config.names, "nc": 2, "channels": 4}
-    pairs = ProbePairs(4, img_path="train", imgsz=64, hyp=get_cfg(), data=mapping)
+    pairs = FixedPairs(4, img_path="train", imgsz=64, hyp=get_cfg(), data=mapping)
     assert [Path(f).stem for f in pairs.im_files] == ["a", "c", "e", "g"]
     batches = pairs.batches(2, torch.device("cpu"))
     assert [[Path(f).stem for f in b["im_file"]] for b in batches] == [["a", "e"], ["c", "g"]]
@@ -182,11 +185,16 @@ def test_probe_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
     assert 0 <= float(batches[0]["img"].min()) < float(batches[0]["img"].max()) <= 1
 
 
+def recording(every: int | None) -> Callable[[Any], None]:
+    """What the command gives to `train` for --diagnose-every."""
+    return partial(GradientRecorder.attach, every=every)
+
+
 def test_a_training_does_not_notice_that_it_is_watched(tmp_path: Path) -> None:
     data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
     options = {**QUICK, "epochs": 2, "project": str(tmp_path)}
     plain = train(data, method_config("rscmd"), {**options, "name": "plain"})
-    watched = train(data, method_config("rscmd"), {**options, "name": "watched"}, diagnose=2)
+    watched = train(data, method_config("rscmd"), {**options, "name": "watched"}, observers=[recording(2)])
     assert plain.read_bytes() == watched.read_bytes()
     rows = read_rows(tmp_path / "watched" / "gradients.csv")
     assert {r.epoch for r in rows} == {2}
@@ -208,7 +216,12 @@ def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
 
     monkeypatch.setattr(GradientRecorder, "_measure", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        train(data, method_config("sum"), {**QUICK, "epochs": 4, "project": str(tmp_path), "name": "run"}, diagnose=1)
+        train(
+            data,
+            method_config("sum"),
+            {**QUICK, "epochs": 4, "project": str(tmp_path), "name": "run"},
+            observers=[recording(1)],
+        )
     csv = tmp_path / "run" / "gradients.csv"
     assert [r.epoch for r in read_rows(csv)][-1] == 3
     state = torch.load(tmp_path / "run" / "weights" / "gradient_probes.pt", weights_only=True)
@@ -218,12 +231,12 @@ def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
 
     def start(self: GradientRecorder, trainer: Any) -> None:
         starting(self, trainer)
-        restored.update({k: v.clone() for k, v in self.probes.state_dict().items()})
+        restored.update({k: v.clone() for k, v in self.references.state_dict().items()})
         assert [r.epoch for r in read_rows(csv)][-1] == 2
 
     monkeypatch.setattr(GradientRecorder, "_measure", measured)
     monkeypatch.setattr(GradientRecorder, "_start", start)
-    train(None, None, {"resume": str(tmp_path / "run" / "weights" / "last.pt")})
+    train(None, None, {"resume": str(tmp_path / "run" / "weights" / "last.pt")}, observers=[recording(None)])
     assert all(torch.equal(v, restored[k]) for k, v in state["probes"].items())
     epochs = [r.epoch for r in read_rows(csv)]
     assert [epochs.count(e) for e in (1, 2, 3, 4)] == [len(epochs) // 4] * 4
@@ -233,9 +246,11 @@ def test_what_a_run_cannot_record_is_told_before_it_starts(tmp_path: Path) -> No
     data = write_world(tmp_path / "data")
     options = {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"}
     with pytest.raises(UserError, match="give 1 or more"):
-        train(data, method_config("sum"), options, diagnose=0)
+        train(data, method_config("sum"), options, observers=[recording(0)])
     with pytest.raises(UserError, match="thermal-only model has no fused loss"):
-        train(data, method_config("thermal"), options, diagnose=1)
+        train(data, method_config("thermal"), options, observers=[recording(1)])
+    with pytest.raises(UserError, match="leave out freeze"):
+        train(data, method_config("sum"), {**options, "freeze": [0]}, observers=[recording(1)])
 
 
 def rows_of(
@@ -304,13 +319,18 @@ def test_a_finished_model_is_measured_from_its_file(tmp_path: Path, capsys: pyte
 
 
 def test_two_of_one_name_are_refused() -> None:
-    assert list(labels([Path("runs/a/model.safetensors"), Path("b.safetensors"), Path("runs/c")])) == ["a", "b", "c"]
+    assert list(short_names([Path("runs/a/model.safetensors"), Path("b.safetensors"), Path("runs/c")])) == [
+        "a",
+        "b",
+        "c",
+    ]
     with pytest.raises(UserError, match="'a'"):
-        labels([Path("runs/a/model.safetensors"), Path("other/a")])
+        short_names([Path("runs/a/model.safetensors"), Path("other/a")])
 
 
 def test_probe_branches_start_the_same_for_every_method() -> None:
     one, two = (
-        gradient_recorder.ProbeBranches(make_model(method_config(m), seed), 0) for m, seed in (("sum", 1), ("rscmd", 2))
+        gradient_recorder.ReferenceBranches(make_model(method_config(m), seed), 0)
+        for m, seed in (("sum", 1), ("rscmd", 2))
     )
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rscmd_model.config import ModelConfig
+from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.synthetic import write_world
 from rscmd_ros import many_bags
 from rscmd_ros.bag_answers import Answers, ahead, answer_pairs
 from rscmd_ros.bag_job import Job, run

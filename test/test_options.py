@@ -26,8 +26,8 @@ from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model
 from rscmd_model.options import OPTIONS, check_options, defaults, parse_options, to_markdown, word
-from rscmd_model.train import score_branches, train
 from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.run import score_answers, train
 
 ROOT = Path(__file__).resolve().parents[1]
 HONOURED = [name for name, option in OPTIONS.items() if option.read]
@@ -197,7 +197,7 @@ def test_a_model_of_one_class_with_frozen_backbones(world: Path, tmp_path: Path)
     )
     assert len((file.parent / "results.csv").read_text().splitlines()) < 400
     with pytest.raises(UserError, match="the model finds item; world"):
-        score_branches(file, "train")
+        score_answers(file, "train")
 
 
 def test_what_freeze_means() -> None:

@@ -19,13 +19,13 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError
-from rscmd_model.evaluate import evaluate
+from rscmd_model.evaluation.sweep import evaluate
 from rscmd_model.inference import Predictor
 from rscmd_model.methods import method_config
 from rscmd_model.model_file import load_model, read_header, save_model
 from rscmd_model.registration import Registration, save_registration, scaling
 from rscmd_model.thermal import ThermalContract
-from rscmd_model.train import train
+from rscmd_model.training.run import train
 
 SIZE = (128, 96)
 # The thermal camera sees more than the visible one: of 160x128 px, those from (20, 14) on.

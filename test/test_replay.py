@@ -15,11 +15,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from rscmd_model.config import ModelConfig
+from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
 from rscmd_model.inference import Predictor
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
-from rscmd_model.synthetic import write_world
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_answers import answer_pairs
 from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, pair_up

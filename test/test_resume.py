@@ -18,8 +18,8 @@ from test_train import QUICK, two_class_world
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
 from rscmd_model.resume import drop_rows_after, is_finished
-from rscmd_model.train import train
 from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 # Three batches of two pairs, a step for two batches: an epoch ends in the middle of an accumulation. The last epoch

@@ -94,12 +94,13 @@ def test_a_method_of_ones_own_lives_as_the_package_s_do(tmp_path: Path, monkeypa
     run(data, tmp_path / "whole")
     assert {"train/gain_loss", "train/visible_loss"} < set(curve(tmp_path / "whole")[0])
 
-    program = f"from test_seam import Path, run; run(Path({str(data)!r}), Path({str(tmp_path / 'killed')!r}), kill=True)"
+    folder = tmp_path / "killed"
+    program = f"from test_seam import Path, run; run(Path({str(data)!r}), Path({str(folder)!r}), kill=True)"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
     killed = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    run(data, tmp_path / "killed")
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    run(data, folder)
+    assert_same_run(folder, tmp_path / "whole")
 
     file = tmp_path / "whole/model.safetensors"
     model, header = load_model(file)

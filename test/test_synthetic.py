@@ -12,9 +12,10 @@ import yaml
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, read_labels
 from rscmd_model.datasets.synthetic_world import CLASS_NAMES, WorldConfig, generate
+from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible
-from rscmd_model.synthetic import main, write_world
+from rscmd_model.synthetic import main
 
 
 def contents(root: Path) -> dict[str, bytes]:

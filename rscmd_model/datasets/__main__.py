@@ -11,25 +11,23 @@ folder. Exit code: 0 when all is well, 1 when there are problems, 2 when the com
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 
+from rscmd_model.arguments import command_parser, parse
 from rscmd_model.datasets.check import check, show
 from rscmd_model.datasets.near_copies import NEAR
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.sheet import contact_sheet
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and check."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rscmd_model.datasets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("datasets", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "check",
@@ -50,12 +48,12 @@ def main() -> int:
         metavar="BITS",
         help="bits of 64 that may differ in each image of a near copy; -1 does not look (default: %(default)s)",
     )
-    args = parser.parse_args()
+    args = parse(parser, argv)
     if args.sheet_pairs < 1 or not -1 <= args.near <= 64:
         raise UserError("give --sheet-pairs of 1 or more, and --near from -1 to 64")
     if args.sheet and args.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--sheet {args.sheet}: give a .png or .jpg")
-    data = open_data(args.data, args.root, args.split_file, args.registration, args.palette_ok)
+    data = open_given(args)
     for out in (args.sheet, args.json):
         if out and out.resolve().is_relative_to(data.root):
             raise UserError(f"{out} lies in the data's folder, where nothing is written: choose another place")

@@ -8,7 +8,6 @@ split, which docs/datasets/own.md shows.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rscmd_model.datasets.pairs import DataConfig, Reader
 from rscmd_model.datasets.published import PUBLISHED, open_published
 from rscmd_model.datasets.two_labels import CHOICES, Boxes
 from rscmd_model.datasets.yolo import YoloFolders
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.registration import Registration, load_registration
 from rscmd_model.text import parse_yaml
 from rscmd_model.thermal import ThermalContract
@@ -36,7 +35,13 @@ _CAMERAS = {"visible": "rgb", "thermal": "ir"}  # ends of CFT's and ICAFusion's 
 
 
 def parse_description(text: str, where: str) -> Any:
-    """The keys and values of a description. Names and paths are the text that was written: `on` and `007` are names.
+    """Read the keys and values of a description.
+
+    Names and paths stay the text that was written: `on` and `007` are names.
+
+    Args:
+        text: YAML.
+        where: names it in messages.
 
     Raises:
         UserError: as `parse_yaml`.
@@ -60,9 +65,8 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
     data = {k: v for k, v in data.items() if k != PALETTE}
     reader = _text(data.get("reader") or "yolo", f"{where}: reader")
     if reader not in _READERS:
-        near = difflib.get_close_matches(reader, _READERS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_READERS)}"
-        raise UserError(f"{where}: no reader {quoted(reader)}; {hint}")
+        hint = did_you_mean(reader, _READERS, f"there are {', '.join(_READERS)}")
+        raise UserError(f"{where}: no reader {quoted(reader)}{hint}")
     if "path" in data and "root" in data:
         raise UserError(f"{where}: path and root mean the same; give one of them")
     given_root = data.get("root") or data.get("path")
@@ -277,6 +281,5 @@ def _path(value: Any, where: str) -> str:
 def _known(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in map(str, data):
         if key not in known and key not in _UNUSED:
-            near = difflib.get_close_matches(key[:60], known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {quoted(key)}; {hint}")
+            hint = did_you_mean(key, known, f"known are {', '.join(known)}")
+            raise UserError(f"{where}: unknown key {quoted(key)}{hint}")

@@ -30,7 +30,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: (width, height) in px, None where no object says it; and its objects."""
+    """One image.
+
+    Attributes:
+        size: (width, height) in px, or None where no object says it.
+        shapes: its objects.
+    """
 
     size: tuple[int, int] | None
     shapes: tuple[Shape, ...]
@@ -38,7 +43,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listed:
-    """The images of a file by the name it has for them, and the names of its classes in their order."""
+    """What a label file of many images lists.
+
+    Attributes:
+        images: by the name that the file has for them.
+        classes: their names, in the order of the file.
+    """
 
     images: dict[str, Entry]
     classes: tuple[str, ...]
@@ -53,7 +63,16 @@ def around(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, 
 def turned(
     box: tuple[float, float, float, float], degrees: float, about: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """The upright box around a box (left, top, right, bottom) turned clockwise, as seen, about a point; all in px."""
+    """The upright box around a turned box.
+
+    Args:
+        box: left, top, right, bottom in px.
+        degrees: by which it is turned, clockwise on the screen.
+        about: the point (x, y) in px about which it is turned.
+
+    Returns:
+        left, top, right, bottom in px.
+    """
     left, top, right, bottom = box
     if not degrees or not math.isfinite(degrees):
         return box
@@ -64,7 +83,15 @@ def turned(
 
 
 def image_size(width: object, height: object) -> tuple[int, int] | None:
-    """(width, height) in px from what a file says, None where that is no size of an image."""
+    """Read the size of an image.
+
+    Args:
+        width: px, as the file has it: a number or text.
+        height: px, likewise.
+
+    Returns:
+        (width, height) in px, or None where that is no size of an image.
+    """
     try:
         size = int(float(width)), int(float(height))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -62,9 +62,17 @@ def walk(folder: Path, without: Collection[Path] = (), deep: bool = True) -> Ite
 
 
 def images_in(folder: Path, without: Collection[Path] = (), deep: bool = True) -> tuple[dict[str, Path], list[Problem]]:
-    """The images below a folder by stem (path from there without suffix), and a problem for each stem that two share.
+    """The images below a folder.
 
-    `without` and `deep` as for `walk`; hidden files, such as the ._NAME.jpg of a Mac's archive, are none.
+    Hidden files, such as the ._NAME.jpg of a Mac's archive, are left out.
+
+    Args:
+        folder: as for `walk`.
+        without: as for `walk`.
+        deep: as for `walk`.
+
+    Returns:
+        the images by stem (their path from the folder, without suffix), and a problem for each stem that two share.
 
     Raises:
         UserError: as `walk`.
@@ -85,7 +93,15 @@ def images_in(folder: Path, without: Collection[Path] = (), deep: bool = True) -
 
 
 def explained(missing: list[Problem], folders: Sequence[Path]) -> list[Problem]:
-    """Images without a partner, with what lies in the partner's folder under a name that is nearly the right one."""
+    """Add to each image without a partner what lies there under nearly the right name.
+
+    Args:
+        missing: problems of images without a partner.
+        folders: of both cameras.
+
+    Returns:
+        the same problems, with a hint where there is one.
+    """
     if not missing:
         return missing
     near: dict[str, list[str]] = {}
@@ -109,7 +125,12 @@ def explained(missing: list[Problem], folders: Sequence[Path]) -> list[Problem]:
 
 
 def others_below(folder: Path, folders: Collection[Path]) -> list[Path]:
-    """Those of `folders` that lie within `folder`, itself left out."""
+    """Those of some folders that lie within another one.
+
+    Args:
+        folder: the outer one, which is left out itself.
+        folders: any.
+    """
     return [other for other in folders if other != folder and other.is_relative_to(folder)]
 
 

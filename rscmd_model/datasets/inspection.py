@@ -44,7 +44,14 @@ class Inspection:
 
 
 def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
-    """Decode both images of a pair (the visible one at an eighth, which finds damage as well) and read its labels."""
+    """Decode both images of a pair and read its labels.
+
+    The visible image is decoded at an eighth of its size, which finds damage as well.
+
+    Args:
+        data: the data set.
+        pair: one of its pairs.
+    """
     problems: list[Problem] = []
     visible_size, thermal_size = (0, 0), (0, 0)
     visible, thermal = None, None
@@ -88,7 +95,15 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
 
 
 def inspect_all(data: DataConfig, pairs: Sequence[PairFiles]) -> Iterator[Inspection]:
-    """`inspect_pair` of each, in order, on several threads; no more than a few images are held at a time."""
+    """Inspect pairs on several threads, with no more than a few images in memory.
+
+    Args:
+        data: the data set.
+        pairs: of it.
+
+    Yields:
+        as `inspect_pair`, in the order of the pairs.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(pairs), 8 * THREADS):
             yield from pool.map(lambda pair: inspect_pair(data, pair), pairs[start : start + 8 * THREADS])
@@ -97,9 +112,13 @@ def inspect_all(data: DataConfig, pairs: Sequence[PairFiles]) -> Iterator[Inspec
 def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict[str, Any]], list[str]]:
     """Look at every file of these pairs once and gather what a training needs to know.
 
+    Args:
+        data: the data set.
+        pairs: of it.
+
     Returns:
-        per pair {"size": (height, width) of the visible image, "labels": as `read_labels`}; and what was read over,
-        counted, as lines to show.
+        for each pair {"size": (height, width) of the visible image, "labels": as `read_labels`}; and lines to show that
+        count the faults which are tolerated.
 
     Raises:
         UserError: some pairs cannot be used; their number and the first ones with the reason.

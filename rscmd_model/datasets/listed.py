@@ -33,12 +33,18 @@ _CAMERAS = ("visible", "thermal")
 
 @dataclass(frozen=True)
 class _Folder:
-    """The images of one camera: their paths below the folder, by stem."""
+    """The images of one camera.
+
+    Attributes:
+        path: the folder.
+        stems: the images' paths below it, by the path without suffix.
+    """
 
     path: Path
     stems: dict[str, list[str]]
 
     def has(self, name: str) -> bool:
+        """Whether there is an image of this path below the folder."""
         return name in self.stems.get(os.path.splitext(name)[0], ())
 
 
@@ -71,6 +77,9 @@ class ListedPairs:
 
         A name is a path below the visible or the thermal folder, with or without folders before it. An image's partner
         has the same path but for the suffix.
+
+        Raises:
+            UserError: a folder is missing, or the file cannot be read or lists an image twice.
         """
         _, *paths, file = next(row for row in self.splits if row[0] == split)
         all_folders = {place.folder for place in self.places()}
@@ -105,7 +114,7 @@ class ListedPairs:
         return Listing(tuple(pairs), tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """The objects drawn on the pair's images; classes by name."""
+        """As `Reader.labels`: the objects drawn on either image of the pair, as `boxes` says."""
         assert pair.label is not None
         listed = load(self.form, pair.label)
         visible, thermal = (
@@ -119,7 +128,15 @@ class ListedPairs:
 
 
 def load(form: str, file: Path) -> Listed:
-    """What a file lists, kept until it changes. Raises `UserError` as the form's loader."""
+    """Read what a label file lists; the result is kept until the file changes.
+
+    Args:
+        form: one of `FORMS`.
+        file: the label file.
+
+    Raises:
+        UserError: as the loader of the form.
+    """
     try:
         changed = file.stat().st_mtime_ns
     except OSError as error:

@@ -49,7 +49,14 @@ class ImageLists:
         return "in the list of no split", False
 
     def pairs(self, split: str) -> Listing:
-        """Line by line where both lists have the same names in the same order; by stem where stems occur once."""
+        """The pairs of two lists of images.
+
+        Where both lists have the same names in the same order, images of one line belong together. Else images of one
+        stem do, where stems occur once.
+
+        Raises:
+            UserError: a list cannot be read, or tells no pairs.
+        """
         _, *files = next(row for row in self.lists if row[0] == split)
         visible, thermal = (self._read(file) for file in files)
         by_line = len(visible) == len(thermal) and all(map(_alike, visible, thermal))
@@ -91,7 +98,7 @@ class ImageLists:
         return Listing(tuple(sorted(pairs, key=lambda pair: pair.stem)), tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """As `read_yolo`."""
+        """As `Reader.labels`, from YOLO label files."""
         return self.boxes.of(read_yolo(pair.label, names), read_yolo(pair.thermal_label, names))
 
     def _read(self, file: Path) -> list[Path]:

@@ -26,7 +26,12 @@ from rscmd_model.text import read_text
 
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --data, --root and --split-file, which `open_data` takes."""
+    """Add --data, --root and --split-file, which `open_given` reads.
+
+    Args:
+        parser: of a command.
+        required: whether --data must be given.
+    """
     parser.add_argument(
         "--data", required=required, help=f"data.yaml of the pairs, or a published set: {', '.join(PUBLISHED)}"
     )
@@ -35,7 +40,7 @@ def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> No
 
 
 def camera_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --registration and --palette-ok, which `open_data` takes."""
+    """Add --registration and --palette-ok, which `open_given` reads."""
     parser.add_argument(
         "--registration", type=Path, metavar="FILE", help="registration.yaml of the pairs, see rscmd_model.register"
     )
@@ -49,6 +54,16 @@ def palette_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take thermal images in a colour palette by their luma, which is no temperature (docs/thermal.md)",
     )
+
+
+def open_given(args: argparse.Namespace) -> DataConfig:
+    """Open the data that a command line names by `data_arguments`, and by `camera_arguments` where it has them.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    registration, palette_ok = getattr(args, "registration", None), getattr(args, "palette_ok", False)
+    return open_data(args.data, args.root, args.split_file, registration, palette_ok)
 
 
 def open_data(
@@ -103,7 +118,16 @@ def open_data(
 
 
 def write_description(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]], file: Path) -> None:
-    """Keep beside results what they were made of: a data.yaml that opens the same data, and the count of each split."""
+    """Keep beside results what they were made of.
+
+    Args:
+        data: the data set.
+        pairs: by split.
+        file: a data.yaml that opens the same data. Comments in it count the pairs of each split.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     lines = ["# The data of this run, resolved; --data takes this file."]
     lines += [f"# {split}: {len(found)} pairs, split hash {split_hash(found)}" for split, found in pairs.items()]
     lines += [f"# classes: {', '.join(data.names.values())}", yaml.safe_dump(data.resolved, sort_keys=False)]

@@ -62,7 +62,13 @@ KINDS = {**FATAL, **TOLERATED, **REPORTED}
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `kind` (a key of `KINDS`), the file, and a whole sentence that names it."""
+    """One thing that is wrong with the data.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        file: that it is about.
+        text: a whole sentence that names the file.
+    """
 
     kind: str
     file: Path
@@ -112,7 +118,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a split holds: complete pairs in order of their stems, and what is wrong with the rest."""
+    """What a split holds.
+
+    Attributes:
+        pairs: the complete ones, in order of their stems.
+        problems: what is wrong with the rest.
+    """
 
     pairs: tuple[PairFiles, ...]
     problems: tuple[Problem, ...] = ()
@@ -137,7 +148,11 @@ class Reader(Protocol):
     """One layout on disk. Frozen and picklable: it goes to the workers that load images."""
 
     def pairs(self, split: str) -> Listing:
-        """The pairs of a split. Raises `UserError` where the split's folder or list is missing as a whole."""
+        """The pairs of a split.
+
+        Raises:
+            UserError: the split's folder or list is missing as a whole.
+        """
 
     def places(self) -> tuple[Place, ...]:
         """The folders that the data lie in."""
@@ -146,7 +161,12 @@ class Reader(Protocol):
         """Why an image in such a folder may be in no split, and whether that is worth a problem."""
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """The objects of a pair, classes by name. Never raises for what a label file holds: that is a `Problem`."""
+        """The objects of a pair. What is wrong in a label file is a `Problem`, never an exception.
+
+        Args:
+            pair: one of `pairs`.
+            names: the classes of the data set by number; a label file may have them by name.
+        """
 
 
 @dataclass(frozen=True)
@@ -187,7 +207,15 @@ class DataConfig:
 
 
 def list_pairs(data: DataConfig, split: str) -> Listing:
-    """What split `split` holds. Raises `UserError` where there is no such split, or no folder or list for it."""
+    """What a split holds, its problems included.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits.
+
+    Raises:
+        UserError: there is no such split, or no folder or list for it.
+    """
     if split not in data.splits:
         raise UserError(f"{data.spec} has no split {split!r}; it has {', '.join(data.splits)}")
     return data.reader.pairs(split)
@@ -195,6 +223,10 @@ def list_pairs(data: DataConfig, split: str) -> Listing:
 
 def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
     """The pairs of a split, in order of their stems.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits.
 
     Raises:
         UserError: no such split or folder, no pairs, or images without a partner (their number and the first names).
@@ -213,7 +245,16 @@ def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
 
 
 def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:
-    """The problem that a split has another number of pairs than was published, or None."""
+    """Compare a number of pairs with the published one.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits.
+        count: how many pairs were found.
+
+    Returns:
+        a problem where the numbers differ, else None.
+    """
     published = dict(data.published).get(split, (count,))
     if count in published:
         return None
@@ -224,17 +265,35 @@ def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:
 def read_labels(data: DataConfig, pair: PairFiles) -> np.ndarray:
     """The objects of a pair.
 
+    Args:
+        data: the data set.
+        pair: one of its pairs.
+
     Returns:
-        (N, 5) float32: class, cx, cy, w, h, centre and size as fractions of the image; duplicates removed.
+        (N, 5) float32: class, cx, cy, w, h; centre and size as fractions of the image; duplicates removed.
 
     Raises:
-        UserError: the label file cannot be used; names file and place.
+        UserError: the label file cannot be used; the message names file and place.
     """
     labels = data.reader.labels(pair, data.names)
     for problem in labels.problems:
         if data.stops(problem):
             raise UserError(problem.text)
     return labels.boxes
+
+
+def pixel_boxes(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The boxes of `read_labels` by their corners.
+
+    Args:
+        labels: (N, 5) float32: class, cx, cy, w, h as fractions of the image.
+        width, height: of the image, in px.
+
+    Returns:
+        (N, 4) float32: left, top, right, bottom in px.
+    """
+    centre, half = labels[:, 1:3], labels[:, 3:] / 2
+    return np.hstack((centre - half, centre + half)) * np.array([width, height] * 2, np.float32)
 
 
 def tidy(
@@ -281,7 +340,15 @@ def tidy(
 
 
 def match(visible: Mapping[str, Path], thermal: Mapping[str, Path]) -> tuple[list[str], list[Problem]]:
-    """Stems that both have, in order, and a problem for each image whose partner is missing."""
+    """Match images by their stems.
+
+    Args:
+        visible: images by stem.
+        thermal: images by stem.
+
+    Returns:
+        the stems that both have, in order, and a problem for each image whose partner is missing.
+    """
     problems = [
         Problem("no_partner", mine[stem], f"{mine[stem]} has no {other} partner")
         for mine, theirs, other in ((visible, thermal, "thermal"), (thermal, visible, "visible"))
@@ -291,7 +358,12 @@ def match(visible: Mapping[str, Path], thermal: Mapping[str, Path]) -> tuple[lis
 
 
 def first(items: Iterable[str], most: int = 3) -> str:
-    """The first few of many, and how many more there are."""
+    """The first few texts in one, and how many more there are.
+
+    Args:
+        items: the texts.
+        most: how many to show.
+    """
     items = list(items)
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 

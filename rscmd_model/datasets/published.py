@@ -81,7 +81,7 @@ class VocPairs:
         return Listing(tuple(pairs), tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """The boxes of the pair's XML file."""
+        """As `Reader.labels`, from the pair's XML file."""
         assert pair.label is not None
         return read_voc(pair.label, names)
 
@@ -92,7 +92,15 @@ class VocPairs:
 
 
 def open_flir(root: Path, lists: dict[str, tuple[str, ...]] | None) -> DataConfig:
-    """FLIR-aligned of Zhang et al.: boxes drawn on thermal; the split comes with the set."""
+    """FLIR-aligned of Zhang et al.; its boxes are drawn on the thermal images.
+
+    Args:
+        root: the unpacked set.
+        lists: stems by split, in place of those that come with the set; or None.
+
+    Raises:
+        UserError: the folder does not hold that set, or its lists cannot be used.
+    """
     root = _unpacked(root, "FLIR-aligned", "flir", "JPEGImages", "Annotations")
     images = root / "JPEGImages"
     if lists is None:
@@ -110,7 +118,15 @@ def open_flir(root: Path, lists: dict[str, tuple[str, ...]] | None) -> DataConfi
 
 
 def open_llvip(root: Path, lists: dict[str, tuple[str, ...]] | None) -> DataConfig:
-    """LLVIP of Jia et al.: split by folder; the folder test is the split val."""
+    """LLVIP of Jia et al., split by folders; the folder test is the split val.
+
+    Args:
+        root: the unpacked set.
+        lists: must be None.
+
+    Raises:
+        UserError: the folder does not hold that set, or lists are given.
+    """
     root = _unpacked(root, "LLVIP", "llvip", "Annotations", "visible", "infrared")
     folders = tuple((s, root / "visible" / f, root / "infrared" / f) for s, f in (("train", "train"), ("val", "test")))
     if lists is not None:
@@ -127,7 +143,16 @@ def open_llvip(root: Path, lists: dict[str, tuple[str, ...]] | None) -> DataConf
 
 
 def open_m3fd(root: Path, lists: dict[str, tuple[str, ...]] | None, split: str = "m3fd") -> DataConfig:
-    """M3FD of Liu et al.: no official split, so `split` names one of the shipped lists, and `lists` overrides it."""
+    """M3FD of Liu et al., which has no official split.
+
+    Args:
+        root: the unpacked set.
+        lists: stems by split, in place of a shipped list; or None.
+        split: name of the shipped list.
+
+    Raises:
+        UserError: the folder does not hold that set, or the shipped list was changed.
+    """
     root = _unpacked(root, "M3FD", "m3fd", "Vis", "Ir", "Annotation")
     if lists is None:
         lists = read_split_file(_FOLDER / f"{split.replace('-', '_')}.txt", _SHIPPED[split])
@@ -138,7 +163,15 @@ def open_m3fd(root: Path, lists: dict[str, tuple[str, ...]] | None, split: str =
 
 
 def open_mfad(root: Path, lists: dict[str, tuple[str, ...]] | None) -> DataConfig:
-    """MFAD of Hu et al.: split by folder; the folder test is the split val."""
+    """MFAD of Hu et al., split by folders; the folder test is the split val.
+
+    Args:
+        root: the unpacked set.
+        lists: must be None.
+
+    Raises:
+        UserError: the folder does not hold that set, or lists are given.
+    """
     root = _unpacked(root, "MFAD", "mfad", "visible", "infrared", "labels")
     if lists is not None:
         raise UserError("mfad is split by its folders, so --split-file is not for it")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, read_labels
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
 from rscmd_model.draw import draw_boxes
 from rscmd_model.errors import UserError
 from rscmd_model.images import lay_over, read_thermal, read_visible
@@ -17,7 +17,13 @@ COLUMNS = 2
 
 
 def contact_sheet(data: DataConfig, pairs: Mapping[str, Sequence[PairFiles]], count: int, seed: int) -> np.ndarray:
-    """A picture of `count` pairs, drawn at random from all splits alike; damaged ones are passed over.
+    """Draw random pairs of all splits with their boxes; damaged pairs are passed over.
+
+    Args:
+        data: the data set.
+        pairs: by split.
+        count: pairs to show.
+        seed: of the choice.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -64,10 +70,8 @@ def _tile(data: DataConfig, split: str, pair: PairFiles) -> np.ndarray:
     for image in (visible, cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR)):
         height = round(WIDTH * image.shape[0] / image.shape[1])
         panel = cv2.resize(image, (WIDTH, height), interpolation=cv2.INTER_AREA)
-        centre, half = labels[:, 1:3], labels[:, 3:] / 2
-        boxes = np.hstack((centre - half, centre + half)) * np.array([WIDTH, height] * 2)
         classes = labels[:, 0].astype(np.int64)
-        draw_boxes(panel, boxes, classes, [data.names[int(c)] for c in classes])
+        draw_boxes(panel, pixel_boxes(labels, WIDTH, height), classes, [data.names[int(c)] for c in classes])
         shown.append(panel)
     height = max(panel.shape[0] for panel in shown)
     tile = np.full((height + 28, 2 * WIDTH + 8, 3), 255, np.uint8)

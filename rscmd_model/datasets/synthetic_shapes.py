@@ -1,7 +1,9 @@
 """What stands in the drawn street, as flat parts with a colour, a glow and a temperature.
 
 A `Shape` is a function of time in seconds that returns parts; time moves limbs and wheels. Coordinates: x to the right,
-y up from the ground, the height of a standing person is 1. Colours are BGR 0..255; heat is a thermal grey level 0..255.
+y up from the ground, the height of a standing person is 1. Colours are BGR, 0 to 255; heat is a thermal grey level, 0
+to 255. The functions that make shapes draw their looks from the generator `rng`; `look` says what the scene makes of an
+object, and `ambient` is the thermal grey level of the air.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ LAMP: Colour = (190.0, 230.0, 250.0)
 
 @dataclass(frozen=True)
 class Part:
-    """Contours (each (n,2)) filled by the even-odd rule, with reflectance, glow and temperature."""
+    """One flat part of an object.
+
+    Attributes:
+        contours: (N, 2) each; filled together by the even-odd rule, so that a ring is two circles.
+        albedo: share of the light that it reflects, as BGR, 0 to 255.
+        heat: thermal grey level, 0 to 255.
+        glow: light of its own, as BGR, 0 to 255.
+    """
 
     contours: list[Contour]
     albedo: Colour
@@ -35,7 +44,15 @@ Shape = Callable[[float], list[Part]]
 
 @dataclass(frozen=True)
 class Look:
-    """What the scene makes of an object. facing: 1 right, -1 left; warm: runs, moves or lives; dark: unlit clothing."""
+    """What the scene makes of an object.
+
+    Attributes:
+        ambient: thermal grey level of the air, 0 to 255.
+        night: whether it is night.
+        facing: 1 to the right, -1 to the left.
+        warm: it runs, moves or lives.
+        dark: it wears dark clothing or has no light on it.
+    """
 
     ambient: float
     night: bool
@@ -302,7 +319,20 @@ def clutter(rng: np.random.Generator, ambient: float) -> Shape:
 def street(
     rng: np.random.Generator, width: int, height: int, horizon: float, sample: int, night: bool, ambient: float
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """The empty street: albedo (H,W,3), glow (H,W,3), heat (H,W) uint8 at `sample` times the picture's size."""
+    """Draw the empty street.
+
+    Args:
+        rng: draws its looks.
+        width: of the picture, px.
+        height: of the picture, px.
+        horizon: px from the top of the picture.
+        sample: how many times larger than the picture the layers are.
+        night: whether it is night.
+        ambient: thermal grey level of the air, 0 to 255.
+
+    Returns:
+        albedo (H, W, 3), glow (H, W, 3) and heat (H, W), all uint8, at `sample` times the picture's size.
+    """
     w, h, line = width * sample, height * sample, round(horizon * sample)
     albedo, glow = np.zeros((h, w, 3), np.uint8), np.zeros((h, w, 3), np.uint8)
     heat = np.zeros((h, w), np.uint8)

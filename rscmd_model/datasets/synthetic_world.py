@@ -31,7 +31,25 @@ MIN_SIDE = 4.0  # px; a box smaller than this on either side is not labelled
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The dials of the world. Shares are 0..1, noise is a standard deviation in grey levels, blur a sigma in pixels."""
+    """The dials of the world.
+
+    Attributes:
+        night: share of the sequences that play at night, 0 to 1.
+        hidden_in_visible: share of the objects that the visible camera hardly sees, 0 to 1.
+        hidden_in_thermal: share of the objects that the thermal camera hardly sees, 0 to 1.
+        visible_noise: standard deviation in grey levels by day; at night twice that.
+        thermal_noise: standard deviation in grey levels.
+        visible_blur: sigma in px.
+        thermal_blur: sigma in px.
+        visible_decoys: mean number per scene of cold things without a label: bins, bushes, posters.
+        thermal_decoys: mean number per scene of hot things without a label: lamps, vents, manholes.
+        objects: mean number of objects per scene.
+        train_sequence: frames per sequence in the train split; few, since variety teaches more.
+        val_sequence: frames per sequence in the val split; many, so that a bag of it shows motion.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
 
     night: float = 0.5  # share of the sequences that play at night
     hidden_in_visible: float = 0.18  # share of objects the visible camera hardly sees
@@ -91,7 +109,13 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class WorldFrame:
-    """One instant: `visible` (H,W,3) uint8 BGR, `thermal` (H,W) uint8, `labels` (N,5) class cx cy w h, normalised."""
+    """One instant.
+
+    Attributes:
+        visible: (H, W, 3) uint8 BGR.
+        thermal: (H, W) uint8.
+        labels: (N, 5) float64 class, cx, cy, w, h as fractions of the picture.
+    """
 
     visible: Array
     thermal: Array
@@ -100,7 +124,19 @@ class WorldFrame:
 
 @dataclass(frozen=True)
 class _Thing:
-    """Something that stands in the street. Positions in pixels of the picture at time 0; `shape` makes its parts."""
+    """Something that stands in the street.
+
+    Attributes:
+        shape: makes its parts.
+        label: class, or -1 for what has none.
+        x: px of the picture at time 0.
+        y: px at time 0 where it touches the ground; decides its size and what it covers.
+        vx: person heights per second.
+        vy: towards the camera, share of the ground's depth per second.
+        in_visible: contrast with what is behind it in the visible image, 0 to 1.
+        in_thermal: the same in the thermal image.
+        lamp: strength of its headlights on the road at night.
+    """
 
     shape: shapes.Shape
     label: int  # class, or -1 for what has none
@@ -114,9 +150,15 @@ class _Thing:
 
 
 class Sequence:
-    """One scene and what moves in it. `seed` is a tuple of integers; the same tuple gives the same pictures.
+    """One scene and what moves in it.
 
-    width, height: picture size in pixels, at least 64.
+    Args:
+        seed: integers; the same ones give the same pictures.
+        width: of the pictures, px, at least 64.
+        height: of the pictures, px, at least 64.
+        night: whether it plays at night.
+        config: the dials of the world.
+        frames: of the sequence; things stand at their drawn places in the middle of it.
     """
 
     def __init__(self, seed: tuple[int, ...], width: int, height: int, night: bool, config: WorldConfig, frames: int):
@@ -338,9 +380,21 @@ def _to_bytes(picture: npt.NDArray[np.float64]) -> Array:
 def generate(
     seed: int, split: int, count: int, width: int, height: int, config: WorldConfig, sequence_length: int
 ) -> Iterator[tuple[str, WorldFrame]]:
-    """`count` frames as (stem, frame), in playing order, which is also the order of the stems.
+    """Draw the frames of one split.
 
-    The first frames of a longer run are those of a shorter one. `split` keeps the scenes of two splits apart.
+    The first frames of a longer run are those of a shorter one.
+
+    Args:
+        seed: of the world.
+        split: number that keeps the scenes of two splits apart.
+        count: frames.
+        width: of the pictures, px.
+        height: of the pictures, px.
+        config: the dials of the world.
+        sequence_length: frames per sequence.
+
+    Yields:
+        (stem, frame) in playing order, which is also the order of the stems.
     """
     for start in range(0, count, sequence_length):
         number = start // sequence_length

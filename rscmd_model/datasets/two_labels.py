@@ -38,7 +38,15 @@ class Boxes:
             raise UserError(f"match_iou: an IoU above 0 and up to 1 is wanted, got {self.iou:g}")
 
     def of(self, visible: Labels, thermal: Labels) -> Labels:
-        """The objects of a pair from the labels of its two images."""
+        """Choose the objects of a pair.
+
+        Args:
+            visible: labels of the visible image.
+            thermal: labels of the thermal image.
+
+        Returns:
+            the labels to use, as fractions of the visible image.
+        """
         if self.choice == "visible":
             return visible
         thermal = self._laid_over(thermal)

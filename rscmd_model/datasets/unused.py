@@ -28,7 +28,13 @@ _LABELS = (".json", ".label", ".labels", ".lbl", ".text", ".txt", ".xml")
 
 @dataclass(frozen=True)
 class Unused:
-    """A file that no pair uses: why, and the kind of problem that this is, or None where it is none."""
+    """A file that no pair uses.
+
+    Attributes:
+        file: its path.
+        reason: why no pair uses it.
+        kind: of the problem that this is (a key of `KINDS`), or None where it is none.
+    """
 
     file: Path
     reason: str
@@ -47,9 +53,16 @@ def list_all(data: DataConfig) -> dict[str, Listing]:
 
 
 def find_unused(data: DataConfig, listings: Mapping[str, Listing]) -> list[Unused]:
-    """Every file below the data's folders that is in no pair and in no problem of `listings`.
+    """Every file below the data's folders that is in no pair and in no problem.
 
     The folders are those of the splits, and those that hold these as long as they lie within the data's root.
+
+    Args:
+        data: the data set.
+        listings: of its splits.
+
+    Returns:
+        the files in order of their paths.
     """
     places = data.reader.places()
     folders = {place.folder for place in places}

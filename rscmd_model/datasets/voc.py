@@ -14,10 +14,17 @@ FRACTIONS = "the box lies within one pixel: its numbers are fractions, and pixel
 
 
 def read_voc(file: Path, names: Mapping[int, str]) -> Labels:
-    """Read a VOC XML file; classes by name, corners in px taken as edges (no pixel is added or taken away).
+    """Read a VOC XML file.
 
-    Faults are problems that name the file and the object. Without a usable <size> the boxes have no scale, and the file
-    is a bad label.
+    Corners in px are taken as edges: no pixel is added or taken away. Without a usable <size> the boxes have no scale,
+    and the file is a bad label.
+
+    Args:
+        file: the XML file.
+        names: class names by number; the file has classes by name.
+
+    Returns:
+        the objects, and a problem for each fault, which names the file and the object.
     """
     none = tidy([], file, []).boxes
     try:

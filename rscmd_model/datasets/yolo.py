@@ -45,7 +45,11 @@ class YoloFolders:
         return "in the folder of no split", False
 
     def pairs(self, split: str) -> Listing:
-        """Pairs by stem; a pair without a label file has no objects."""
+        """The pairs of images of one stem; a pair without a label file has no objects.
+
+        Raises:
+            UserError: a folder is missing, or has no images in it.
+        """
         _, visible_folder, thermal_folder, labels = next(row for row in self.folders if row[0] == split)
         folders = {place.folder for place in self.places()}
         visible, doubled = images_in(visible_folder, others_below(visible_folder, folders))
@@ -63,7 +67,7 @@ class YoloFolders:
         return Listing(found, tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """Lines of "class cx cy w h" or of polygons, as fractions of the image."""
+        """As `Reader.labels`, from YOLO label files."""
         return self.boxes.of(read_yolo(pair.label, names), read_yolo(pair.thermal_label, names))
 
 
@@ -96,10 +100,17 @@ def is_label(name: str) -> bool:
 
 
 def read_yolo(file: Path | None, names: Mapping[int, str]) -> Labels:
-    """Read a YOLO label file; None means no objects. Faults are problems that name file and line.
+    """Read a YOLO label file.
 
     A line is "class cx cy w h", or "class x1 y1 x2 y2 x3 y3 ...", a polygon of three corners or more (segmentation
     labels, oriented boxes), of which the upright box around it is taken. All as fractions of the image.
+
+    Args:
+        file: the label file; None for an image without objects.
+        names: class names by number.
+
+    Returns:
+        the objects, and a problem for each fault, which names the file and the line.
     """
     none = tidy([], file or Path(), [])
     if file is None:

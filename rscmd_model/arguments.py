@@ -1,0 +1,82 @@
+"""The command lines of `python -m rscmd_model.*`: what their parsers share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from rscmd_model.config import SCALES
+from rscmd_model.errors import UserError
+
+
+def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with the docstring of the command.
+
+    Args:
+        name: of the command, as in "train" or "diagnose probe".
+        about: the docstring, whose lines are kept as they are.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m rscmd_model.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, with two things that argparse cannot do by itself.
+
+    A negative value with a comma, as in `--shift -4,0`, is a value and not an unknown flag. And the words of a parser
+    with `option_words` may stand anywhere, also behind a flag that takes several values.
+
+    Args:
+        parser: of `command_parser`.
+        words: the command line without the name of the command; None takes that of the process.
+
+    Returns:
+        what argparse found; `args.options` holds the words key=value, in their order.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    takes_options = parser.get_default("options") is not None
+    options = [word for word in words if takes_options and re.match(r"\w+=", word)]
+    # Behind a space argparse takes no word for a flag.
+    rest = [f" {word}" if re.fullmatch(r"-[\d.][-+\d.,eE]*", word) else word for word in words if word not in options]
+    args, unknown = parser.parse_known_args(rest)
+    if flags := [word for word in unknown if word.startswith("-") or not takes_options]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if takes_options:
+        loose = {*options, *args.options, *unknown}
+        args.options = [word for word in words if word in loose]
+    return args
+
+
+def option_words(parser: argparse.ArgumentParser, about: str = "ultralytics' options") -> None:
+    """Let a command take words of the form key=value.
+
+    `parse` gives them as `args.options`, and `options.parse_options` reads them.
+
+    Args:
+        parser: of `command_parser`.
+        about: for the help.
+    """
+    parser.add_argument("options", nargs="*", default=[], metavar="key=value", help=about)
+
+
+def scale_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --scale, and --model as its older name; `given_scale` reads them."""
+    parser.add_argument("--scale", choices=SCALES, help="YOLOv8 scale of both streams (default: n)")
+    parser.add_argument("--model", choices=SCALES, metavar="SCALE", help="the older name of --scale")
+
+
+def given_scale(args: argparse.Namespace) -> str | None:
+    """The scale that a command line names by `scale_argument`, or None.
+
+    Raises:
+        UserError: it names two different ones.
+    """
+    if args.scale and args.model and args.scale != args.model:
+        raise UserError(f"--scale {args.scale} and --model {args.model}: give one, --model is its older name")
+    scale: str | None = args.scale or args.model
+    return scale

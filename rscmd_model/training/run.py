@@ -1,0 +1,186 @@
+"""One training from its start to the model file, and the scores of what it made."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import LOGGER, RANK
+
+from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.devices import check_device, scoring_device
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
+from rscmd_model.faults import Fault
+from rscmd_model.files import write_json
+from rscmd_model.inference import Predictor
+from rscmd_model.options import RESUMABLE, check_options, without_effect
+from rscmd_model.resume import is_finished, options_of
+from rscmd_model.trainer import PairedTrainer
+
+
+def train(
+    data: str | Path | None,
+    config: Any,
+    options: dict[str, Any],
+    weights: str | Path | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    *,
+    observers: Sequence[Callable[[PairedTrainer], None]] = (),
+    trainer_class: type[PairedTrainer] = PairedTrainer,
+) -> Path:
+    """Train one model.
+
+    Args:
+        data: what `open_data` takes; None only when options["resume"] names a checkpoint.
+        config: a `ModelConfig`; ignored when resuming.
+        options: ultralytics' options.
+        weights: a YOLOv8 checkpoint to start from.
+        augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
+        observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
+            remember them: a resumed one has those that are given.
+        trainer_class: in place of `PairedTrainer`.
+
+    Returns:
+        path of the run's `model.safetensors`; of several processes (torchrun) only that of rank 0 is a file.
+
+    Raises:
+        UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
+    """
+    options = check_options(options)
+    overrides = _overrides(data, options)
+    checkpoint = options.get("resume")
+    if checkpoint and augmentation != NO_AUGMENTATION:
+        raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
+    if isinstance(checkpoint, str):
+        if file := _model_of_finished(checkpoint):
+            print(f"{checkpoint}: the run is finished, there is nothing left to train")
+            return file
+        _check_resumed(checkpoint, options, overrides)
+    _check_values(overrides)
+    for line in without_effect(options):
+        LOGGER.warning(line)
+    trainer = trainer_class(overrides=overrides)
+    if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
+        raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
+    if not checkpoint:
+        trainer.start_from(config, weights, augmentation)
+    for observe in observers:
+        observe(trainer)
+    _run(trainer)
+    return trainer.model_file
+
+
+def _overrides(data: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options in the form that the ultralytics trainer takes.
+
+    Raises:
+        UserError: the device is not there, or the data cannot be opened.
+    """
+    overrides: dict[str, Any] = {**options, "mode": "train", "task": "detect"}
+    overrides["device"] = check_device(options.get("device"))
+    if options.get("name") == "model":
+        overrides["name"] = "./model"  # ultralytics would put the name of the model in the place of this one
+    if data is not None:
+        overrides["data"] = open_data(data).spec
+    checkpoint = options.get("resume")
+    overrides["model"] = str(checkpoint) if checkpoint else "rscmd"
+    return overrides
+
+
+def _model_of_finished(checkpoint: str) -> Path | None:
+    """The model file of a run that has nothing left to train, or None for one that goes on.
+
+    Raises:
+        UserError: there is no such checkpoint, or the model file of a finished run is gone.
+    """
+    if not Path(checkpoint).is_file():
+        raise UserError(f"no checkpoint {checkpoint}: give the weights/last.pt of the run to resume")
+    if not is_finished(checkpoint):
+        return None
+    file = Path(checkpoint).resolve().parents[1] / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"the run of {checkpoint} is finished, but its {file} is gone")
+    return file
+
+
+def _check_resumed(checkpoint: str, options: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Hold a resumed run to its own options, and leave its own device in place where none is given.
+
+    Raises:
+        UserError: an option is given that a resumed run keeps, or its own device is not there.
+    """
+    kept = options_of(checkpoint)
+    for key, value in options.items():
+        if key not in (*RESUMABLE, "resume") and value != kept.get(key):
+            raise UserError(
+                f"{key}={value}: a resumed run keeps its own {key}, {quoted(kept.get(key))}; what can be changed "
+                f"are {', '.join(RESUMABLE)}"
+            )
+    if "device" not in options:
+        check_device(kept.get("device"))
+        del overrides["device"]
+
+
+def _check_values(overrides: dict[str, Any]) -> None:
+    """Let ultralytics check the types and ranges of its options.
+
+    Raises:
+        UserError: it refuses a value.
+    """
+    try:
+        get_cfg(overrides=overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from None
+
+
+def _run(trainer: PairedTrainer) -> None:
+    """Train until the model file is there.
+
+    Raises:
+        UserError: a process of the training failed, a file could not be written, or no model came of it.
+    """
+    try:
+        trainer.train()
+    except subprocess.CalledProcessError:  # device=0,1: ultralytics starts a process for each GPU
+        raise UserError(f"training on device={trainer.args.device} failed; the reason stands above") from None
+    except OSError as error:
+        if error.errno is None or isinstance(error, BrokenPipeError):  # the reader of our output went away
+            raise
+        # Such an error does not name the file that could not be written. The checkpoint of the epoch before is whole.
+        go_on = f"; go on with resume={trainer.last}" if trainer.last.is_file() else ""
+        where = error.filename or trainer.save_dir
+        raise UserError(f"training ended: {where}: {error.strerror}{go_on}") from None
+    if RANK in {-1, 0} and not trainer.model_file.is_file():
+        raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
+
+
+def score_answers(model: Path, split: str) -> None:
+    """Score every answer of a finished run's model as `rscmd_model.evaluate` does, on the device of its training.
+
+    Prints the figures and writes scores.json beside the model.
+
+    Args:
+        model: the run's model.safetensors.
+        split: of the data that the run was trained on.
+
+    Raises:
+        UserError: as `sweep`.
+    """
+    options = yaml.safe_load((model.parent / "args.yaml").read_text(encoding="utf-8"))
+    predictor = Predictor(model, device=scoring_device(options["device"]), conf=LOWEST_SCORE, max_det=100)
+    data = open_data(options["data"])
+    pairs = find_pairs(data, split)
+    # The main answer gets both images. Another one is given when the other camera is lost.
+    main, *alone = predictor.config.answers
+    faults = [Fault(), *(Fault(drop=lost) for answer in alone for lost in MODALITIES if lost != answer)]
+    scores = dict(zip((main, *alone), sweep(predictor, data, pairs, faults)))
+    for answer, figures in scores.items():
+        print(f"{split}, {answer}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
+    write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
