@@ -16,10 +16,10 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.synthetic import write_world
+from rscmd_ros.bag_writing import START
 from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag, typestore
 from rscmd_ros.conversions import image_to_visible, stamp_ns
 from rscmd_ros.evaluate_bag import main as evaluate
-from rscmd_ros.make_bag import START
 from rscmd_ros.make_bag import main as make
 
 MS = 1_000_000
