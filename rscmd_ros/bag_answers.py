@@ -49,12 +49,12 @@ def answer_pairs(
     batch: int = BATCH,
     overlap: bool = True,
     samples: int = 0,
-    said: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Answers:
     """Pair a bag and answer every pair.
 
     batch: pairs per call of the predictor. overlap: read by a thread of its own, at most two batches ahead; the result
-    is the same without. samples: how many pairs to keep with their pictures, evenly spread. said: told every few
+    is the same without. samples: how many pairs to keep with their pictures, evenly spread. progress: told every few
     seconds how far it is. Where one visible frame is in several pairs (reuse), the pair nearest in time gives its
     answer. Raises UserError when the bag or its pictures cannot be used.
     """
@@ -82,9 +82,9 @@ def answer_pairs(
                 if known is None or abs(pair.dt) < abs(known.dt):
                     result.by_stamp[pair.visible] = Answer(detections, pair.dt, pair.wait)
                 kept.offer(pictures)
-            if said is not None and time.monotonic() - told > 5:
+            if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()
-                said(f"{len(result.by_stamp)} frames answered after {told - started:.0f} s")
+                progress(f"{len(result.by_stamp)} frames answered after {told - started:.0f} s")
     result.samples = kept.chosen()
     return result
 

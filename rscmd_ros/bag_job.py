@@ -65,8 +65,8 @@ class Result:
     notes: Sequence[str] = ()
 
 
-def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | None = None) -> Result:
-    """Evaluate the bag in this process. threads: of torch, None leaves its setting. said: told how far it is.
+def run(job: Job, *, threads: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
+    """Evaluate the bag in this process. threads: of torch, None leaves its setting. progress: told how far it is.
 
     Raises UserError when the bag, its truth or the model cannot be used.
     """
@@ -78,7 +78,9 @@ def run(job: Job, *, threads: int | None = None, said: Callable[[str], None] | N
 
             torch.set_num_threads(threads)
         predictor = _predictor(job.model, _changed(job.model), job.device, job.registration)
-        answers = answer_pairs(bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, said=said)
+        answers = answer_pairs(
+            bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, progress=progress
+        )
         messages, notes = bag.counts(), bag.notes()
     pairing = answers.pairing
     found = outcome(pairing, answers.by_stamp, truths, predictor.names, ledger=pairing.ledger, pairs=len(pairing.pairs))

@@ -42,13 +42,13 @@ def evaluate_bags(
     ray: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
-    said: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Bags:
     """Evaluate bags and put their figures together.
 
     names: the model's classes. kept: folder of finished results, which are used again. ray: "local", or the address of
     a running cluster; None: in this process. workers: bags at once, threads: of torch for each (defaults: all the
-    processors, shared out). said: told of each bag that is finished.
+    processors, shared out). progress: told of each bag that is finished.
 
     Raises UserError when every bag failed, when Ray is missing or cannot be reached, or when `kept` is not writable.
     """
@@ -66,7 +66,7 @@ def evaluate_bags(
         def take(number: int, result: Result, remark: str) -> None:
             results[number] = result
             rows[number] = side.submit(_row, result, names)
-            said(
+            progress(
                 f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: {result.outcome.pairs} pairs, {remark}"
             )
 
@@ -80,12 +80,12 @@ def evaluate_bags(
                 take(number, known, "kept from an earlier run")
         missing = [number for number in range(len(jobs)) if number not in results]
         todo = [jobs[number] for number in missing]
-        engine = _here(todo, threads, said) if ray is None else _with_ray(todo, ray, workers, threads)
-        for place, result, seconds in engine if todo else ():
+        done = _here(todo, threads, progress) if ray is None else _with_ray(todo, ray, workers, threads)
+        for place, result, seconds in done if todo else ():
             number = missing[place]
             if isinstance(result, str):
                 failed[number] = result
-                said(f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: failed: {result}")
+                progress(f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: failed: {result}")
                 continue
             if number in files:
                 save_result(files[number], result)
@@ -115,18 +115,20 @@ def _row(result: Result, names: dict[int, str]) -> dict[str, Any]:
     return {**merge([result], names).summary, "messages": result.messages, "notes": list(result.notes)}
 
 
-def _attempt(job: Job, threads: int | None, said: Callable[[str], None] | None = None) -> tuple[Result | str, float]:
+def _attempt(
+    job: Job, threads: int | None, progress: Callable[[str], None] | None = None
+) -> tuple[Result | str, float]:
     """The result, or in one line why there is none: one bag must not end the evaluation of the others."""
     started = time.monotonic()
     try:
-        return run(job, threads=threads, said=said), time.monotonic() - started
+        return run(job, threads=threads, progress=progress), time.monotonic() - started
     except Exception as error:
         return one_line(error), time.monotonic() - started
 
 
-def _here(jobs: Sequence[Job], threads: int | None, said: Callable[[str], None]) -> Iterator[Done]:
+def _here(jobs: Sequence[Job], threads: int | None, progress: Callable[[str], None]) -> Iterator[Done]:
     for place, job in enumerate(jobs):
-        yield (place, *_attempt(job, threads, said))
+        yield (place, *_attempt(job, threads, progress))
 
 
 def _knock(address: str) -> None:
