@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +27,14 @@ Done = tuple[int, "Result | str", float]
 
 @dataclass(frozen=True)
 class Bags:
-    """What many bags gave. rows: one for each bag, in the order given, {"bag": ..., **summary} or {"bag", "failed"}."""
+    """What many bags gave.
+
+    Attributes:
+        results: by bag.
+        failed: by bag, why it gave nothing.
+        merged: the figures of all results together.
+        rows: one for each bag, in the order given: {"bag": ..., **summary} or {"bag": ..., "failed": ...}.
+    """
 
     results: dict[Path, Result]
     failed: dict[Path, str]
@@ -46,14 +54,21 @@ def evaluate_bags(
 ) -> Bags:
     """Evaluate bags and put their figures together.
 
-    names: the model's classes. kept: folder of finished results, which are used again. ray: "local", or the address of
-    a running cluster; None: in this process. workers: bags at once, threads: of torch for each (defaults: all the
-    processors, shared out). progress: told of each bag that is finished.
+    Args:
+        jobs: one for each bag.
+        names: the model's classes.
+        kept: folder of finished results, which are used again.
+        ray: "local", or HOST:PORT of a running cluster; None: in this process.
+        workers: bags at once, with `ray`; None: as many as there are processors for.
+        threads: of torch for each bag; None: the processors, shared out.
+        progress: called with a line for each bag that is finished.
 
-    Raises UserError when every bag failed, when Ray is missing or cannot be reached, or when `kept` is not writable.
+    Raises:
+        UserError: a bag is given twice, every bag failed, Ray is missing or cannot be reached, or `kept` is not
+            writable.
     """
-    twice = sorted({str(job.bag) for job in jobs if [j.bag.resolve() for j in jobs].count(job.bag.resolve()) > 1})
-    if twice:
+    times = Counter(job.bag.resolve() for job in jobs)
+    if twice := sorted({str(job.bag) for job in jobs if times[job.bag.resolve()] > 1}):
         raise UserError(f"given twice, and its frames would count twice: {', '.join(twice)}")
     results: dict[int, Result] = {}
     rows: dict[int, Future[dict[str, Any]]] = {}
@@ -143,22 +158,33 @@ def _knock(address: str) -> None:
 
 
 def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: int | None) -> Iterator[Done]:
-    """Done jobs in the order in which they end. At most `workers` are under way; a job whose process dies is tried
-    twice, as the reason may have been a neighbour's hunger for memory.
+    """Evaluate bags side by side.
+
+    Args:
+        jobs: one or more.
+        address: "local", or HOST:PORT of a running cluster.
+        workers: how many jobs are under way at most; None: as many as there are processors for.
+        threads: of torch for each; None: the processors, shared out.
+
+    Yields:
+        Each job once it is done, in the order in which they end.
+
+    Raises:
+        UserError: Ray is missing, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray starts
     try:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray, which is not installed: python -m pip install ray") from None
-    if address != "local":
-        _knock(address)
-    cores = os.cpu_count() or 1
-    # Locally Ray gets the processors that the workers use, so that it starts no more processes than that.
     start: dict[str, Any] = {"address": address}
     if address == "local":
+        # Ray gets the processors that the workers use, so that it starts no more processes than that.
+        cores = os.cpu_count() or 1
         workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
-        start = {"address": "local", "num_cpus": max(cores, workers), "include_dashboard": False}
+        start |= {"num_cpus": max(cores, workers), "include_dashboard": False}
+    else:
+        _knock(address)
     try:  # whatever ends this, Ctrl-C while Ray starts among it, ends Ray's processes
         try:
             ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
@@ -167,24 +193,35 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
                 f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
             ) from None
         there = ray.cluster_resources()
-        workers = workers or max(1, int(there.get("CPU", 1)) // (threads or 1))
-        threads = threads or max(1, int(there.get("CPU", 1)) // workers)
+        cpus = int(there.get("CPU", 1))
+        workers = workers or max(1, cpus // (threads or 1))
+        threads = threads or max(1, cpus // workers)
         gpus = 0 if jobs[0].device == "cpu" else min(1.0, there.get("GPU", 0) / workers)
+        # A job whose process dies is tried twice: the reason may have been a neighbour's hunger for memory.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(_attempt)
-        todo = list(enumerate(jobs))[::-1]
-        under_way: dict[Any, int] = {}
-        while todo or under_way:
-            while todo and len(under_way) < workers:
-                place, job = todo.pop()
-                under_way[task.remote(job, threads)] = place
-            for ended in ray.wait(list(under_way))[0]:
-                place = under_way.pop(ended)
-                try:
-                    result, seconds = ray.get(ended)
-                except ray.exceptions.WorkerCrashedError:
-                    result, seconds = "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
-                except ray.exceptions.RayError as error:
-                    result, seconds = f"Ray: {first_line(error)}", 0.0
-                yield place, result, seconds
+        yield from _as_they_end(ray, jobs, lambda job: task.remote(job, threads), workers)
     finally:
         ray.shutdown()
+
+
+def _as_they_end(ray: Any, jobs: Sequence[Job], begin: Callable[[Job], Any], workers: int) -> Iterator[Done]:
+    """The jobs in the order in which they end, at most `workers` of them under way; `begin` hands one to Ray."""
+    todo = list(enumerate(jobs))[::-1]
+    under_way: dict[Any, int] = {}
+    while todo or under_way:
+        while todo and len(under_way) < workers:
+            place, job = todo.pop()
+            under_way[begin(job)] = place
+        for ended in ray.wait(list(under_way))[0]:
+            yield (under_way.pop(ended), *_of_ray(ray, ended))
+
+
+def _of_ray(ray: Any, ended: Any) -> tuple[Result | str, float]:
+    """What `_attempt` gave in another process, or in one line why there is nothing."""
+    try:
+        result, seconds = ray.get(ended)
+        return result, seconds
+    except ray.exceptions.WorkerCrashedError:
+        return "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
+    except ray.exceptions.RayError as error:
+        return f"Ray: {first_line(error)}", 0.0
