@@ -6,11 +6,13 @@ python -m rscmd_ros.parameter_pages --markdown > docs/parameters.md
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+from rscmd_model.errors import run_cli
 from rscmd_ros.parameters import TABLE, descriptor_of
 from rscmd_ros.unused_parameters import reaches
 
@@ -102,5 +104,18 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m rscmd_ros.parameter_pages",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--markdown", action="store_true", help="write the page, and not the file")
+    print(to_markdown() if parser.parse_args(argv).markdown else to_yaml(), end="")
+
+
 if __name__ == "__main__":
-    print(to_markdown() if sys.argv[1:] == ["--markdown"] else to_yaml(), end="")
+    run_cli(main)

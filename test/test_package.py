@@ -23,6 +23,10 @@ ROS_REQUIREMENTS = (ROOT / "requirements.ros.txt").read_text().splitlines()
 # rosdep does not know these, so they come from requirements.ros.txt; all but the first two are optional.
 WITHOUT_KEY = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
 
+ENTRY_POINTS = sorted(
+    f"rscmd_ros.{path.stem}" for path in ROOT.glob("rscmd_ros/*.py") if '__name__ == "__main__"' in path.read_text()
+)
+
 
 def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
     share = installed_package / "share"
@@ -61,6 +65,29 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 0, usage.stderr
     assert "--rate-thermal" in usage.stdout
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_help_comes_without_torch_and_ros(module: str) -> None:
+    """Both take seconds to import, and somebody who asks for help waits for them."""
+    code = (
+        f"import runpy, sys; sys.argv = [{module!r}, '--help']\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "slow = {'torch', 'ultralytics', 'rclpy', 'ray', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith(f"usage: python -m {module}")
+
+
+def test_nobody_imports_an_entry_point() -> None:
+    """They parse, call and print; what others need stands elsewhere."""
+    names = "|".join(module.rpartition(".")[2] for module in ENTRY_POINTS)
+    pattern = rf"from rscmd_ros import .*\b({names})\b|(?:from|import) rscmd_ros\.({names})\b"
+    for source in ROOT.glob("rscmd_*/**/*.py"):
+        assert not re.findall(pattern, source.read_text()), source
 
 
 def test_colcon_sees_one_package(colcon: str) -> None:
