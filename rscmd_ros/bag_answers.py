@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from rscmd_ros.bag_pairs import Pairing, PairingOptions, Pictures, read_pairs
+from rscmd_ros.bag_job import BATCH
+from rscmd_ros.bag_pairs import Pairing, Pictures, read_pairs
 from rscmd_ros.bag_score import Answer, spread
 from rscmd_ros.bags import Bag
+from rscmd_ros.pairing_options import PairingOptions
 
 if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
 
 T = TypeVar("T")
-
-BATCH = 8
-"""Pairs that go through the network together; docs/bags.md has what that gains."""
 
 
 @dataclass

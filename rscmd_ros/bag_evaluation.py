@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from rscmd_model.files import write_json
 from rscmd_model.registration import Registration, load_registration
-from rscmd_ros.bag_job import LOWEST_SCORE, Job, run, sample, truths_of
+from rscmd_ros.bag_job import LOWEST_SCORE, Job
 from rscmd_ros.bag_pairs import BagPair, load_pictures
+from rscmd_ros.bag_run import run, sample, truths_of
 from rscmd_ros.bag_score import Figures, figures, outcome, spread
 from rscmd_ros.bags import open_bag
 from rscmd_ros.report import ReportData, Sample, write_report

@@ -18,31 +18,9 @@ from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bags import Bag
 from rscmd_ros.camera import Camera
 from rscmd_ros.conversions import Limits, stamp_ns
-from rscmd_ros.pairing import COUNTERS, STREAMS, Stream, make_pairer
-from rscmd_ros.parameters import Settings, problem_with
-
-MS = 1_000_000
-
-
-@dataclass(frozen=True)
-class PairingOptions:
-    """How frames are put together; the names and meanings are those of the node's parameters. Times in ms."""
-
-    pairing_policy: str = Settings.pairing_policy
-    slop_ms: float = Settings.slop_ms
-    deadline_ms: float = Settings.deadline_ms
-    thermal_offset_ms: float = Settings.thermal_offset_ms
-    reuse: bool = Settings.reuse
-    queue_size: int = Settings.queue_size
-
-    def __post_init__(self) -> None:
-        """Raises UserError naming the option that is out of range."""
-        for name in ("slop_ms", "deadline_ms", "thermal_offset_ms"):
-            if isinstance(whole := getattr(self, name), int):  # as the node takes 20 for 20.0
-                object.__setattr__(self, name, float(whole))
-        problem = problem_with({**vars(Settings()), **vars(self)})
-        if problem:
-            raise UserError(problem)
+from rscmd_ros.pairing import COUNTERS, STREAMS, Stream
+from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.parameters import Settings
 
 
 @dataclass(frozen=True)
@@ -148,14 +126,7 @@ def _paired(
 ) -> Iterator[tuple[BagPair, npt.NDArray[Any] | None, npt.NDArray[Any] | None]]:
     """See `read_pairs`."""
     try:
-        pairer = make_pairer(
-            options.pairing_policy,
-            slop=round(options.slop_ms * MS),
-            thermal_offset=round(options.thermal_offset_ms * MS),
-            deadline=round(options.deadline_ms * MS),
-            reuse=options.reuse,
-            capacity=options.queue_size,
-        )
+        pairer = options.make_pairer()
     except ValueError as error:
         raise UserError(str(error)) from None
     except ImportError as error:
@@ -194,7 +165,7 @@ def _paired(
         pairing.places[stream].setdefault(stamp, index)
         if stream == "visible":
             pairing.visible_frames[stamp] = size
-        deadlines.append(time + round(options.deadline_ms * MS))
+        deadlines.append(time + options.deadline)
         yield from take(pairer.add(stream, stamp, (index, picture), now))
     for moment in deadlines:
         now = moment

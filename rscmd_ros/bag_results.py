@@ -23,7 +23,8 @@ import rscmd_ros
 from rscmd_model.detections import Detections
 from rscmd_model.files import whole_file
 from rscmd_model.scoring import Truth
-from rscmd_ros.bag_job import LOWEST_SCORE, Job, Result
+from rscmd_ros.bag_job import LOWEST_SCORE, Job
+from rscmd_ros.bag_run import Result
 from rscmd_ros.bag_score import Outcome, ScoredFrame
 from rscmd_ros.report import Sample
 

@@ -14,13 +14,6 @@ from rscmd_model.scoring import Score, Truth, score
 from rscmd_ros.bag_pairs import Pairing
 from rscmd_ros.truth import FrameTruths
 
-WHICH_FRAMES_COUNT = """\
-mAP is taken over the visible frames that belong to a pair (by the pairing options, over the bag's own stamps) and
-carry truth. A pair that got no answer, because a message was lost or the node was too slow, counts as nothing found.
-Frames in no pair do not count: a visible camera three times as fast as the thermal one has a surplus by design, and the
-ledger tells it from losses. `all_frames` gives the stricter figure, over every visible frame with truth, where a frame
-without an answer counts as nothing found."""
-
 
 @dataclass(frozen=True)
 class Answer:

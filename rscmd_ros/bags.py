@@ -22,11 +22,7 @@ from rosbags.typesys.store import Typestore
 from rscmd_model.errors import UserError, first_line
 from rscmd_ros.bag_files import Announced, find_files, open_file
 from rscmd_ros.bag_storage import ZSTD, DamagedError, Storage, Topic, unzstd
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-DETECTIONS = "vision_msgs/msg/Detection2DArray"
-VISIBLE_TOPIC, THERMAL_TOPIC, TRUTH_TOPIC = "/visible/image", "/thermal/image", "/ground_truth"
+from rscmd_ros.bag_topics import COMPRESSED_IMAGE, IMAGE
 
 _VISION_MSGS = {
     "Point2D": "float64 x\nfloat64 y\n",

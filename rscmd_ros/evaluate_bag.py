@@ -20,16 +20,23 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
-from rscmd_ros.bag_answers import BATCH
-from rscmd_ros.bag_evaluation import SAMPLES, Evaluation, evaluate_directly, evaluate_live, evaluate_many
-from rscmd_ros.bag_job import Job
-from rscmd_ros.bag_pairs import PairingOptions
-from rscmd_ros.bag_score import WHICH_FRAMES_COUNT
-from rscmd_ros.bags import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bag_job import BATCH, Job
+from rscmd_ros.bag_topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.pairing import POLICIES
+from rscmd_ros.pairing_options import PairingOptions
+
+if TYPE_CHECKING:
+    from rscmd_ros.bag_evaluation import Evaluation
+
+_WHICH_FRAMES_COUNT = """\
+mAP is taken over the visible frames that belong to a pair (by the pairing options, over the bag's own stamps) and
+carry truth. A pair that got no answer, because a message was lost or the node was too slow, counts as nothing found.
+Frames in no pair do not count: a visible camera three times as fast as the thermal one has a surplus by design, and the
+ledger tells it from losses. `all_frames` gives the stricter figure, over every visible frame with truth, where a frame
+without an answer counts as nothing found."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_ros.evaluate_bag",
         description=summary,
-        epilog=f"{details}\n{WHICH_FRAMES_COUNT}",
+        epilog=f"{details}\n{_WHICH_FRAMES_COUNT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, or a .mcap or .db3 file")
@@ -132,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
+    from rscmd_ros.bag_evaluation import SAMPLES, evaluate_directly, evaluate_live, evaluate_many
+
     options = PairingOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PairingOptions)})
     many = len(args.bags) > 1 or args.ray is not None
     jobs = [

@@ -13,20 +13,11 @@ from rscmd_ros.conversions import ConversionError, stamp_ns
 from rscmd_ros.detection import Arrival, PairDetector
 from rscmd_ros.diagnostics import Tally
 from rscmd_ros.fallback import Fallback, fingerprint
-from rscmd_ros.pairing import Frame, Pair, Stream, make_pairer
+from rscmd_ros.pairing import Frame, Pair, Stream
+from rscmd_ros.pairing_options import PairingOptions
 from rscmd_ros.parameters import Settings, differ
 
-_MS = 1_000_000
 _SECOND = 1_000_000_000
-_OF_PAIRING = (
-    "pairing_policy",
-    "slop_ms",
-    "deadline_ms",
-    "thermal_offset_ms",
-    "use_measured_offset",
-    "reuse",
-    "queue_size",
-)
 _OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
 
 
@@ -53,7 +44,8 @@ class Intake:
         self._tally = tally
         self._submit = submit
         self._tell = tell
-        self._new_pairer(round(settings.thermal_offset_ms * _MS))
+        self._options = PairingOptions.of(settings)
+        self._new_pairer(self._options.thermal_offset)
 
     def start(self, branches: Sequence[str], now: int) -> None:
         """Watch the streams; `branches` are the modalities that the model can answer for alone."""
@@ -68,7 +60,8 @@ class Intake:
     def take(self, settings: Settings) -> None:
         """Go by these settings from now on."""
         before, self._settings = self._settings, settings
-        if differ(before, settings, _OF_PAIRING):
+        options, self._options = self._options, PairingOptions.of(settings)
+        if self._options != options or settings.use_measured_offset != before.use_measured_offset:
             self._make_pairer()
         if self.fallback is not None and differ(before, settings, _OF_FALLBACK):
             self.fallback.configure(**self._fallback_rules())
@@ -133,17 +126,9 @@ class Intake:
         self._new_pairer(self._wanted_offset())
 
     def _new_pairer(self, offset: int) -> None:
-        settings = self._settings
         self.offset_in_use = offset
         """Taken off thermal stamps, ns."""
-        self.pairer = make_pairer(
-            settings.pairing_policy,
-            slop=round(settings.slop_ms * _MS),
-            thermal_offset=offset,
-            deadline=round(settings.deadline_ms * _MS),
-            reuse=settings.reuse,
-            capacity=settings.queue_size,
-        )
+        self.pairer = self._options.make_pairer(offset)
 
     def _flush(self) -> None:
         for pair in self.pairer.flush():
@@ -151,10 +136,10 @@ class Intake:
 
     def _wanted_offset(self) -> int:
         """What is to be taken off thermal stamps, ns."""
-        settings, manual = self._settings, round(self._settings.thermal_offset_ms * _MS)
-        if not settings.use_measured_offset:
+        manual = self._options.thermal_offset
+        if not self._settings.use_measured_offset:
             return manual
-        return self.clock_offset.correction(manual, self.offset_in_use, round(settings.slop_ms * _MS / 2))
+        return self.clock_offset.correction(manual, self.offset_in_use, self._options.slop // 2)
 
     def _fallback_rules(self) -> dict[str, Any]:
         settings = self._settings

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.errors import UserError, first_line, one_line
-from rscmd_ros.bag_job import Job, Result, run
+from rscmd_ros.bag_job import Job
 from rscmd_ros.bag_results import load_result, result_file, save_result
+from rscmd_ros.bag_run import Result, run
 from rscmd_ros.bag_score import Figures, figures
 
 Done = tuple[int, "Result | str", float]

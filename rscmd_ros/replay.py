@@ -16,12 +16,13 @@ from typing import Any
 
 from rscmd_model.errors import UserError
 from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_pairs import MS, BagPair, Pairing, PairingOptions, pair_up
+from rscmd_ros.bag_pairs import BagPair, Pairing, pair_up
 from rscmd_ros.bag_score import Answer
 from rscmd_ros.bags import Bag
 from rscmd_ros.camera import image_topic
 from rscmd_ros.conversions import msg_to_detections, stamp_ns
 from rscmd_ros.pairing import COUNTERS
+from rscmd_ros.pairing_options import PairingOptions
 from rscmd_ros.transport import use_large_messages
 
 STREAMS = ("visible", "thermal")
@@ -380,7 +381,7 @@ def _account(
 
 def _nearest(pairing: Pairing, stamp: int, where: int, options: PairingOptions) -> BagPair | None:
     """The likely pair of an answered frame that the direct pairing leaves alone; losses on the way make such pairs."""
-    offset = round(options.thermal_offset_ms * MS)
+    offset = options.thermal_offset
     if not pairing.places["thermal"]:
         return None
     thermal = min(pairing.places["thermal"], key=lambda other: abs(other - offset - stamp))

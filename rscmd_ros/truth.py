@@ -13,7 +13,8 @@ import numpy as np
 from rscmd_model.errors import UserError
 from rscmd_model.scoring import Truth
 from rscmd_model.text import read_json
-from rscmd_ros.bags import DETECTIONS, Bag
+from rscmd_ros.bag_topics import DETECTIONS
+from rscmd_ros.bags import Bag
 from rscmd_ros.conversions import stamp_ns
 
 Box = tuple[float, float, float, float]

@@ -16,8 +16,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.synthetic import write_world
-from rscmd_ros.bag_writing import START
-from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag, typestore
+from rscmd_ros.bag_timing import START
+from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag, typestore
 from rscmd_ros.conversions import image_to_visible, stamp_ns
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make

@@ -16,7 +16,8 @@ import yaml
 from small_bags import TOPICS, Message, content, write
 
 from rscmd_model.errors import UserError
-from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 
 INSTANTS = 12
 PLUGINS = pytest.mark.parametrize("plugin", ["MCAP", "SQLITE3"])

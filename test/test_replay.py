@@ -22,11 +22,13 @@ from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.synthetic import write_world
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_answers import answer_pairs
-from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, pair_up
-from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_pairs import BagPair, Pairing, pair_up
+from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.pairing import COUNTERS
+from rscmd_ros.pairing_options import PairingOptions
 from rscmd_ros.replay import _account, replay
 
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
