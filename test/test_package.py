@@ -61,6 +61,7 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     assert found.stdout.count(str(modules)) == 2
     lists = {path.name for path in (modules / "rscmd_model/datasets/splits").iterdir()}
     assert lists == {path.name for path in (ROOT / "rscmd_model/datasets/splits").iterdir()}
+    assert (modules / "rscmd_ros/report.html").read_text() == (ROOT / "rscmd_ros/report.html").read_text()
     command = [installed_package / "lib/rscmd_ros/make_bag", "--help"]
     usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 0, usage.stderr
@@ -120,7 +121,12 @@ def test_every_imported_ros_package_is_declared() -> None:
     """A missing dependency shows only on a machine with a bare ROS: here everything is installed anyway."""
     declared = {element.text for element in MANIFEST if element.tag in ("depend", "exec_depend")}
     keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
-    keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
+    keys |= {
+        "jinja2": "python3-jinja2",
+        "yaml": "python3-yaml",
+        "torch": "python3-pytorch-pip",
+        "torchvision": "python3-pytorch-pip",
+    }
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
     keys |= dict.fromkeys(("backports", "compression", "lz4"), "python3-rosbags-pip")  # or Python 3.14 itself
     own = {"rscmd_model", "rscmd_ros"}
