@@ -20,8 +20,8 @@ import rscmd_model
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 ROS_REQUIREMENTS = (ROOT / "requirements.ros.txt").read_text().splitlines()
-# rosdep does not know these, so they come from requirements.ros.txt; all but the first two are optional.
-WITHOUT_KEY = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
+# rosdep does not know these, so they come from requirements.ros.txt; all but the first three are optional.
+WITHOUT_KEY = {"faster_coco_eval", "lap", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
 
 ENTRY_POINTS = sorted(
     f"rscmd_ros.{path.stem}" for path in ROOT.glob("rscmd_ros/*.py") if '__name__ == "__main__"' in path.read_text()
