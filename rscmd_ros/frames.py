@@ -60,6 +60,19 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """What the node has as the payload of a frame.
+
+    Attributes:
+        msg: the message, sensor_msgs/Image or CompressedImage.
+        at: when it came, ns of the steady clock.
+    """
+
+    msg: Any
+    at: int
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two frames that belong together. `dt` in ns: offset-corrected thermal stamp minus visible stamp."""
 

@@ -225,7 +225,8 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
     from std_msgs.msg import Header
 
     from rscmd_ros.conversions import msg_to_detections, thermal_to_image, visible_to_image
-    from rscmd_ros.detection import Arrival, PairDetector, load_predictor
+    from rscmd_ros.detection import PairDetector, load_predictor
+    from rscmd_ros.frames import Arrival
     from rscmd_ros.pairing import Frame, Pair
     from rscmd_ros.parameters import Settings
 

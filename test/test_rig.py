@@ -22,8 +22,8 @@ from rscmd_model.registration import Registration, map_points
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.camera import Camera, image_topic, info_topic
 from rscmd_ros.conversions import ConversionError
+from rscmd_ros.detection import make_rig
 from rscmd_ros.parameters import Settings
-from rscmd_ros.rig import make_rig
 
 SIZES = {"visible": (640, 480), "thermal": (320, 256)}
 LENSES = {
