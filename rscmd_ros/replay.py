@@ -305,6 +305,82 @@ def _play(bag: Bag, topics: Mapping[str, str], link: _Link, rate: float) -> dict
     return sent
 
 
+@dataclass(frozen=True)
+class _Course:
+    """What the node counted during the replay.
+
+    Attributes:
+        grown: by how much each counter grew.
+        sent: images sent, by stream.
+        received: images that the node received, by stream.
+        ledger: stream -> counter -> frames.
+        pending: frames that wait in the node at the end, by stream.
+        earlier: frames that waited in it before the replay, by stream.
+    """
+
+    grown: dict[str, int]
+    sent: dict[str, int]
+    received: dict[str, int]
+    ledger: dict[str, dict[str, int]]
+    pending: dict[str, int]
+    earlier: dict[str, int]
+
+    @classmethod
+    def between(cls, before: Mapping[str, int], after: Mapping[str, int], sent: dict[str, int]) -> _Course:
+        """From the node's counters before and after."""
+        grown = {key: after[key] - before.get(key, 0) for key in after}
+        return cls(
+            grown,
+            sent,
+            {stream: grown.get(f"{stream}.received", 0) for stream in STREAMS},
+            {stream: {name: grown.get(f"{stream}.{name}", 0) for name in COUNTERS} for stream in STREAMS},
+            {stream: after.get(f"{stream}.pending", 0) for stream in STREAMS},
+            {stream: before.get(f"{stream}.pending", 0) for stream in STREAMS},
+        )
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Images that never reached the node, by stream; below 0 where it received others."""
+        return {stream: self.sent[stream] - self.received[stream] for stream in STREAMS}
+
+    @property
+    def whole_ledger(self) -> dict[str, dict[str, int]]:
+        """The ledger with `pending`."""
+        return {stream: {**counts, "pending": self.pending[stream]} for stream, counts in self.ledger.items()}
+
+    def notes_on_frames(self) -> list[str]:
+        """What became of images on their way to the node, and counters that do not add up."""
+        notes = []
+        for stream, lost in self.lost.items():
+            received, earlier = self.received[stream], self.earlier[stream]
+            if lost > 0:
+                notes.append(
+                    f"Lost on the way to the node: {lost} of {self.sent[stream]} {stream} images. Large images need "
+                    "the transport profile config/fastdds.xml on the sending side, which is the camera driver's in use."
+                )
+            if lost < 0:
+                notes.append(f"The node received {stream} images that were not of this bag: {-lost}.")
+            if earlier:
+                notes.append(f"Counted too: {stream} frames that waited in the node before the replay, {earlier}.")
+            if sum(self.ledger[stream].values()) + self.pending[stream] != received + earlier:
+                notes.append(f"The node's {stream} counters do not add up to the {received} frames it received.")
+        return notes
+
+    def notes_on_answers(self, arrived: int, strangers: int) -> list[str]:
+        """What became of the pairs, by how many answers arrived and how many of them are not of this bag."""
+        notes = []
+        pairs, inferred = self.grown.get("pairs", 0), self.grown.get("pairs_inferred", 0)
+        if replaced := self.grown.get("pairs_replaced", 0):
+            notes.append(f"Inference did not keep up: {replaced} of {pairs} pairs gave way to newer ones.")
+        if failed := self.grown.get("pairs_failed", 0):
+            notes.append(f"Inference failed on {failed} of {pairs} pairs; the node's log says why.")
+        if arrived < inferred:
+            notes.append(f"Lost on the way back: {inferred - arrived} answers of the node.")
+        if strangers:
+            notes.append(f"Left out: {strangers} answers whose stamp is not in this bag.")
+        return notes
+
+
 def _account(
     pairing: Pairing,
     options: PairingOptions,
@@ -315,17 +391,40 @@ def _account(
     after: Mapping[str, int],
     told: Mapping[str, Any],
 ) -> LiveRun:
-    grown = {key: after[key] - before.get(key, 0) for key in after}
-    ledger: dict[str, dict[str, int]] = {
-        stream: {name: grown.get(f"{stream}.{name}", 0) for name in COUNTERS} for stream in STREAMS
-    }
-    received = {stream: grown.get(f"{stream}.received", 0) for stream in STREAMS}
-    numbers = {stream: len(times) for stream, times in sent.items()}
-    lost = {stream: numbers[stream] - received[stream] for stream in STREAMS}
-    pending = {stream: after.get(f"{stream}.pending", 0) for stream in STREAMS}
-    earlier = {stream: before.get(f"{stream}.pending", 0) for stream in STREAMS}
-    pairs = grown.get("pairs", 0)
+    """Put together what was sent, what arrived and what the node counted.
 
+    Args:
+        pairing: of the bag, by the node's options.
+        options: the node's.
+        names: classes of the node's model.
+        sent: by stream, when each image was sent, s of the steady clock.
+        arrived: when each answer came, s of the steady clock, and the answer.
+        before: the node's counters before the replay.
+        after: the same after it.
+        told: parameters of the node, for the summary.
+    """
+    course = _Course.between(before, after, {stream: len(times) for stream, times in sent.items()})
+    answers, strangers = _answers(pairing, options, names, sent, arrived)
+    extra = {
+        "sent": course.sent,
+        "received": course.received,
+        "lost": course.lost,
+        "pairs_answered": len(answers),
+        "pairs_replaced": course.grown.get("pairs_replaced", 0),
+        **told,
+    }
+    notes = [*course.notes_on_frames(), *course.notes_on_answers(len(arrived), strangers)]
+    return LiveRun(pairing, answers, options, course.whole_ledger, course.grown.get("pairs", 0), extra, notes)
+
+
+def _answers(
+    pairing: Pairing,
+    options: PairingOptions,
+    names: Mapping[int, str],
+    sent: Mapping[str, list[float]],
+    arrived: list[tuple[float, Any]],
+) -> tuple[dict[int, Answer], int]:
+    """The answers by header stamp (ns) of the visible frame, and how many have a stamp that is not in the bag."""
     partner: dict[int, BagPair] = {}
     for pair in pairing.pairs:
         if pair.visible not in partner or abs(pair.dt) < abs(partner[pair.visible].dt):
@@ -338,45 +437,12 @@ def _account(
         if where is None:
             strangers += 1
             continue
-        pair_or_none = partner.get(stamp) or _nearest(pairing, stamp, where, options)
-        later = sent["visible"][where]
-        dt = 0
-        if pair_or_none is not None:
-            later, dt = max(later, sent["thermal"][pair_or_none.thermal_index]), pair_or_none.dt
+        known = partner.get(stamp) or _nearest(pairing, stamp, where, options)
+        later, dt = sent["visible"][where], 0
+        if known is not None:
+            later, dt = max(later, sent["thermal"][known.thermal_index]), known.dt
         answers[stamp] = Answer(msg_to_detections(message, dict(names)), dt, round((moment - later) * 1e9))
-
-    notes = []
-    for stream in STREAMS:
-        if lost[stream] > 0:
-            notes.append(
-                f"Lost on the way to the node: {lost[stream]} of {numbers[stream]} {stream} images. Large images need "
-                "the transport profile config/fastdds.xml on the sending side, which is the camera driver's in use."
-            )
-        if lost[stream] < 0:
-            notes.append(f"The node received {stream} images that were not of this bag: {-lost[stream]}.")
-        if earlier[stream]:
-            notes.append(f"Counted too: {stream} frames that waited in the node before the replay, {earlier[stream]}.")
-        if sum(ledger[stream].values()) + pending[stream] != received[stream] + earlier[stream]:
-            notes.append(f"The node's {stream} counters do not add up to the {received[stream]} frames it received.")
-        ledger[stream]["pending"] = pending[stream]
-    replaced, failed = grown.get("pairs_replaced", 0), grown.get("pairs_failed", 0)
-    if replaced:
-        notes.append(f"Inference did not keep up: {replaced} of {pairs} pairs gave way to newer ones.")
-    if failed:
-        notes.append(f"Inference failed on {failed} of {pairs} pairs; the node's log says why.")
-    if len(arrived) < grown.get("pairs_inferred", 0):
-        notes.append(f"Lost on the way back: {grown['pairs_inferred'] - len(arrived)} answers of the node.")
-    if strangers:
-        notes.append(f"Left out: {strangers} answers whose stamp is not in this bag.")
-    extra = {
-        "sent": numbers,
-        "received": received,
-        "lost": lost,
-        "pairs_answered": len(answers),
-        "pairs_replaced": replaced,
-        **told,
-    }
-    return LiveRun(pairing, answers, options, ledger, pairs, extra, notes)
+    return answers, strangers
 
 
 def _nearest(pairing: Pairing, stamp: int, where: int, options: PairingOptions) -> BagPair | None:
