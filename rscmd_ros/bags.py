@@ -19,7 +19,7 @@ from typing import Any
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from rscmd_model.errors import UserError, first_line
+from rscmd_model.errors import UserError, first_line, shown
 from rscmd_ros.bag_files import Announced, find_files, open_file
 from rscmd_ros.bag_storage import ZSTD, DamagedError, Storage, Topic, unzstd
 from rscmd_ros.bag_topics import COMPRESSED_IMAGE, IMAGE
@@ -102,18 +102,18 @@ class Bag:
         announced = self._announced.by_topic.get(topic, 0)
         though = f", though metadata.yaml announces {announced} messages" if announced else ""
         if topic not in self._topics:
-            fitting = sorted(_shown(name) for name in self._topics if self._types(name) <= wanted)
+            fitting = sorted(shown(name) for name in self._topics if self._types(name) <= wanted)
             offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
             raise UserError(
                 f"{self.path} has no topic {topic} of type {msgtype}{though}; {offer} (choose with {option})"
             )
         types = self._types(topic)
         if len(types) > 1 or not types <= wanted:
-            raise UserError(f"{topic} in {self.path} is {', '.join(map(_shown, sorted(types)))}, not {msgtype}")
+            raise UserError(f"{topic} in {self.path} is {', '.join(map(shown, sorted(types)))}, not {msgtype}")
         formats = {part.serialization for part in self._topics[topic]} - {"cdr"}
         if formats:
             raise UserError(
-                f"{topic} in {self.path} is serialised as {', '.join(map(_shown, sorted(formats)))}; only cdr is read"
+                f"{topic} in {self.path} is serialised as {', '.join(map(shown, sorted(formats)))}; only cdr is read"
             )
         if self.count(topic) == 0:
             raise UserError(f"{topic} in {self.path} has no messages{though}")
@@ -161,7 +161,7 @@ class Bag:
         for topic, messages in announced.by_topic.items():
             if messages and topic not in self._topics:
                 notes.append(
-                    f"{_shown(topic)}: metadata.yaml announces {messages} messages, and no file has this topic."
+                    f"{shown(topic)}: metadata.yaml announces {messages} messages, and no file has this topic."
                 )
         for file, storage in self._storages:
             strays = storage.total - sum(topic.count for topic in storage.topics)
@@ -203,11 +203,6 @@ class Bag:
                         f"{topic.name} in {self.path} was recorded with another version of {msgtype} than is read: "
                         f"its {name} has the fields {', '.join(field for field, _ in fields)}"
                     )
-
-
-def _shown(text: str) -> str:
-    """A name out of a bag, which may be anything, as it goes into a line of text."""
-    return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!r}"
 
 
 _DEFINITIONS = ("ros2msg", "ros2idl", "omgidl")
