@@ -117,6 +117,30 @@ def test_a_file_that_reaches_the_node_is_not_spoken_of(text, node, tmp_path):
     assert unreached(["--params-file", "/nowhere", "--ros-args", "--", "--params-file", "/nowhere"], node) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/**:\n  ros__parameters:\n    slop_ms: 20.0\n    reuse: true\n    slop_ms: 70.0\n",
+        "/**: {ros__parameters: {slop_ms: 20.0}}\n/**: {ros__parameters: {slop_ms: 70.0}}\n",
+    ],
+)
+def test_a_parameter_that_stands_twice_is_named(text, tmp_path):
+    """rcl takes the last one and says nothing."""
+    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from rclpy.context import Context
+
+    (tmp_path / "p.yaml").write_text(text)
+    words = ["--ros-args", "--params-file", str(tmp_path / "p.yaml")]
+    (line,) = unreached(words, "/rscmd_detector")
+    assert line.endswith("p.yaml: section '/**' gives 'slop_ms' more than once: the last value counts")
+    context = Context()
+    context.init(args=words)
+    node = rclpy.create_node("n", context=context, automatically_declare_parameters_from_overrides=True)
+    assert node.get_parameter("slop_ms").value == 70.0
+    node.destroy_node()
+    context.try_shutdown()
+
+
 def test_rules_for_other_nodes_are_named():
     args = [
         "--ros-args",
