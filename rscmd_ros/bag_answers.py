@@ -28,9 +28,13 @@ T = TypeVar("T")
 
 @dataclass
 class Answers:
-    """Answers by header stamp (ns) of the visible frame, how the bag was paired, and a few pairs to look at.
+    """The answers to a bag.
 
-    seconds: spent waiting for pictures, and in the predictor.
+    Attributes:
+        pairing: how the bag was paired.
+        by_stamp: the answers by header stamp (ns) of the visible frame.
+        samples: a few pairs to look at.
+        seconds: spent waiting for pictures ("reading"), and in the predictor ("inference").
     """
 
     pairing: Pairing = field(default_factory=Pairing)
@@ -52,10 +56,20 @@ def answer_pairs(
 ) -> Answers:
     """Pair a bag and answer every pair.
 
-    batch: pairs per call of the predictor. overlap: read by a thread of its own, at most two batches ahead; the result
-    is the same without. samples: how many pairs to keep with their pictures, evenly spread. progress: told every few
-    seconds how far it is. Where one visible frame is in several pairs (reuse), the pair nearest in time gives its
-    answer. Raises UserError when the bag or its pictures cannot be used.
+    Where one visible frame is in several pairs (reuse), the pair nearest in time gives its answer.
+
+    Args:
+        bag: it is read to its end.
+        topics: {"visible": ..., "thermal": ...}.
+        options: of pairing.
+        predictor: answers.
+        batch: pairs per call of the predictor.
+        overlap: read by a thread of its own, at most two batches ahead; the result is the same without.
+        samples: how many pairs to keep with their pictures, evenly spread.
+        progress: called every few seconds with a line that tells how far it is.
+
+    Raises:
+        UserError: the bag or its pictures cannot be used.
     """
     result = Answers()
     kept = _Even[Pictures](samples)

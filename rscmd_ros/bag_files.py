@@ -26,7 +26,13 @@ _LARGEST_METADATA = 16 * 2**20
 
 @dataclass(frozen=True)
 class Announced:
-    """What metadata.yaml says, None where it does not: messages altogether, by topic and by file."""
+    """What metadata.yaml says of numbers of messages.
+
+    Attributes:
+        messages: altogether; None where it does not say.
+        by_topic: by the topic's name.
+        by_file: by the file's name.
+    """
 
     messages: int | None = None
     by_topic: dict[str, int] = field(default_factory=dict)
@@ -35,7 +41,13 @@ class Announced:
 
 @dataclass(frozen=True)
 class BagFiles:
-    """The storage files of a bag, what is announced of them (None without metadata.yaml), and notes on the choice."""
+    """The storage files of a bag.
+
+    Attributes:
+        paths: of the files.
+        announced: of them; None without metadata.yaml.
+        notes: on the choice of files.
+    """
 
     paths: Sequence[Path]
     announced: Announced | None
@@ -43,7 +55,11 @@ class BagFiles:
 
 
 def find_files(path: Path) -> BagFiles:
-    """The files of a bag folder, or a lone file. Raises UserError when it is no bag, or its metadata cannot be used."""
+    """The files of a bag folder, or a lone file.
+
+    Raises:
+        UserError: it is no bag, or its metadata cannot be used.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a rosbag2 folder, or a .mcap or .db3 file")
     if path.is_file():

@@ -25,10 +25,15 @@ from rscmd_ros.parameters import Settings
 
 @dataclass(frozen=True)
 class BagPair:
-    """Two frames of a bag by the place of their messages on their topics, counted from 0. Times in ns.
+    """Two frames of a bag.
 
-    visible, thermal: header stamps; dt: thermal minus visible, offset taken off; wait: from the time of recording of
-    the later frame to the moment the pair was decided.
+    Attributes:
+        visible_index: place of the message on its topic, counted from 0.
+        thermal_index: the same of the thermal one.
+        visible: header stamp, ns.
+        thermal: header stamp, ns.
+        dt: thermal minus visible stamp, offset taken off, ns.
+        wait: from the time of recording of the later frame to the moment the pair was decided, ns.
     """
 
     visible_index: int
@@ -41,14 +46,20 @@ class BagPair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Every pair of a bag, in the order in which they were decided, and what became of every frame."""
+    """How a bag was paired.
+
+    Attributes:
+        pairs: in the order in which they were decided.
+        ledger: stream -> counter -> frames; sums to `frames`.
+        frames: by stream, how many there are.
+        visible_frames: by header stamp, (width, height) of every usable visible frame.
+        places: stream -> header stamp -> place of the message on its topic.
+    """
 
     pairs: list[BagPair] = field(default_factory=list)
-    ledger: dict[str, dict[str, int]] = field(default_factory=dict)  # stream -> counter -> frames; sums to `frames`
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
-    # header stamp -> (width, height) of every usable visible frame
     visible_frames: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # stream -> header stamp -> place of the message on its topic
     places: dict[str, dict[int, int]] = field(default_factory=lambda: {stream: {} for stream in STREAMS})
 
 
@@ -88,6 +99,12 @@ def pair_up(
     """Pair a whole bag as `read_pairs` does, without decoding a picture.
 
     Like the node's callback: compressed data that are damaged within show only where they are decoded.
+
+    Args:
+        bag, topics, options, contract: as for `read_pairs`.
+
+    Raises:
+        UserError: as `read_pairs`.
     """
     pairing = Pairing()
     for _ in _paired(bag, topics, options, pairing, _readers(bag, topics, contract, decode=False)):
@@ -102,14 +119,23 @@ def read_pairs(
     pairing: Pairing,
     contract: ThermalContract | None = None,
 ) -> Iterator[Pictures]:
-    """Pair a bag in one reading, and yield each pair with its pictures as soon as it is decided.
+    """Pair a bag in one reading.
 
-    topics: {"visible": ..., "thermal": ...}. pairing: an empty one, which grows along and is whole at the end.
-    contract: of the model, if known. Pictures are kept as long as their frame waits for a partner, so no more than
-    `queue_size` of each camera.
+    Pictures are kept as long as their frame waits for a partner, so no more than `queue_size` of each camera. A frame
+    that cannot be converted is counted `invalid`, as the node does.
 
-    A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
-    first fault is raised as a UserError at the end.
+    Args:
+        bag: it is read to its end.
+        topics: {"visible": ..., "thermal": ...}.
+        options: of pairing.
+        pairing: an empty one, which grows along and is whole at the end.
+        contract: of the model, if known.
+
+    Yields:
+        Each pair with its pictures as soon as it is decided.
+
+    Raises:
+        UserError: the bag cannot be read, or no frame of a camera can be used: then the first fault, at the end.
     """
     for pair, visible, thermal in _paired(bag, topics, options, pairing, _readers(bag, topics, contract)):
         assert visible is not None
@@ -181,9 +207,14 @@ def _paired(
 def load_pictures(
     bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair], contract: ThermalContract | None = None
 ) -> Iterator[Pictures]:
-    """Read the pictures of some pairs that are known; each as soon as both have been read.
+    """Read the pictures of some pairs that are known. They are kept only as long as a pair still needs them.
 
-    Pictures are kept only as long as a pair still needs them.
+    Args:
+        bag, topics, contract: as for `read_pairs`.
+        pairs: the pairs.
+
+    Yields:
+        Each pair with its pictures as soon as both have been read.
     """
     waiting: dict[tuple[str, int], list[BagPair]] = {}
     for pair in pairs:

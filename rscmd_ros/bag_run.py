@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 class Result:
     """What a job gave.
 
-    truth: where the truth came from. seconds: reading and inference, for telling only. messages: by topic used, how
-    many were announced and how many read. notes: what of the bag was left aside, or is not as announced.
+    Attributes:
+        outcome: for the figures.
+        samples: pairs to show.
+        truth: the file or topic that the truth came from; None where there is none.
+        seconds: of reading and inference, for telling only.
+        messages: by topic used, how many were announced and how many read.
+        notes: what of the bag was left aside, or is not as announced.
     """
 
     outcome: Outcome
@@ -41,9 +46,15 @@ class Result:
 
 
 def run(job: Job, *, threads: int | None = None, progress: Callable[[str], None] | None = None) -> Result:
-    """Evaluate the bag in this process. threads: of torch, None leaves its setting. progress: told how far it is.
+    """Evaluate the bag in this process.
 
-    Raises UserError when the bag, its truth or the model cannot be used.
+    Args:
+        job: what to evaluate and how.
+        threads: of torch; None leaves its setting.
+        progress: called every few seconds with a line that tells how far it is.
+
+    Raises:
+        UserError: the bag, its truth or the model cannot be used.
     """
     with open_bag(job.bag) as bag:
         truths, source = truths_of(bag, job)
@@ -83,7 +94,14 @@ def _predictor(model: Path, changed: int, device: str, registration: Path | None
 
 
 def truths_of(bag: Bag, job: Job) -> tuple[FrameTruths | None, str | None]:
-    """Make sure that the bag has the job's topics; its truth, and the file or topic where that comes from."""
+    """Make sure that a bag has the job's topics, and read its truth.
+
+    Returns:
+        The truth, and the file or topic that it comes from; None twice where there is none.
+
+    Raises:
+        UserError: a topic is missing or of another type, or the truth cannot be read.
+    """
     bag.require(job.visible_topic, IMAGE, "--visible-topic")
     bag.require(job.thermal_topic, IMAGE, "--thermal-topic")
     if job.truth:
@@ -102,7 +120,16 @@ def sample(
     contract: ThermalContract,
     registration: Registration | None,
 ) -> Sample:
-    """A pair as the report shows it. answers: by visible stamp."""
+    """A pair as the report shows it.
+
+    Args:
+        pictures: the pair.
+        answers: by header stamp (ns) of the visible frame.
+        truths: None where there is no truth.
+        names: the model's classes.
+        contract: by which thermal counts become grey.
+        registration: by which thermal is laid over visible; None: both show the same view.
+    """
     pair, visible, thermal = pictures
     return Sample(
         visible,

@@ -94,9 +94,15 @@ class Bag:
         return notes
 
     def require(self, topic: str, msgtype: str, option: str) -> None:
-        """Raise a UserError unless `topic` is there with `msgtype`; it names the topics that would do.
+        """Make sure that a topic is there. One of compressed images does for one of images.
 
-        A topic of compressed images does for one of images.
+        Args:
+            topic: its name.
+            msgtype: what it has to hold.
+            option: with which the user chooses the topic.
+
+        Raises:
+            UserError: it is not there with that type, or cannot be read; it names the topics that would do.
         """
         wanted = {IMAGE, COMPRESSED_IMAGE} if msgtype == IMAGE else {msgtype}
         announced = self._announced.by_topic.get(topic, 0)
@@ -185,7 +191,11 @@ class Bag:
             raise damaged(file, error) from None
 
     def _check_definition(self, msgtype: str) -> None:
-        """Raise a UserError where the bag's own definition of a type has other fields than the one used here."""
+        """Make sure that the bag's own definition of a type has the fields of the one used here.
+
+        Raises:
+            UserError: it has others.
+        """
         for topic in chain.from_iterable(self._topics.values()):
             if topic.msgtype != msgtype or topic.encoding not in _DEFINITIONS or not topic.definition.strip():
                 continue
@@ -227,9 +237,12 @@ def damaged(path: Path, error: BaseException) -> UserError:
 
 @contextmanager
 def open_bag(path: str | Path) -> Iterator[Bag]:
-    """Open a rosbag2 folder, or a lone .mcap or .db3 file. Raises UserError when it is none, or cannot be read at all.
+    """Open a rosbag2 folder, or a lone .mcap or .db3 file.
 
     Nothing in the bag's folder is changed. What could not be read, or is not as announced, stands in `Bag.notes`.
+
+    Raises:
+        UserError: it is none, or cannot be read at all.
     """
     path = Path(path)
     files = find_files(path)

@@ -46,9 +46,13 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 
 
 class DetectorNode(LifecycleNode):
-    """See the module. `stopping` is set from outside when the process is to end, and cuts loading short.
+    """The detector as a lifecycle node; see the module.
 
-    Raises rclpy's parameter exceptions when the values it was started with are refused.
+    Args:
+        stopping: set from outside when the process is to end; it cuts loading short.
+
+    Raises:
+        ParameterException: rclpy's own, when the values that the node was started with are refused.
     """
 
     def __init__(self, stopping: threading.Event | None = None) -> None:
@@ -170,7 +174,7 @@ class DetectorNode(LifecycleNode):
         return self._transition("shut down", self._deactivate, self._clean_up, partial(super().on_shutdown, state))
 
     def _transition(self, name: str, *steps: Callable[[], TransitionCallbackReturn | None]) -> TransitionCallbackReturn:
-        """Run the steps of a transition; what goes wrong is told here, because rclpy swallows it."""
+        """Run the steps of a transition. What goes wrong is logged here, because rclpy says nothing of it."""
         try:
             for step in steps:
                 if step() not in (None, SUCCESS):
@@ -270,7 +274,11 @@ class DetectorNode(LifecycleNode):
     # Images in
 
     def _now(self) -> int:
-        """The clock of deadlines: steady, or a bag's own time, in which a slowed replay pairs as a live camera does."""
+        """The time in ns by which deadlines are counted.
+
+        It is that of the steady clock. With use_sim_time it is the time of the bag, so that a bag played slowly is
+        paired as the cameras were.
+        """
         clock = self.get_clock()
         in_bag_time = isinstance(clock, ROSClock) and clock.ros_time_is_active
         return int(clock.now().nanoseconds) if in_bag_time else time.monotonic_ns()

@@ -32,9 +32,16 @@ QUIET = 2.5  # s without news after which the node is taken to be done; its diag
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What came of a replay: as the offline path has it, with the node's own ledger and pairing options.
+    """What came of a replay.
 
-    ledger: with `pending`, frames that still waited at the end. extra: what goes into the summary beside it.
+    Attributes:
+        pairing: of the bag, by the node's options.
+        answers: by header stamp (ns) of the visible frame.
+        options: the node's own.
+        ledger: the node's own: stream -> counter -> frames, with `pending`, frames that still waited at the end.
+        pairs: how many the node made.
+        extra: what goes into the summary beside it.
+        notes: sentences that the figures need to be read rightly.
     """
 
     pairing: Pairing
@@ -67,11 +74,20 @@ def replay(
     wait: float = 20.0,
     ros_args: Sequence[str] = (),
 ) -> LiveRun:
-    """Play the bag once. options: used where the node does not tell its own. names: classes of the node's model.
+    """Play the bag once.
 
-    contract: thermal contract of that model. rate: speed of play, 1 is as recorded. wait: seconds for the node to be
-    there. Raises UserError when no node answers, when something else publishes on its topics, or when its detections
-    are of other classes.
+    Args:
+        bag: an open one.
+        topics: {"visible": ..., "thermal": ...}, in the bag.
+        options: of pairing, used where the node does not tell its own.
+        names: classes of the node's model.
+        contract: thermal contract of that model.
+        rate: speed of play; 1 is as recorded.
+        wait: how long to wait for the node to be there, s.
+        ros_args: remappings, after --ros-args.
+
+    Raises:
+        UserError: no node answers, something else publishes on its topics, or its detections are of other classes.
     """
     use_large_messages()
     with _ros(ros_args) as (node, stopped):
