@@ -43,8 +43,7 @@ def _parameter(
     Args:
         default: its type is that of the parameter.
         text: what it means.
-        low: the smallest number that is taken; None: there is no range.
-        high: the largest.
+        low, high: the range of a number; None: there is none.
         choices: the words that are taken; none: every text.
         live: takes effect at once, in every state; the others are read at configure.
         read_only: set at start only.
@@ -230,9 +229,6 @@ TABLE: Mapping[str, Field[Any]] = {row.name: row for row in fields(Settings)}
 
 def problem_with(values: Mapping[str, Any]) -> str | None:
     """What is wrong with a complete set of values.
-
-    Args:
-        values: of all parameters, by name.
 
     Returns:
         One sentence that names the parameter; None when nothing is wrong.
