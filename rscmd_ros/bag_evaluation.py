@@ -140,7 +140,9 @@ def evaluate_directly(job: Job, *, threads: int | None, progress: Callable[[str]
     return Evaluation(title, job.model, header, result, summary, notes, found.samples)
 
 
-def evaluate_live(job: Job, *, rate: float, wait: float, ros_args: Sequence[str]) -> Evaluation:
+def evaluate_live(
+    job: Job, *, rate: float, wait: float, ros_args: Sequence[str], progress: Callable[[str], None]
+) -> Evaluation:
     """Evaluate a bag by playing it to a running detector node.
 
     Args:
@@ -148,6 +150,7 @@ def evaluate_live(job: Job, *, rate: float, wait: float, ros_args: Sequence[str]
         rate: speed of play; 1 is as recorded.
         wait: how long to wait for the node, s.
         ros_args: remappings, after --ros-args.
+        progress: called with lines that tell how far it is.
 
     Raises:
         UserError: the bag or its truth cannot be used, or no node of this model answers.
@@ -166,6 +169,7 @@ def evaluate_live(job: Job, *, rate: float, wait: float, ros_args: Sequence[str]
             rate=rate,
             wait=wait,
             ros_args=ros_args,
+            progress=progress,
         )
         answers, extra = played.answers, dict(played.extra)
         found = outcome(played.pairing, answers, truths, header.names, ledger=played.ledger, pairs=played.pairs)

@@ -160,7 +160,7 @@ def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
         for bag in args.bags
     ]
     if args.live:
-        return evaluate_live(jobs[0], rate=args.rate, wait=args.wait, ros_args=ros_args)
+        return evaluate_live(jobs[0], rate=args.rate, wait=args.wait, ros_args=ros_args, progress=_progress)
     if many:
         return evaluate_many(
             jobs, args.results, ray=args.ray, workers=args.workers, threads=args.threads, progress=_progress

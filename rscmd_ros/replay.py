@@ -48,6 +48,7 @@ def replay(
     rate: float = 1.0,
     wait: float = 20.0,
     ros_args: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda line: None,
 ) -> LiveRun:
     """Play the bag once.
 
@@ -60,6 +61,7 @@ def replay(
         rate: speed of play; 1 is as recorded.
         wait: how long to wait for the node to be there, s.
         ros_args: remappings, after --ros-args.
+        progress: called every two seconds with a line that tells how far it is.
 
     Raises:
         UserError: no node answers, something else publishes on its topics, or its detections are of other classes.
@@ -71,7 +73,7 @@ def replay(
         told = {name: link.parameter(name) for name in ("confidence_threshold", "registration")}
         pairing = pair_up(bag, dict(topics), options, contract)
         before = link.counts()
-        sent = _play(bag, topics, link, rate)
+        sent = _play(bag, topics, link, rate, progress)
         after = link.settle(before, {stream: len(stamps) for stream, stamps in sent.items()})
         with link.heard.lock:
             arrived = list(link.heard.detections)
@@ -271,8 +273,14 @@ class _Link:
         return self.counts()
 
 
-def _play(bag: Bag, topics: Mapping[str, str], link: _Link, rate: float) -> dict[str, list[float]]:
-    """Send every image at its recorded time; returns the moments of sending, in the order of the topic's messages."""
+def _play(
+    bag: Bag, topics: Mapping[str, str], link: _Link, rate: float, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Send every image at its recorded time.
+
+    Returns:
+        By stream, the moments of sending in the order of the topic's messages, s of the steady clock.
+    """
     stream_of = {topic: stream for stream, topic in topics.items()}
     sent: dict[str, list[float]] = {stream: [] for stream in STREAMS}
     total = sum(bag.count(topic) for topic in topics.values())
@@ -292,5 +300,6 @@ def _play(bag: Bag, topics: Mapping[str, str], link: _Link, rate: float) -> dict
         if time.monotonic() - said > 2 or done == total:
             said = time.monotonic()
             with link.heard.lock:
-                print(f"sent {done} of {total} images, {len(link.heard.detections)} answers so far", flush=True)
+                answers = len(link.heard.detections)
+            progress(f"sent {done} of {total} images, {answers} answers so far")
     return sent
