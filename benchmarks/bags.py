@@ -28,12 +28,14 @@ from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.inference import Predictor
-from rscmd_ros.bag_answers import BATCH, Answers, answer_pairs
-from rscmd_ros.bag_job import LOWEST_SCORE
-from rscmd_ros.bag_pairs import Pairing, PairingOptions, read_pairs
+from rscmd_ros.bag_answers import Answers, answer_pairs
+from rscmd_ros.bag_job import BATCH, LOWEST_SCORE
+from rscmd_ros.bag_pairs import Pairing, read_pairs
 from rscmd_ros.bag_score import Outcome, figures, outcome
-from rscmd_ros.bags import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 from rscmd_ros.make_bag import main as make_bag
+from rscmd_ros.pairing_options import PairingOptions
 from rscmd_ros.truth import truth_from_topic
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}

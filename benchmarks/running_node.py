@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_ros.demo import free_domain
 from rscmd_ros.frames import COUNTERS, STREAMS, Stream
-from rscmd_ros.transport import config_file
+from rscmd_ros.transport import config_file, free_domain
 
 PATIENCE = 120.0
 """Seconds after which something is taken never to come; a busy machine takes its time to import torch."""

@@ -22,8 +22,7 @@ from rscmd_model.errors import UserError, first_line, quoted
 _MOST = 1 << 26  # bytes of a file that people write by hand; the labels of 100 pictures have some kB
 _MOST_OF_A_SET = 1 << 30  # bytes of a file with the labels of a whole set
 _MOST_OF_YAML = 1 << 20  # PyYAML reads some 200 kB in a second
-_MOST_NODES = 100_000  # of a YAML file, aliases unfolded
-_TOO_MANY = f"it has more than {_MOST_NODES} values, or its aliases unfold to as many"
+_MOST_NODES = 100_000  # of a YAML file of that size, aliases unfolded
 _DEEPEST = 100  # levels of a YAML file
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -42,7 +41,9 @@ def read_text(path: str | Path, most: int = _MOST, what: str = "") -> str:
     return _decoded(_read(path, most, f"{what} " if what else ""), path)
 
 
-def parse_yaml(text: str, where: str, *, words: bool = False, typed: Collection[str] = ()) -> Any:
+def parse_yaml(
+    text: str, where: str, *, words: bool = False, typed: Collection[str] = (), most: int = _MOST_OF_YAML
+) -> Any:
     """The value of a YAML text.
 
     Args:
@@ -51,21 +52,23 @@ def parse_yaml(text: str, where: str, *, words: bool = False, typed: Collection[
         words: take every scalar as the text that was written (null, or none at all, stays None). Without it YAML makes
             a number of 007, a date of 2026-11-26 and true of on.
         typed: keys of the outermost mapping below which that does not hold.
+        most: characters that it may have; as many more values are taken with it.
 
     Raises:
         UserError: no YAML, a key twice in one mapping, a value that cannot be, or aliases and nesting without end.
     """
-    if len(text) > _MOST_OF_YAML:
-        raise UserError(f"{where} is not read: it has more than {_MOST_OF_YAML >> 20} MiB of YAML")
+    if len(text) > most:
+        raise UserError(f"{where} is not read: it has more than {most >> 20} MiB of YAML")
+    values = _MOST_NODES * most // _MOST_OF_YAML
     try:
-        loader = _Words(text) if words else _Plain(text)
+        loader = _Words(text, values) if words else _Plain(text, values)
         node = loader.get_single_node()
         if node is None:
             return None
-        _walk(node)
+        _walk(node, values)
         value = loader.construct_document(node)
         if typed and isinstance(value, dict):
-            plain = _Plain(text)
+            plain = _Plain(text, values)
             again = plain.get_single_node()
             for key, part in again.value if again is not None else ():
                 if key.value in typed:
@@ -172,17 +175,18 @@ _KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 class _Plain(yaml.SafeLoader):
     """PyYAML's own, which ends where it would nest too deep."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, most: int) -> None:
         super().__init__(text)
         self.depth = self.count = 0
+        self.most = most
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         self.count += 1
         if self.depth > _DEEPEST:
             raise RecursionError
-        if self.count > _MOST_NODES:
-            raise ValueError(_TOO_MANY)
+        if self.count > self.most:
+            raise ValueError(_too_many(self.most))
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -198,15 +202,19 @@ _Words.yaml_implicit_resolvers = {
 }
 
 
-def _walk(root: yaml.Node) -> None:
+def _too_many(values: int) -> str:
+    return f"it has more than {values} values, or its aliases unfold to as many"
+
+
+def _walk(root: yaml.Node, most: int) -> None:
     """Refuse what would unfold without end, and mappings with a key twice, of which YAML silently keeps the last."""
-    left = _MOST_NODES
+    left = most
     pending = [root]
     while pending:
         node = pending.pop()
         left -= 1
         if left < 0:
-            raise ValueError(_TOO_MANY)
+            raise ValueError(_too_many(most))
         if isinstance(node, yaml.MappingNode):
             keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             twice, count = keys.most_common(1)[0] if keys else ("", 0)

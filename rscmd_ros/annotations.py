@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rscmd_model.draw import colour
 from rscmd_model.errors import UserError, run_cli
+from rscmd_ros.transport import heed_help
 
 if TYPE_CHECKING:
     from foxglove_msgs.msg import ImageAnnotations
@@ -71,6 +72,7 @@ def _corners(box: Any) -> list[tuple[float, float]]:
 
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
+    heed_help("python -m rscmd_ros.annotations", __doc__ or "", sys.argv[1:])
     try:
         import foxglove_msgs.msg as foxglove
         import rclpy

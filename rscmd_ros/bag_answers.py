@@ -14,24 +14,27 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from rscmd_ros.bag_pairs import Pairing, PairingOptions, Pictures, read_pairs
+from rscmd_ros.bag_job import BATCH
+from rscmd_ros.bag_pairs import Pairing, Pictures, read_pairs
 from rscmd_ros.bag_score import Answer, spread
 from rscmd_ros.bags import Bag
+from rscmd_ros.pairing_options import PairingOptions
 
 if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
 
 T = TypeVar("T")
 
-BATCH = 8
-"""Pairs that go through the network together; docs/bags.md has what that gains."""
-
 
 @dataclass
 class Answers:
-    """Answers by header stamp (ns) of the visible frame, how the bag was paired, and a few pairs to look at.
+    """The answers to a bag.
 
-    seconds: spent waiting for pictures, and in the predictor.
+    Attributes:
+        pairing: how the bag was paired.
+        by_stamp: the answers by header stamp (ns) of the visible frame.
+        samples: a few pairs to look at.
+        seconds: spent waiting for pictures ("reading"), and in the predictor ("inference").
     """
 
     pairing: Pairing = field(default_factory=Pairing)
@@ -49,14 +52,24 @@ def answer_pairs(
     batch: int = BATCH,
     overlap: bool = True,
     samples: int = 0,
-    said: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Answers:
     """Pair a bag and answer every pair.
 
-    batch: pairs per call of the predictor. overlap: read by a thread of its own, at most two batches ahead; the result
-    is the same without. samples: how many pairs to keep with their pictures, evenly spread. said: told every few
-    seconds how far it is. Where one visible frame is in several pairs (reuse), the pair nearest in time gives its
-    answer. Raises UserError when the bag or its pictures cannot be used.
+    Where one visible frame is in several pairs (reuse), the pair nearest in time gives its answer.
+
+    Args:
+        bag: it is read to its end.
+        topics: {"visible": ..., "thermal": ...}.
+        options: of pairing.
+        predictor: answers.
+        batch: pairs per call of the predictor.
+        overlap: read by a thread of its own, at most two batches ahead; the result is the same without.
+        samples: how many pairs to keep with their pictures, evenly spread.
+        progress: called every few seconds with a line that tells how far it is.
+
+    Raises:
+        UserError: the bag or its pictures cannot be used.
     """
     result = Answers()
     kept = _Even[Pictures](samples)
@@ -82,9 +95,9 @@ def answer_pairs(
                 if known is None or abs(pair.dt) < abs(known.dt):
                     result.by_stamp[pair.visible] = Answer(detections, pair.dt, pair.wait)
                 kept.offer(pictures)
-            if said is not None and time.monotonic() - told > 5:
+            if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()
-                said(f"{len(result.by_stamp)} frames answered after {told - started:.0f} s")
+                progress(f"{len(result.by_stamp)} frames answered after {told - started:.0f} s")
     result.samples = kept.chosen()
     return result
 

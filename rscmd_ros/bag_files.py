@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from rscmd_model.errors import UserError, first_line
+from rscmd_model.text import parse_yaml, read_text
 from rscmd_ros.bag_mcap import McapFile
 from rscmd_ros.bag_sqlite import SqliteFile
 from rscmd_ros.bag_storage import DamagedError, Storage, zstd
@@ -27,7 +26,13 @@ _LARGEST_METADATA = 16 * 2**20
 
 @dataclass(frozen=True)
 class Announced:
-    """What metadata.yaml says, None where it does not: messages altogether, by topic and by file."""
+    """What metadata.yaml says of numbers of messages.
+
+    Attributes:
+        messages: altogether; None where it does not say.
+        by_topic: by the topic's name.
+        by_file: by the file's name.
+    """
 
     messages: int | None = None
     by_topic: dict[str, int] = field(default_factory=dict)
@@ -36,7 +41,13 @@ class Announced:
 
 @dataclass(frozen=True)
 class BagFiles:
-    """The storage files of a bag, what is announced of them (None without metadata.yaml), and notes on the choice."""
+    """The storage files of a bag.
+
+    Attributes:
+        paths: of the files.
+        announced: of them; None without metadata.yaml.
+        notes: on the choice of files.
+    """
 
     paths: Sequence[Path]
     announced: Announced | None
@@ -44,7 +55,11 @@ class BagFiles:
 
 
 def find_files(path: Path) -> BagFiles:
-    """The files of a bag folder, or a lone file. Raises UserError when it is no bag, or its metadata cannot be used."""
+    """The files of a bag folder, or a lone file.
+
+    Raises:
+        UserError: it is no bag, or its metadata cannot be used.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a rosbag2 folder, or a .mcap or .db3 file")
     if path.is_file():
@@ -121,15 +136,16 @@ def open_file(file: Path, room: Path) -> Storage:
 
 
 def read_metadata(path: Path) -> tuple[list[str], Announced]:
-    """The files that metadata.yaml lists, and what it announces. Raises UserError when it cannot be used."""
+    """The files that metadata.yaml lists, and what it announces.
+
+    Raises:
+        UserError: it cannot be read, or is not as rosbag2 writes it.
+    """
     again = "`ros2 bag reindex` writes it anew; without it the files are read as they are"
     try:
-        if path.stat().st_size > _LARGEST_METADATA:
-            raise ValueError(f"it is larger than {_LARGEST_METADATA} bytes")
-        # Not the loader in C: deep nesting ends its process.
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except Exception as error:  # beside its own errors PyYAML lets some of Python's through, as for "!!int ''"
-        raise UserError(f"{path} cannot be read ({first_line(error)}); {again}") from None
+        content: Any = parse_yaml(read_text(path, _LARGEST_METADATA), str(path), most=_LARGEST_METADATA)
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from None
     try:
         bag = content["rosbag2_bagfile_information"]
         names = [_text(name) for name in bag["relative_file_paths"]]

@@ -61,7 +61,11 @@ class _Fields:
 
 
 class McapFile:
-    """An open file; see `Storage`. Raises DamagedError where nothing of it can be read."""
+    """An open file; see `Storage`.
+
+    Raises:
+        DamagedError: nothing of it can be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.topics: list[Topic] = []

@@ -18,39 +18,22 @@ from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bags import Bag
 from rscmd_ros.camera import Camera
 from rscmd_ros.conversions import Limits, stamp_ns
-from rscmd_ros.pairing import COUNTERS, STREAMS, Stream, make_pairer
-from rscmd_ros.parameters import Settings, problem_with
-
-MS = 1_000_000
-
-
-@dataclass(frozen=True)
-class PairingOptions:
-    """How frames are put together; the names and meanings are those of the node's parameters. Times in ms."""
-
-    pairing_policy: str = Settings.pairing_policy
-    slop_ms: float = Settings.slop_ms
-    deadline_ms: float = Settings.deadline_ms
-    thermal_offset_ms: float = Settings.thermal_offset_ms
-    reuse: bool = Settings.reuse
-    queue_size: int = Settings.queue_size
-
-    def __post_init__(self) -> None:
-        """Raises UserError naming the option that is out of range."""
-        for name in ("slop_ms", "deadline_ms", "thermal_offset_ms"):
-            if isinstance(whole := getattr(self, name), int):  # as the node takes 20 for 20.0
-                object.__setattr__(self, name, float(whole))
-        problem = problem_with({**vars(Settings()), **vars(self)})
-        if problem:
-            raise UserError(problem)
+from rscmd_ros.pairing import COUNTERS, STREAMS, Stream
+from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.parameters import Settings
 
 
 @dataclass(frozen=True)
 class BagPair:
-    """Two frames of a bag by the place of their messages on their topics, counted from 0. Times in ns.
+    """Two frames of a bag.
 
-    visible, thermal: header stamps; dt: thermal minus visible, offset taken off; wait: from the time of recording of
-    the later frame to the moment the pair was decided.
+    Attributes:
+        visible_index: place of the message on its topic, counted from 0.
+        thermal_index: the same of the thermal one.
+        visible: header stamp, ns.
+        thermal: header stamp, ns.
+        dt: thermal minus visible stamp, offset taken off, ns.
+        wait: from the time of recording of the later frame to the moment the pair was decided, ns.
     """
 
     visible_index: int
@@ -63,14 +46,20 @@ class BagPair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Every pair of a bag, in the order in which they were decided, and what became of every frame."""
+    """How a bag was paired.
+
+    Attributes:
+        pairs: in the order in which they were decided.
+        ledger: stream -> counter -> frames; sums to `frames`.
+        frames: by stream, how many there are.
+        visible_frames: by header stamp, (width, height) of every usable visible frame.
+        places: stream -> header stamp -> place of the message on its topic.
+    """
 
     pairs: list[BagPair] = field(default_factory=list)
-    ledger: dict[str, dict[str, int]] = field(default_factory=dict)  # stream -> counter -> frames; sums to `frames`
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
-    # header stamp -> (width, height) of every usable visible frame
     visible_frames: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # stream -> header stamp -> place of the message on its topic
     places: dict[str, dict[int, int]] = field(default_factory=lambda: {stream: {} for stream in STREAMS})
 
 
@@ -110,6 +99,12 @@ def pair_up(
     """Pair a whole bag as `read_pairs` does, without decoding a picture.
 
     Like the node's callback: compressed data that are damaged within show only where they are decoded.
+
+    Args:
+        bag, topics, options, contract: as for `read_pairs`.
+
+    Raises:
+        UserError: as `read_pairs`.
     """
     pairing = Pairing()
     for _ in _paired(bag, topics, options, pairing, _readers(bag, topics, contract, decode=False)):
@@ -124,14 +119,23 @@ def read_pairs(
     pairing: Pairing,
     contract: ThermalContract | None = None,
 ) -> Iterator[Pictures]:
-    """Pair a bag in one reading, and yield each pair with its pictures as soon as it is decided.
+    """Pair a bag in one reading.
 
-    topics: {"visible": ..., "thermal": ...}. pairing: an empty one, which grows along and is whole at the end.
-    contract: of the model, if known. Pictures are kept as long as their frame waits for a partner, so no more than
-    `queue_size` of each camera.
+    Pictures are kept as long as their frame waits for a partner, so no more than `queue_size` of each camera. A frame
+    that cannot be converted is counted `invalid`, as the node does.
 
-    A frame that cannot be converted is counted `invalid`, as the node does; when that is every frame of a camera, its
-    first fault is raised as a UserError at the end.
+    Args:
+        bag: it is read to its end.
+        topics: {"visible": ..., "thermal": ...}.
+        options: of pairing.
+        pairing: an empty one, which grows along and is whole at the end.
+        contract: of the model, if known.
+
+    Yields:
+        Each pair with its pictures as soon as it is decided.
+
+    Raises:
+        UserError: the bag cannot be read, or no frame of a camera can be used: then the first fault, at the end.
     """
     for pair, visible, thermal in _paired(bag, topics, options, pairing, _readers(bag, topics, contract)):
         assert visible is not None
@@ -148,14 +152,7 @@ def _paired(
 ) -> Iterator[tuple[BagPair, npt.NDArray[Any] | None, npt.NDArray[Any] | None]]:
     """See `read_pairs`."""
     try:
-        pairer = make_pairer(
-            options.pairing_policy,
-            slop=round(options.slop_ms * MS),
-            thermal_offset=round(options.thermal_offset_ms * MS),
-            deadline=round(options.deadline_ms * MS),
-            reuse=options.reuse,
-            capacity=options.queue_size,
-        )
+        pairer = options.make_pairer()
     except ValueError as error:
         raise UserError(str(error)) from None
     except ImportError as error:
@@ -194,7 +191,7 @@ def _paired(
         pairing.places[stream].setdefault(stamp, index)
         if stream == "visible":
             pairing.visible_frames[stamp] = size
-        deadlines.append(time + round(options.deadline_ms * MS))
+        deadlines.append(time + options.deadline)
         yield from take(pairer.add(stream, stamp, (index, picture), now))
     for moment in deadlines:
         now = moment
@@ -210,9 +207,14 @@ def _paired(
 def load_pictures(
     bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair], contract: ThermalContract | None = None
 ) -> Iterator[Pictures]:
-    """Read the pictures of some pairs that are known; each as soon as both have been read.
+    """Read the pictures of some pairs that are known. They are kept only as long as a pair still needs them.
 
-    Pictures are kept only as long as a pair still needs them.
+    Args:
+        bag, topics, contract: as for `read_pairs`.
+        pairs: the pairs.
+
+    Yields:
+        Each pair with its pictures as soon as both have been read.
     """
     waiting: dict[tuple[str, int], list[BagPair]] = {}
     for pair in pairs:

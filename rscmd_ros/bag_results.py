@@ -23,7 +23,8 @@ import rscmd_ros
 from rscmd_model.detections import Detections
 from rscmd_model.files import whole_file
 from rscmd_model.scoring import Truth
-from rscmd_ros.bag_job import LOWEST_SCORE, Job, Result
+from rscmd_ros.bag_job import LOWEST_SCORE, Job
+from rscmd_ros.bag_run import Result
 from rscmd_ros.bag_score import Outcome, ScoredFrame
 from rscmd_ros.report import Sample
 
@@ -31,9 +32,15 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def result_file(folder: Path, job: Job, digests: dict[Path, str]) -> Path:
-    """Where the result of this job lies, or will lie. digests: of files read before, by path; grows.
+    """Where the result of a job lies, or will lie.
 
-    Raises FileNotFoundError where a file of the job is not there.
+    Args:
+        folder: of all results.
+        job: the job.
+        digests: of files read before, by path; grows.
+
+    Raises:
+        FileNotFoundError: a file of the job is not there.
     """
     bag = job.bag.resolve()
     beside = bag.iterdir() if bag.is_dir() else bag.parent.glob(f"{escape(bag.name)}*")  # with a log of SQLite
@@ -59,7 +66,11 @@ def _digest(path: Path, digests: dict[Path, str]) -> str:
 
 
 def save_result(path: Path, result: Result) -> None:
-    """Write a result whole. Raises UserError when that fails."""
+    """Write a result whole.
+
+    Raises:
+        UserError: that fails.
+    """
     found = result.outcome
     plain = {
         "frames": found.frames,

@@ -14,17 +14,16 @@ from rscmd_model.scoring import Score, Truth, score
 from rscmd_ros.bag_pairs import Pairing
 from rscmd_ros.truth import FrameTruths
 
-WHICH_FRAMES_COUNT = """\
-mAP is taken over the visible frames that belong to a pair (by the pairing options, over the bag's own stamps) and
-carry truth. A pair that got no answer, because a message was lost or the node was too slow, counts as nothing found.
-Frames in no pair do not count: a visible camera three times as fast as the thermal one has a surplus by design, and the
-ledger tells it from losses. `all_frames` gives the stricter figure, over every visible frame with truth, where a frame
-without an answer counts as nothing found."""
-
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found in one visible frame, |dt| of its pair and how long the answer took; both in ns."""
+    """What was found in one visible frame.
+
+    Attributes:
+        detections: boxes in px of that frame.
+        dt: of its pair, ns.
+        latency: how long the answer took, ns.
+    """
 
     detections: Detections
     dt: int
@@ -33,7 +32,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """A visible frame with truth. size: (width, height) in px. paired: whether it counts in mAP proper."""
+    """A visible frame with truth.
+
+    Attributes:
+        truth: what is in it.
+        found: what was found.
+        size: (width, height) in px.
+        paired: whether it counts in mAP proper.
+    """
 
     truth: Truth
     found: Detections
@@ -45,9 +51,15 @@ class ScoredFrame:
 class Outcome:
     """What one bag gave, in a form that can be put together with others.
 
-    frames: by stream; ledger: stream -> counter -> frames; pairs: how many were made; unanswered: usable visible frames
-    without an answer; dt_ms, latency_ms: one value per answer; scored: the frames with truth by rising stamp, None
-    where the bag has no truth; unknown: classes of the truth that the model does not know.
+    Attributes:
+        frames: by stream.
+        ledger: stream -> counter -> frames.
+        pairs: how many were made.
+        unanswered: usable visible frames without an answer.
+        dt_ms: |dt| of each answer, ms.
+        latency_ms: of each answer, ms.
+        scored: the frames with truth by rising stamp; None where the bag has no truth.
+        unknown: classes of the truth that the model does not know.
     """
 
     frames: Mapping[str, int]
@@ -62,7 +74,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Figures:
-    """The summary as it goes into the JSON, the score (None without truth), and the values behind the percentiles."""
+    """The figures of one or several bags.
+
+    Attributes:
+        summary: as it goes into the JSON.
+        score: None without truth.
+        dt_ms: |dt| of each answer, ms.
+        latency_ms: of each answer, ms.
+    """
 
     summary: dict[str, Any]
     score: Score | None
@@ -81,8 +100,16 @@ def outcome(
 ) -> Outcome:
     """Put together what a bag gave.
 
-    answers: by header stamp (ns) of the visible frame. names: the model's classes. ledger: stream -> counter -> frames.
-    pairs: how many pairs were made. Raises UserError when truth is given and fits no frame.
+    Args:
+        pairing: how it was paired.
+        answers: by header stamp (ns) of the visible frame.
+        truths: None where the bag has no truth.
+        names: the model's classes.
+        ledger: stream -> counter -> frames.
+        pairs: how many were made.
+
+    Raises:
+        UserError: truth is given and fits no frame.
     """
     scored: list[ScoredFrame] | None = None
     if truths is not None:
@@ -121,7 +148,8 @@ def outcome(
 def figures(outcomes: Sequence[Outcome], names: Mapping[int, str]) -> Figures:
     """The figures of one bag, or of several together: counts are summed, mAP is taken over all frames of all of them.
 
-    Raises UserError when the truth has no box at all.
+    Raises:
+        UserError: the truth has no box at all.
     """
     dt_ms = [value for one in outcomes for value in one.dt_ms]
     latency_ms = [value for one in outcomes for value in one.latency_ms]

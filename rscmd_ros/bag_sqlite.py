@@ -34,7 +34,11 @@ _ROWS: tuple[tuple[str, str, tuple[type, ...]], ...] = (
 
 
 class SqliteFile:
-    """An open file; see `Storage`. Raises DamagedError where nothing of it can be read."""
+    """An open file; see `Storage`.
+
+    Raises:
+        DamagedError: nothing of it can be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.topics: list[Topic] = []

@@ -30,7 +30,17 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of one file. count: its messages by the file's own index. encoding: of `definition`, such as ros2msg."""
+    """A topic of one file.
+
+    Attributes:
+        number: of the topic in that file.
+        name: of the topic.
+        msgtype: as sensor_msgs/msg/Image.
+        serialization: as cdr.
+        encoding: of `definition`, such as ros2msg.
+        definition: the text of the type.
+        count: its messages by the file's own index.
+    """
 
     number: int
     name: str
@@ -44,8 +54,11 @@ class Topic:
 class Storage(Protocol):
     """An open storage file.
 
-    total: messages by the file's own index, of topics that are not known too. start: the first time of recording (ns).
-    notes: what had to be done to read the file at all, and what of it could not be read.
+    Attributes:
+        topics: that it has.
+        total: messages by the file's own index, of topics that are not known too.
+        start: the first time of recording, ns.
+        notes: what had to be done to read the file at all, and what of it could not be read.
     """
 
     topics: list[Topic]
@@ -54,7 +67,17 @@ class Storage(Protocol):
     notes: list[str]
 
     def messages(self, numbers: Collection[int]) -> Iterator[tuple[int, int, bytes]]:
-        """(number of the topic, time of recording in ns, data) of some topics, by rising time. Raises DamagedError."""
+        """The messages of some topics, by rising time.
+
+        Args:
+            numbers: of the topics.
+
+        Yields:
+            (number of the topic, time of recording in ns, data).
+
+        Raises:
+            DamagedError: the file is damaged.
+        """
         ...
 
     def close(self) -> None:
@@ -63,9 +86,15 @@ class Storage(Protocol):
 
 
 def unzstd(data: bytes, most: int = MOST, cut: bool = False) -> bytes:
-    """Unpack zstd data of no more than `most` bytes. cut: give what there is where they end too early.
+    """Unpack zstd data.
 
-    Raises DamagedError when they are more, or damaged or cut short.
+    Args:
+        data: packed.
+        most: bytes that they may have once unpacked.
+        cut: give what there is where they end too early.
+
+    Raises:
+        DamagedError: they are more, or damaged or cut short.
     """
     unpacker = zstd.ZstdDecompressor()
     try:

@@ -19,14 +19,10 @@ from typing import Any
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from rscmd_model.errors import UserError, first_line
+from rscmd_model.errors import UserError, first_line, shown
 from rscmd_ros.bag_files import Announced, find_files, open_file
 from rscmd_ros.bag_storage import ZSTD, DamagedError, Storage, Topic, unzstd
-
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-DETECTIONS = "vision_msgs/msg/Detection2DArray"
-VISIBLE_TOPIC, THERMAL_TOPIC, TRUTH_TOPIC = "/visible/image", "/thermal/image", "/ground_truth"
+from rscmd_ros.bag_topics import COMPRESSED_IMAGE, IMAGE
 
 _VISION_MSGS = {
     "Point2D": "float64 x\nfloat64 y\n",
@@ -98,26 +94,32 @@ class Bag:
         return notes
 
     def require(self, topic: str, msgtype: str, option: str) -> None:
-        """Raise a UserError unless `topic` is there with `msgtype`; it names the topics that would do.
+        """Make sure that a topic is there. One of compressed images does for one of images.
 
-        A topic of compressed images does for one of images.
+        Args:
+            topic: its name.
+            msgtype: what it has to hold.
+            option: with which the user chooses the topic.
+
+        Raises:
+            UserError: it is not there with that type, or cannot be read; it names the topics that would do.
         """
         wanted = {IMAGE, COMPRESSED_IMAGE} if msgtype == IMAGE else {msgtype}
         announced = self._announced.by_topic.get(topic, 0)
         though = f", though metadata.yaml announces {announced} messages" if announced else ""
         if topic not in self._topics:
-            fitting = sorted(_shown(name) for name in self._topics if self._types(name) <= wanted)
+            fitting = sorted(shown(name) for name in self._topics if self._types(name) <= wanted)
             offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
             raise UserError(
                 f"{self.path} has no topic {topic} of type {msgtype}{though}; {offer} (choose with {option})"
             )
         types = self._types(topic)
         if len(types) > 1 or not types <= wanted:
-            raise UserError(f"{topic} in {self.path} is {', '.join(map(_shown, sorted(types)))}, not {msgtype}")
+            raise UserError(f"{topic} in {self.path} is {', '.join(map(shown, sorted(types)))}, not {msgtype}")
         formats = {part.serialization for part in self._topics[topic]} - {"cdr"}
         if formats:
             raise UserError(
-                f"{topic} in {self.path} is serialised as {', '.join(map(_shown, sorted(formats)))}; only cdr is read"
+                f"{topic} in {self.path} is serialised as {', '.join(map(shown, sorted(formats)))}; only cdr is read"
             )
         if self.count(topic) == 0:
             raise UserError(f"{topic} in {self.path} has no messages{though}")
@@ -165,7 +167,7 @@ class Bag:
         for topic, messages in announced.by_topic.items():
             if messages and topic not in self._topics:
                 notes.append(
-                    f"{_shown(topic)}: metadata.yaml announces {messages} messages, and no file has this topic."
+                    f"{shown(topic)}: metadata.yaml announces {messages} messages, and no file has this topic."
                 )
         for file, storage in self._storages:
             strays = storage.total - sum(topic.count for topic in storage.topics)
@@ -189,7 +191,11 @@ class Bag:
             raise damaged(file, error) from None
 
     def _check_definition(self, msgtype: str) -> None:
-        """Raise a UserError where the bag's own definition of a type has other fields than the one used here."""
+        """Make sure that the bag's own definition of a type has the fields of the one used here.
+
+        Raises:
+            UserError: it has others.
+        """
         for topic in chain.from_iterable(self._topics.values()):
             if topic.msgtype != msgtype or topic.encoding not in _DEFINITIONS or not topic.definition.strip():
                 continue
@@ -207,11 +213,6 @@ class Bag:
                         f"{topic.name} in {self.path} was recorded with another version of {msgtype} than is read: "
                         f"its {name} has the fields {', '.join(field for field, _ in fields)}"
                     )
-
-
-def _shown(text: str) -> str:
-    """A name out of a bag, which may be anything, as it goes into a line of text."""
-    return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!r}"
 
 
 _DEFINITIONS = ("ros2msg", "ros2idl", "omgidl")
@@ -236,9 +237,12 @@ def damaged(path: Path, error: BaseException) -> UserError:
 
 @contextmanager
 def open_bag(path: str | Path) -> Iterator[Bag]:
-    """Open a rosbag2 folder, or a lone .mcap or .db3 file. Raises UserError when it is none, or cannot be read at all.
+    """Open a rosbag2 folder, or a lone .mcap or .db3 file.
 
     Nothing in the bag's folder is changed. What could not be read, or is not as announced, stands in `Bag.notes`.
+
+    Raises:
+        UserError: it is none, or cannot be read at all.
     """
     path = Path(path)
     files = find_files(path)

@@ -45,14 +45,15 @@ def info_topic(base: str) -> str:
 
 
 class Camera:
-    """See the module.
+    """One camera; see the module.
 
-    stream     "visible" or "thermal"
-    transport  "raw" for sensor_msgs/Image, "compressed" for sensor_msgs/CompressedImage
-    rectify    take the lens distortion out, by the camera_info that `info` was given
-    calibrated refuse images until a camera_info has come; rectifying does so too
-    limits     the largest image that is taken
-    contract   of the model: what thermal images have to be; None takes every thermal one
+    Args:
+        stream: "visible" or "thermal".
+        transport: "raw" for sensor_msgs/Image, "compressed" for sensor_msgs/CompressedImage.
+        rectify: take the lens distortion out, by the camera_info that `info` was given.
+        calibrated: refuse images until a camera_info has come; rectifying does so too.
+        limits: the largest image that is taken.
+        contract: of the model: what thermal images have to be; None takes every thermal one.
     """
 
     def __init__(
@@ -79,7 +80,13 @@ class Camera:
         self._told: tuple[Any, ...] = ()
 
     def check(self, msg: Any) -> tuple[int, int]:
-        """The size (width, height) of an image that can be used, without decoding it.
+        """Make sure that an image can be used, without decoding it.
+
+        Args:
+            msg: the message, of the type of the transport.
+
+        Returns:
+            Its size (width, height) in px.
 
         Raises:
             ConversionError: encoding, format, amount of data, size, or a depth that is not the contract's; or a
@@ -91,9 +98,14 @@ class Camera:
         return size
 
     def decode(self, msg: Any) -> np.ndarray:
-        """The picture of a message: (H, W, 3) uint8 BGR, or thermal counts (H, W) uint8 or uint16; rectified if wanted.
+        """The picture of a message, rectified if wanted.
 
-        May share its memory with the message, so do not write to it.
+        Args:
+            msg: the message, of the type of the transport.
+
+        Returns:
+            (H, W, 3) uint8 BGR, or thermal counts (H, W) uint8 or uint16. It may share its memory with the message, so
+            do not write to it.
 
         Raises:
             ConversionError: as `check`; or compressed data are damaged.
@@ -110,7 +122,10 @@ class Camera:
         return image
 
     def info(self, msg: Any) -> None:
-        """Take a sensor_msgs/CameraInfo; one that says the same as before costs next to nothing.
+        """Take in what the camera says of itself; the same as before costs next to nothing.
+
+        Args:
+            msg: a sensor_msgs/CameraInfo.
 
         Raises:
             ConversionError: it cannot be used. Images that need it are refused from now on.

@@ -18,14 +18,27 @@ _MOST_NAMES = 8
 
 @dataclass(frozen=True)
 class Cause:
-    """`kind` stays the same while the cause lasts; `text` may count seconds."""
+    """Why nothing comes out.
+
+    Attributes:
+        kind: stays the same while the cause lasts.
+        text: for the user; it may count seconds.
+    """
 
     kind: str
     text: str
 
 
 def state_cause(state: str, node: str) -> Cause | None:
-    """The lifecycle state that keeps the node from answering; None when it is active. `node` is its full name."""
+    """The lifecycle state that keeps the node from answering.
+
+    Args:
+        state: its label.
+        node: the node's full name.
+
+    Returns:
+        None when the node is active.
+    """
     if state == "active":
         return None
     if state == "configuring":
@@ -38,13 +51,17 @@ def state_cause(state: str, node: str) -> Cause | None:
 def topic_problem(
     topic: str, publishers: Iterable[Any], reliability: str, others: Sequence[str] = (), transport: str = "raw"
 ) -> str | None:
-    """Why no image can come from a topic; None when one can.
+    """Why no image can come from a topic.
 
-    topic        its full name
-    publishers   rclpy's endpoint infos of them
-    reliability  asked of it: best_effort or reliable
-    others       the topics of the right type that there are
-    transport    of the topic, a key of `IMAGE_TYPES`
+    Args:
+        topic: its full name.
+        publishers: rclpy's endpoint infos of them.
+        reliability: what is asked of it: best_effort or reliable.
+        others: the topics of the right type that there are.
+        transport: of the topic, a key of `IMAGE_TYPES`.
+
+    Returns:
+        None when images can come.
     """
     infos, wanted = list(publishers), IMAGE_TYPES[transport]
     if not infos:
@@ -72,7 +89,12 @@ def topic_problem(
 
 
 def mismatch_problem(topic: str, policy: str) -> str:
-    """A publisher offers less than is asked. `policy` is rclpy's name of the QoS policy, as RELIABILITY."""
+    """That a publisher offers less than is asked.
+
+    Args:
+        topic: its full name.
+        policy: rclpy's name of the QoS policy, as RELIABILITY.
+    """
     name = policy.lower()
     return (
         f"a publisher of {topic} offers less than this node asks in QoS policy {name}, so its images do not arrive: "
@@ -81,7 +103,13 @@ def mismatch_problem(topic: str, policy: str) -> str:
 
 
 def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str, int]) -> str:
-    """Both cameras send, and no two frames lie within the slop. `unpaired`: frames of each stream lately too far."""
+    """That both cameras send, and no two frames lie within the slop.
+
+    Args:
+        slop_ms: the slop, ms.
+        offset_ms: by how much thermal stamps are late, ms, where that explains it; otherwise None.
+        unpaired: how many frames of each stream lately had no partner within the slop.
+    """
     counts = " and ".join(f"{number} {stream}" for stream, number in unpaired.items())
     measured = ""
     if offset_ms is not None:
@@ -94,5 +122,5 @@ def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str,
 
 
 def branch_problem(stream: str) -> str:
-    """The camera that is left could answer alone, and the model cannot."""
+    """That a lone camera is to answer, and the model has no branch for it."""
     return f"the model has no {stream} branch of its own; one trained with method rsc or rscmd has both"

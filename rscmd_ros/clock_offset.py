@@ -43,7 +43,12 @@ class ClockOffset:
         self._block: int | None = None
 
     def add(self, stream: Stream, stamp_ns: int, arrival_ns: int) -> None:
-        """Take in a frame: the stamp of its header as it is, and when it came on any clock common to both streams.
+        """Take in a frame.
+
+        Args:
+            stream: that it came on.
+            stamp_ns: of its header, as it is.
+            arrival_ns: when it came, on any clock common to both streams.
 
         A stamp of zero or the one before once more (a frozen camera) says nothing and is left out. An arrival clock
         that goes back starts everything anew.
@@ -68,9 +73,15 @@ class ClockOffset:
         return statistics.median_low(self._differences) if len(self._differences) >= _ENOUGH else None
 
     def correction(self, manual: int, in_use: int, tolerance: int) -> int:
-        """What to take off thermal stamps, ns: the estimate where it is surely an offset, otherwise `manual`.
+        """What to take off thermal stamps: the estimate where it is surely an offset.
 
-        Stays with `in_use` while that is no more than `tolerance` from the estimate, which moves a little all the time.
+        Args:
+            manual: the offset that the user set, ns; taken where the estimate may be latency alone.
+            in_use: what is taken off at the moment, ns.
+            tolerance: how far `in_use` may be from the estimate, which moves a little all the time, ns.
+
+        Returns:
+            The offset, ns.
         """
         estimate = self.estimate()
         if estimate is None or abs(estimate - manual) <= LATENCY_DOUBT:

@@ -47,7 +47,13 @@ def check_compressed_visible(msg: Any, limits: Limits) -> PictureHeader:
 def check_compressed_thermal(msg: Any, limits: Limits, palette_ok: bool = False) -> tuple[str, PictureHeader]:
     """Make sure that this sensor_msgs/CompressedImage can be read as a thermal image, without decoding it.
 
-    Returns the depth in the words of a thermal contract, "mono8" or "mono16", and the header.
+    Args:
+        msg: the message.
+        limits: the largest image that is taken.
+        palette_ok: take colours too.
+
+    Returns:
+        The depth in the words of a thermal contract, "mono8" or "mono16", and the header.
 
     Raises:
         ConversionError: as `check_compressed_visible`; colours, unless `palette_ok`; or 16-bit counts in a JPEG.
@@ -72,7 +78,14 @@ def check_compressed_thermal(msg: Any, limits: Limits, palette_ok: bool = False)
 
 
 def compressed_to_visible(msg: Any, limits: Limits) -> np.ndarray:
-    """The picture of a visible camera, (H, W, 3) uint8 BGR. Mosaics in a PNG (bayer_*) are given their colours.
+    """The picture of a visible camera. Mosaics in a PNG (bayer_*) are given their colours.
+
+    Args:
+        msg: sensor_msgs/CompressedImage.
+        limits: the largest image that is taken.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
 
     Raises:
         ConversionError: see `check_compressed_visible`; or the data are damaged.
@@ -90,7 +103,15 @@ def compressed_to_visible(msg: Any, limits: Limits) -> np.ndarray:
 
 
 def compressed_to_thermal(msg: Any, limits: Limits, palette_ok: bool = False) -> np.ndarray:
-    """The counts of a thermal camera as they are, (H, W) uint8 or uint16; a palette by its luma, if `palette_ok`.
+    """The counts of a thermal camera as they are.
+
+    Args:
+        msg: sensor_msgs/CompressedImage.
+        limits: the largest image that is taken.
+        palette_ok: take colours too, by their luma.
+
+    Returns:
+        (H, W) uint8 or uint16.
 
     Raises:
         ConversionError: see `check_compressed_thermal`; or the data are damaged.

@@ -39,7 +39,7 @@ _MOST_REASONS = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report is made of. Without detector, pairer, worker or fallback where the state has none."""
+    """What a report is made of. Detector, pairer, worker and fallback are None where the state has none."""
 
     node: Node
     """Asked about the graph alone."""
@@ -83,11 +83,23 @@ class Condition:
         """Note why a message was refused, for the next report; of each kind of reason the last.
 
         The kind is where in the code the error comes from: the text may differ with every message.
+
+        Args:
+            stream: that the message came on.
+            error: says why.
+            where: goes before that.
         """
         self._refused[stream, origin(error)] = f"{where}{error}"
 
     def mode_change(self, mode: str, fallback: Fallback, now: int, topic: Callable[[Stream], str]) -> str:
-        """A change of mode in words, with what led to it."""
+        """A change of mode in words, with what led to it.
+
+        Args:
+            mode: the new one.
+            fallback: knows the streams.
+            now: ns of the clock that `fallback` goes by.
+            topic: tells the name of a stream's topic.
+        """
         lost = [s for s in STREAMS if s != fallback.survivor and fallback.health(s, now) != "live"]
         why = ", ".join(f"{topic(stream)} {fallback.describe(stream, now)}" for stream in lost)
         answers = {"none": "nothing answers", "fused": "pairs are answered"}.get(mode, f"the {mode} branch answers")

@@ -31,7 +31,14 @@ _LONGEST_FRAME_ID = 256
 
 
 class Encoding(NamedTuple):
-    """An encoding of sensor_msgs: bytes of a channel, channels, OpenCV's conversion to BGR, whether it is colour."""
+    """An encoding of sensor_msgs.
+
+    Attributes:
+        depth: bytes of a channel.
+        channels: of a pixel.
+        conversion: OpenCV's code for the way to BGR; None where there is nothing to do.
+        colour: whether the pixels have colours.
+    """
 
     depth: int
     channels: int
@@ -74,7 +81,12 @@ THERMAL_ENCODINGS = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}
 
 
 class Limits(NamedTuple):
-    """The largest image that is taken: pixels of any, and bytes that a compressed one may decode to."""
+    """The largest image that is taken.
+
+    Attributes:
+        pixels: of any image.
+        decoded_bytes: that a compressed one may decode to.
+    """
 
     pixels: float = math.inf
     decoded_bytes: float = math.inf
@@ -90,8 +102,9 @@ class ConversionError(UserError, ValueError):
 def check_visible(msg: Any, limits: Limits = NO_LIMITS) -> None:
     """Make sure that `image_to_visible` can read this sensor_msgs/Image, without reading it.
 
-    Raises ConversionError when the encoding is not one of `VISIBLE_ENCODINGS`, the image is empty or larger than the
-    limits, or its data is shorter than height and row step say.
+    Raises:
+        ConversionError: the encoding is not one of `VISIBLE_ENCODINGS`, the image is empty or larger than the limits,
+            or its data is shorter than height and row step say.
     """
     encoding = VISIBLE_ENCODINGS.get(msg.encoding)
     if encoding is None:
@@ -109,11 +122,17 @@ def check_visible(msg: Any, limits: Limits = NO_LIMITS) -> None:
 def check_thermal(msg: Any, palette_ok: bool = False, limits: Limits = NO_LIMITS) -> str:
     """Make sure that `image_to_thermal` can read this sensor_msgs/Image, without reading it.
 
-    Returns the depth in the words of a thermal contract: "mono8" or "mono16". With `palette_ok` the 8-bit colour
-    encodings of `VISIBLE_ENCODINGS` pass for "mono8".
+    Args:
+        msg: the message.
+        palette_ok: let the 8-bit colour encodings of `VISIBLE_ENCODINGS` pass for "mono8".
+        limits: the largest image that is taken.
 
-    Raises ConversionError when the encoding is not one of `THERMAL_ENCODINGS`, the image is empty or larger than the
-    limits, or its data is shorter than height and row step say.
+    Returns:
+        The depth in the words of a thermal contract: "mono8" or "mono16".
+
+    Raises:
+        ConversionError: the encoding is not one of `THERMAL_ENCODINGS`, the image is empty or larger than the limits,
+            or its data is shorter than height and row step say.
     """
     if msg.encoding not in THERMAL_ENCODINGS:
         palette = VISIBLE_ENCODINGS.get(msg.encoding)
@@ -127,7 +146,12 @@ def check_thermal(msg: Any, palette_ok: bool = False, limits: Limits = NO_LIMITS
 
 
 def refuse_palette(encoding: str, what: str = "") -> ConversionError:
-    """The error for a thermal image of an encoding that is none of counts; `what` describes one without encoding."""
+    """The error for a thermal image whose encoding is not one of counts.
+
+    Args:
+        encoding: what the message says.
+        what: describes the picture where its encoding is not what is wrong.
+    """
     palette = VISIBLE_ENCODINGS.get(encoding)
     hint = (
         "; colours of a palette are no temperatures, so set the driver to grey or raw counts (a model trained with "
@@ -209,9 +233,15 @@ def thermal_to_image(image: np.ndarray, header: Header) -> Image:
 
 
 def detections_to_msg(detections: Detections, names: Mapping[int, str], header: Header) -> Detection2DArray:
-    """A vision_msgs/Detection2DArray; `header` is that of the image in whose pixels the boxes are.
+    """Detections as a message.
 
-    The class name goes into `class_id`; a class without a name in `names` goes in as its number.
+    Args:
+        detections: boxes in px.
+        names: class names by index, for `class_id`; a class without a name goes in as its number.
+        header: of the image in whose pixels the boxes are.
+
+    Returns:
+        A vision_msgs/Detection2DArray.
     """
     msg = Detection2DArray(header=header)
     for (x0, y0, x1, y1), score, index in zip(
@@ -230,12 +260,20 @@ def detections_to_msg(detections: Detections, names: Mapping[int, str], header: 
 
 
 def msg_to_detections(msg: Any, names: Mapping[int, str]) -> Detections:
-    """The `Detections` of a vision_msgs/Detection2DArray, boxes in the pixels of the image its header names.
+    """The `Detections` of a message.
 
     Of several hypotheses the one with the highest score counts. A turned box (theta) becomes the upright one around it.
 
-    Raises ConversionError when a detection has no hypothesis, a class that is not in `names` (by name or by number), or
-    numbers that are no box.
+    Args:
+        msg: a vision_msgs/Detection2DArray.
+        names: class names by index.
+
+    Returns:
+        Boxes in the pixels of the image that the message's header names.
+
+    Raises:
+        ConversionError: a detection has no hypothesis, a class that is not in `names` (by name or by number), or
+            numbers that are no box.
     """
     index_of = {str(index): index for index in names} | {name: index for index, name in names.items()}
     boxes, scores, classes = [], [], []
@@ -302,7 +340,11 @@ def as_bytes(data: Any) -> np.ndarray:
 
 
 def check_header(header: Any, stream: str) -> None:
-    """Raise ConversionError for an image that cannot be paired, or whose header cannot be that of the answer."""
+    """Make sure that an image can be paired, and that its header can be that of the answer.
+
+    Raises:
+        ConversionError: it has no stamp, or too long a frame_id.
+    """
     if stamp_ns(header) <= 0:
         raise ConversionError(f"{stream} image has no stamp (0); the driver has to set header.stamp")
     if (length := len(header.frame_id)) > _LONGEST_FRAME_ID:
@@ -313,7 +355,11 @@ def check_header(header: Any, stream: str) -> None:
 
 
 def check_limits(stream: str, width: int, height: int, limits: Limits) -> None:
-    """Raise ConversionError for an image that has no pixels, or more than are taken."""
+    """Make sure that an image is as large as it may be.
+
+    Raises:
+        ConversionError: it has no pixels, or more than are taken.
+    """
     if width < 1 or height < 1:
         raise ConversionError(f"{stream} image is {width} x {height} pixels; expected at least 1 x 1")
     if width * height > limits.pixels:

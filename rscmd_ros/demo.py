@@ -12,11 +12,9 @@ import argparse
 import csv
 import json
 import os
-import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import lock_folder, write_json
-from rscmd_ros.transport import config_file, use_large_messages
+from rscmd_ros.transport import config_file, free_domain, use_large_messages
 
 WORK = ".work"  # in the demo's folder: logs, the training run, what is finished; gone once all is done
 ENDING = 15.0  # s for a process to end after SIGINT
@@ -204,20 +202,6 @@ class Demo:
         for name, value in rows:
             print(f"   {name:<18} {value}")
         print(f"\n   {seconds / 60:.1f} minutes; report: {self.out / 'report.html'}", flush=True)
-
-
-def free_domain() -> int:
-    """A ROS domain whose first discovery ports nobody on this machine has taken."""
-    domains = random.sample(range(1, 101), 100)
-    for domain in domains:
-        try:
-            for port in (7400 + 250 * domain + 10, 7400 + 250 * domain + 11):
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.bind(("", port))
-        except OSError:
-            continue
-        return domain
-    return domains[0]
 
 
 @contextmanager

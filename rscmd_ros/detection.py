@@ -9,26 +9,27 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import one_line
 from rscmd_model.registration import Registration, load_registration
-from rscmd_ros.conversions import ConversionError, check_header, detections_to_msg, visible_to_image
+from rscmd_model.thermal import ThermalContract
+from rscmd_ros.camera import Camera
+from rscmd_ros.conversions import ConversionError, Limits, detections_to_msg, visible_to_image
 from rscmd_ros.diagnostics import Throttle
+from rscmd_ros.frames import STREAMS, Arrival, Frame, Pair, Stream
 from rscmd_ros.overlay import draw_overlay
-from rscmd_ros.pairing import Frame, Pair, Stream
 from rscmd_ros.parameters import Settings, wanted_classes
-from rscmd_ros.rig import make_rig
+from rscmd_ros.rig import Rig
 from rscmd_ros.tracking import LOW_SCORE, Tracker
 from rscmd_ros.worker import Latencies
 
@@ -36,12 +37,23 @@ if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """What travels through pairing: the message, and when it came, in ns of the steady clock."""
-
-    msg: Image | CompressedImage
-    at: int
+def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:
+    """The rig that the node's parameters describe; `contract` is that of the model."""
+    limits = Limits(settings.max_image_megapixels * 1e6, settings.max_decoded_megabytes * 1e6)
+    depth = settings.registration_depth_m
+    cameras: dict[Stream, Camera] = {
+        stream: Camera(
+            stream,
+            transport=getattr(settings, f"{stream}_transport"),
+            rectify=getattr(settings, f"{stream}_rectify"),
+            calibrated=depth > 0,
+            limits=limits,
+            contract=contract if stream == "thermal" else None,
+        )
+        for stream in STREAMS
+    }
+    frame: Stream = "thermal" if settings.output_frame == "thermal" else "visible"
+    return Rig(cameras, pose=settings.extrinsics, depth=depth, frame=frame)
 
 
 def load_predictor(settings: Settings) -> Predictor:
@@ -77,6 +89,7 @@ class PairDetector:
     settings   the live ones are read anew for every pair; replaced whole when one changes
     stopping   once set, nothing more is said of failures
     overlay    publisher of sensor_msgs/Image, or None; drawn for only while somebody subscribes
+    mode       tells the mode that the overlay shows
     """
 
     def __init__(
@@ -87,14 +100,13 @@ class PairDetector:
         settings: Settings,
         stopping: threading.Event,
         overlay: Any = None,
+        mode: Callable[[], str] = lambda: "none",
     ) -> None:
         self.predictor = predictor
         self.settings = settings
         self.latency = Latencies()
         """From the arrival of a pair's later image to the publishing of the answer."""
         self.stages = {stage: Latencies() for stage in STAGES}
-        self.mode = "none"
-        """Shown on the overlay; set from outside."""
         self.published_at: float | None = None
         """When the last answer was published, in s of the steady clock."""
         self.failure: tuple[float, str] | None = None
@@ -104,6 +116,7 @@ class PairDetector:
         self._registration = predictor.registration
         self._publisher = publisher
         self._overlay = overlay
+        self._mode = mode
         self._logger = logger
         self._stopping = stopping
         self._errors = Throttle(10.0)
@@ -117,14 +130,6 @@ class PairDetector:
         self._held = None
         if self._tracker is not None:
             self._tracker.reset()
-
-    def check(self, msg: Image | CompressedImage, stream: Stream) -> None:
-        """Make sure that a message can be paired, decoded and answered, without reading its picture.
-
-        Raises ConversionError.
-        """
-        self.rig.check(msg, stream)
-        check_header(msg.header, stream)
 
     def detect(self, job: Pair | Frame) -> None:
         """Answer a pair, or a lone frame by its own branch. Payloads are `Arrival`s.
@@ -275,8 +280,9 @@ class PairDetector:
         plane = None if thermal is None else self.predictor.thermal_view(visible, thermal)
         if plane is not None and size is not None:
             plane = cv2.resize(plane, size)
-        by = "" if branch == self.mode else f", answered by {branch}"  # the mode may have changed since
-        title = f"mode {self.mode}{by}, {len(found)} found"
+        mode = self._mode()
+        by = "" if branch == mode else f", answered by {branch}"  # the mode may have changed since
+        title = f"mode {mode}{by}, {len(found)} found"
         picture = draw_overlay(visible, plane, found, self.predictor.names, branch, title, identities)
         self._overlay.publish(visible_to_image(picture, header))
 

@@ -16,17 +16,36 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
+from rscmd_ros.transport import heed_help
+
+_HELP = """Visible and thermal images in, vision_msgs detections out: the RSC-MD detector as a lifecycle node.
+
+    python -m rscmd_ros.detector_node --ros-args -p model:=model.safetensors -r visible/image:=/camera/image_raw
+    python -m rscmd_ros.detector_node --ros-args --params-file detector.yaml
+
+Listens to visible/image and thermal/image (sensor_msgs/Image) and publishes detections (vision_msgs/Detection2DArray).
+config/detector.yaml has every parameter with its default and meaning.
+"""
+
 _GRACE = 4.0
 """Seconds that the node has to end in order; `ros2 launch` waits five."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the node until a signal ends it. Exits 0; or 2, with one line on stderr, when it cannot start as asked."""
+    """Run the node until a signal ends it.
+
+    Exits with code 0; or 2, with one line on stderr, when it cannot start as asked.
+
+    Args:
+        args: the program's name and the words after it; None: those of the command line.
+    """
+    words = list(sys.argv if args is None else args)
+    heed_help("python -m rscmd_ros.detector_node", _HELP, words[1:])
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     outcome: list[int] = []
-    ros = threading.Thread(target=lambda: outcome.append(_run(args, stopping)), name="ros", daemon=True)
+    ros = threading.Thread(target=lambda: outcome.append(_run(words, stopping)), name="ros", daemon=True)
     ros.start()
     while ros.is_alive() and not stopping.is_set():
         ros.join(0.1)
@@ -40,8 +59,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
-def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
-    """Everything from importing rclpy to the last goodbye; returns the exit code."""
+def _run(words: list[str], stopping: threading.Event) -> int:
+    """Everything from the import of rclpy to the end of the node.
+
+    Returns:
+        The exit code.
+    """
     try:
         import rclpy
         from rclpy.exceptions import NameValidationException, ParameterException
@@ -54,7 +77,6 @@ def _run(args: Sequence[str] | None, stopping: threading.Event) -> int:
         from rscmd_ros.unused_parameters import unreached
     except ImportError as error:
         return _refuse(error, _which_python())
-    words = list(sys.argv if args is None else args)
     try:
         require(*EVERYWHERE)
     except UserError as error:

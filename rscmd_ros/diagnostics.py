@@ -18,14 +18,18 @@ JOB_KINDS = ("pairs", "lone")
 
 
 class Throttle:
-    """Lets the same thing be said again only after a while; different things do not silence each other."""
+    """Lets the same thing be said again only after a while. Different things do not silence each other.
+
+    Args:
+        seconds: that while.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._said: dict[str, float] = {}
 
     def allows(self, *subjects: str) -> bool:
-        """Whether one of these subjects is news, so that all may be spoken of now; if so they all count as said."""
+        """Whether one of these subjects has not been spoken of lately. If so, all of them count as said from now on."""
         now = time.monotonic()
         self._said = {said: at for said, at in self._said.items() if now - at < self._seconds}
         if all(subject in self._said for subject in subjects):

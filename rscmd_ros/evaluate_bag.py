@@ -20,28 +20,23 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import write_json
-from rscmd_model.registration import load_registration
-from rscmd_ros.bag_answers import BATCH
-from rscmd_ros.bag_job import LOWEST_SCORE, Job, run, sample, truths_of
-from rscmd_ros.bag_pairs import BagPair, PairingOptions, load_pictures
-from rscmd_ros.bag_score import WHICH_FRAMES_COUNT, Figures, figures, outcome, spread
-from rscmd_ros.bags import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_job import BATCH, Job
+from rscmd_ros.bag_topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.pairing import POLICIES
-from rscmd_ros.report import ReportData, Sample, write_report
+from rscmd_ros.pairing_options import PairingOptions
 
 if TYPE_CHECKING:
-    from rscmd_model.model_file import ModelHeader
+    from rscmd_ros.bag_evaluation import Evaluation
 
-SAMPLES = 8  # pairs shown in the report
-OF_THE_MODEL = "of the model"
-LATENCY_MEANING = {
-    "offline": ("Pairing delay", "From recording the later frame until the pair was decided; inference not counted."),
-    "live": ("Latency", "From sending the later frame of the pair to the arrival of its detections."),
-}
+_WHICH_FRAMES_COUNT = """\
+mAP is taken over the visible frames that belong to a pair (by the pairing options, over the bag's own stamps) and
+carry truth. A pair that got no answer, because a message was lost or the node was too slow, counts as nothing found.
+Frames in no pair do not count: a visible camera three times as fast as the thermal one has a surplus by design, and the
+ledger tells it from losses. `all_frames` gives the stricter figure, over every visible frame with truth, where a frame
+without an answer counts as nothing found."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rscmd_ros.evaluate_bag",
         description=summary,
-        epilog=f"{details}\n{WHICH_FRAMES_COUNT}",
+        epilog=f"{details}\n{_WHICH_FRAMES_COUNT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, or a .mcap or .db3 file")
@@ -132,6 +127,20 @@ def _checked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     args, ros_args = _checked(argv)
+    found = _evaluate(args, ros_args)
+    found.write(json=args.json, report=args.report, drawn_from=args.conf)
+    for line in found.lines():
+        print(line)
+    if args.report:
+        print(f"report: {args.report}")
+    if found.failed:
+        named = ", ".join(map(str, found.failed))
+        raise UserError(f"{len(found.failed)} of {len(args.bags)} bags failed: {named}; call again to retry only these")
+
+
+def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
+    from rscmd_ros.bag_evaluation import SAMPLES, evaluate_directly, evaluate_live, evaluate_many
+
     options = PairingOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PairingOptions)})
     many = len(args.bags) > 1 or args.ray is not None
     jobs = [
@@ -150,241 +159,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for bag in args.bags
     ]
+    if args.live:
+        return evaluate_live(jobs[0], rate=args.rate, wait=args.wait, ros_args=ros_args, progress=_progress)
     if many:
-        _many(args, jobs)
-    elif args.live:
-        _live(args, jobs[0], ros_args)
-    else:
-        _direct(args, jobs[0])
-
-
-def _direct(args: argparse.Namespace, job: Job) -> None:
-    found = run(job, threads=args.threads, said=lambda line: print(line, flush=True))
-    header = _header(args.model)
-    pairs = found.outcome.pairs
-    if pairs:
-        spent = 1e3 / pairs
-        told = f"inference {spent * found.seconds['inference']:.1f} ms per pair"
-        print(f"{told}, waiting for pictures {spent * found.seconds['reading']:.1f} ms")
-    result = figures([found.outcome], header.names)
-    config = _config(args, str(job.bag), "offline", job.options, found.truth, args.registration, header)
-    summary = {**result.summary, "messages": found.messages, "config": config}
-    notes = [*found.notes, *_notes(summary)]
-    _finish(args, header, result, summary, notes, f"{args.model.name} on {job.bag.name}", found.samples)
-
-
-def _live(args: argparse.Namespace, job: Job, ros_args: list[str]) -> None:
-    with open_bag(job.bag) as bag:
-        truths, source = truths_of(bag, job)
-        header = _header(args.model)
-        from rscmd_ros.replay import replay
-
-        played = replay(
-            bag,
-            job.topics,
-            job.options,
-            header.names,
-            contract=header.thermal,
-            rate=args.rate,
-            wait=args.wait,
-            ros_args=ros_args,
+        return evaluate_many(
+            jobs, args.results, ray=args.ray, workers=args.workers, threads=args.threads, progress=_progress
         )
-        answers, extra = played.answers, dict(played.extra)
-        found = outcome(played.pairing, answers, truths, header.names, ledger=played.ledger, pairs=played.pairs)
-        result = figures([found], header.names)
-        config = _config(args, str(job.bag), "live", played.options, source, extra.pop("registration"), header)
-        config["lowest_score"] = extra.pop("confidence_threshold")
-        summary = {**result.summary, "messages": bag.counts(), **extra, "config": config}
-        notes = [*bag.notes(), *played.notes, *_notes(summary)]
-        samples: list[Sample] = []
-        if args.report:
-            used, registration = config["registration"], header.registration
-            if used not in (None, OF_THE_MODEL):
-                if Path(used).is_file():
-                    registration = load_registration(used)
-                else:
-                    notes.append(
-                        f"The node's registration {used} is not to be found from here: pictures are drawn without it."
-                    )
-            best: dict[int, BagPair] = {}
-            for pair in played.pairing.pairs:
-                if pair.visible in answers and (pair.visible not in best or abs(pair.dt) < abs(best[pair.visible].dt)):
-                    best[pair.visible] = pair
-            chosen = spread([best[stamp] for stamp in sorted(best)], SAMPLES)
-            for pictures in load_pictures(bag, job.topics, chosen, header.thermal):
-                samples.append(sample(pictures, answers, truths, header.names, header.thermal, registration))
-    _finish(args, header, result, summary, notes, f"{args.model.name} on {job.bag.name}, live", samples)
+    return evaluate_directly(jobs[0], threads=args.threads, progress=_progress)
 
 
-def _many(args: argparse.Namespace, jobs: list[Job]) -> None:
-    header = _header(args.model)
-    if args.registration:
-        load_registration(args.registration)  # what is wrong for all is said once, before the first bag
-    from rscmd_ros.many_bags import evaluate_bags
-
-    found = evaluate_bags(
-        jobs,
-        header.names,
-        args.results,
-        ray=args.ray,
-        workers=args.workers,
-        threads=args.threads,
-        said=lambda line: print(line, flush=True),
-    )
-    truths = {result.truth for result in found.results.values()} - {None}
-    config = _config(
-        args,
-        [str(job.bag) for job in jobs],
-        "offline",
-        jobs[0].options,
-        truths.pop() if truths else None,
-        args.registration,
-        header,
-    )
-    summary = {**found.merged.summary, "bags": found.rows, "config": config}
-    notes = [f"{bag} failed and is left out: {reason}" for bag, reason in found.failed.items()]
-    notes += [f"{bag}: {note}" for bag, result in found.results.items() for note in result.notes]
-    bare = sum(result.outcome.scored is None for result in found.results.values())
-    if 0 < bare < len(found.results):
-        notes.append(f"{bare} of {len(found.results)} bags hold no truth; they do not count in mAP.")
-    samples = [
-        dataclasses.replace(shown, title=f"{bag.name}: {shown.title}")
-        for bag, result in found.results.items()
-        for shown in result.samples
-    ]
-    title = f"{args.model.name} on {len(found.results)} bags"
-    _finish(args, header, found.merged, summary, notes + _notes(summary), title, spread(samples, SAMPLES))
-    if found.failed:
-        named = ", ".join(map(str, found.failed))
-        raise UserError(f"{len(found.failed)} of {len(jobs)} bags failed: {named}; call again to retry only these")
-
-
-def _header(model: Path) -> ModelHeader:
-    from rscmd_model.header import read_header
-
-    if model.suffix == ".safetensors":
-        return read_header(model)
-    from rscmd_model.inference import Predictor  # an exported file: its runtime has to open it
-
-    return Predictor(model).header
-
-
-def _config(
-    args: argparse.Namespace,
-    bag: str | list[str],
-    mode: str,
-    options: PairingOptions,
-    truth: str | None,
-    registration: Path | str | None,
-    header: ModelHeader,
-) -> dict[str, Any]:
-    """What the figures rest on, for JSON and report."""
-    return {
-        "bag": bag,
-        "model": str(args.model),
-        "mode": mode,
-        "visible_topic": args.visible_topic,
-        "thermal_topic": args.thermal_topic,
-        "truth": truth,
-        **dataclasses.asdict(options),
-        "registration": _registration_in_use(registration, header),
-        "lowest_score": LOWEST_SCORE,
-        "device": "of the node" if mode == "live" else args.device,
-        **({} if mode == "live" else {"batch": args.batch}),
-    }
-
-
-def _registration_in_use(given: Path | str | None, header: ModelHeader) -> str | None:
-    """The file, or that it is the model's own, or None where the images are taken as aligned."""
-    if given:
-        return str(given)
-    return OF_THE_MODEL if header.registration else None
-
-
-def _notes(summary: dict[str, Any]) -> list[str]:
-    notes = []
-    if "mAP50" not in summary:
-        notes.append("There is no truth, so there is no average precision.")
-    if "classes_not_scored" in summary:
-        names = ", ".join(summary["classes_not_scored"])
-        notes.append(f"The truth has classes that the model does not know; they are left out of the score: {names}.")
-    if "all_frames" in summary:
-        every = summary["all_frames"]
-        note = (
-            f"mAP counts the {summary['frames_scored']} visible frames with truth that belong to a pair; one without "
-            "an answer counts as nothing found."
-        )
-        if every["frames"] != summary["frames_scored"]:
-            note += (
-                f" Over all {every['frames']} visible frames with truth, paired or not, it is "
-                f"{100 * every['mAP50']:.1f} (mAP50) and {100 * every['mAP50_95']:.1f} (mAP50:95)."
-            )
-        notes.append(note)
-    lowest = summary["config"]["lowest_score"]
-    if summary["config"]["mode"] == "live" and "mAP50" in summary and lowest is not None and lowest > 0.05:
-        notes.append(
-            f"The node publishes from score {lowest:g}, which cuts the precision-recall curve and lowers mAP; run it "
-            "with -p confidence_threshold:=0.001 to compare with the direct evaluation."
-        )
-    return notes
-
-
-def _finish(
-    args: argparse.Namespace,
-    header: ModelHeader,
-    result: Figures,
-    summary: dict[str, Any],
-    notes: list[str],
-    title: str,
-    samples: Sequence[Sample],
-) -> None:
-    """Write report and JSON, and print."""
-    model = {
-        "file": args.model.name,
-        "architecture": header.config.to_dict(),
-        "classes": ", ".join(header.names.values()),
-        "image size": header.image_size,
-        "thermal contract": header.thermal.to_dict(),
-        "training data": header.data,
-        "own validation": header.metrics,
-        "written by": f"rscmd {header.code_version}",
-    }
-    meaning = LATENCY_MEANING[summary["config"]["mode"]]
-    if args.report:
-        data = ReportData(
-            title=title,
-            summary=summary,
-            names=header.names,
-            dt_ms=result.dt_ms,
-            latency_ms=result.latency_ms,
-            latency_title=meaning[0],
-            latency_meaning=meaning[1],
-            model=model,
-            curve=None if result.score is None else tuple(axis.tolist() for axis in result.score.curve),
-            samples=samples,
-            notes=notes,
-        )
-        write_report(args.report, data, drawn_from=args.conf)
-    if args.json:
-        write_json(args.json, {**summary, "notes": notes})
-    _print(summary, notes)
-    if args.report:
-        print(f"report: {args.report}")
-
-
-def _print(summary: dict[str, Any], notes: list[str]) -> None:
-    if "mAP50" in summary:
-        print(f"mAP50 {100 * summary['mAP50']:.1f}, mAP50:95 {100 * summary['mAP50_95']:.1f}")
-    frames, latency, dt = summary["frames"], summary["latency_ms"], summary["dt_ms"]
-    print(f"frames {frames['visible']} visible, {frames['thermal']} thermal; {summary['pairs']} pairs")
-    for stream, counts in summary["ledger"].items():
-        print(f"  {stream}: " + ", ".join(f"{name} {count}" for name, count in counts.items() if count))
-    if latency["p50"] is not None:
-        print(f"|dt| p50 {dt['p50']:.1f} ms, p95 {dt['p95']:.1f} ms, max {dt['max']:.1f} ms")
-        delay = "latency" if summary["config"]["mode"] == "live" else "pairing delay"
-        print(f"{delay} p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms, p99 {latency['p99']:.1f} ms")
-    for note in notes:
-        print(f"note: {note}")
+def _progress(line: str) -> None:
+    print(line, flush=True)
 
 
 def cli() -> NoReturn:

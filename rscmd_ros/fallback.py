@@ -58,7 +58,16 @@ class StreamWatch:
         self._period: float = 0
 
     def arrived(self, now: int, picture: int, timeout: int) -> bool:
-        """Note a usable frame, `picture` its fingerprint; True when it ends a loss of the stream."""
+        """Note a usable frame.
+
+        Args:
+            now: ns.
+            picture: its `fingerprint`.
+            timeout: how long the stream may show nothing new, ns.
+
+        Returns:
+            Whether it ends a loss of the stream.
+        """
         lost = self.fresh is not None and now - self.fresh > self.patience(timeout)
         self.arrival = now
         self._arrivals.append(now)
@@ -97,11 +106,12 @@ class StreamWatch:
 class Fallback:
     """Decides what becomes of each frame and which mode the detector is in.
 
-    fallback  what may answer for a lost camera, one of `FALLBACKS`; parameter `fallback` tells the meanings
-    timeout   how long a stream may show nothing new, ns
-    shutter   how long a thermal shutter takes at most, ns
-    branches  the modalities that the model can answer for alone
-    now       when watching starts
+    Args:
+        fallback: what may answer for a lost camera, one of `FALLBACKS`; parameter `fallback` tells the meanings.
+        timeout: how long a stream may show nothing new, ns.
+        shutter: how long a thermal shutter takes at most, ns.
+        branches: the modalities that the model can answer for alone.
+        now: when watching starts, ns.
     """
 
     def __init__(self, fallback: str, *, timeout: int, shutter: int, branches: Sequence[str], now: int) -> None:
@@ -118,7 +128,12 @@ class Fallback:
         self.fallback, self.timeout, self.shutter = fallback, timeout, shutter
 
     def restart(self, now: int, why: str) -> None:
-        """Forget the streams and begin to watch, `now`, when something happened: `why`, as "the node became active"."""
+        """Forget the streams and begin to watch.
+
+        Args:
+            now: ns.
+            why: what happened, as "the node became active".
+        """
         self.watch: dict[Stream, StreamWatch] = {stream: StreamWatch() for stream in STREAMS}
         self.mode: Mode = "none"
         self.survivor: Stream | None = None
@@ -127,11 +142,16 @@ class Fallback:
         self._why = why
 
     def frame(self, stream: Stream, picture: int, now: int) -> Fate:
-        """Note a usable frame and say what is to become of it; `mode` and `survivor` are up to date afterwards.
+        """Note a usable frame; `mode` and `survivor` are up to date afterwards.
 
-        pair    it goes into pairing
-        alone   this camera's own branch answers it
-        frozen  the picture is an old one of a camera taken for lost: it must not be paired
+        Args:
+            stream: that it came on.
+            picture: its `fingerprint`.
+            now: ns.
+
+        Returns:
+            What is to become of it. "pair": it goes into pairing. "alone": this camera's own branch answers it.
+            "frozen": the picture is an old one of a camera taken for lost, and must not be paired.
         """
         self.update(now)
         watch = self.watch[stream]
@@ -169,7 +189,7 @@ class Fallback:
             self.mode = "none"  # otherwise the other one is about to be counted as lost
 
     def lacks_branch(self) -> Stream | None:
-        """The surviving camera that may answer alone but whose branch the model has not; None when all is well."""
+        """The camera that is left, where it may answer alone and the model has no branch for it; otherwise None."""
         wanted = self.survivor is not None and self.fallback in ("both", self.survivor)
         return self.survivor if wanted and self.survivor not in self.branches else None
 
@@ -218,11 +238,12 @@ class Fallback:
             going_on, lost = self.watch[stream], self.watch[other]
             if not going_on.is_live(now, self.timeout) or lost.is_live(now, self.timeout):
                 continue
-            # At a start or after a pause of both, the second camera gets as long as it gets in mid-stream.
+            # Both may have just begun, or have paused together: then the other one has its timeout to come too.
             patience = lost.patience(self.timeout)
             if now - going_on.live_since < patience:
                 continue
-            # In a world that stops moving both end together: the survivor has to have shown more since.
+            # Where nothing moves any more, both cameras show their last new picture at about the same time, and none
+            # is lost. So the other one is lost only when its last new picture is clearly older.
             if lost.fresh is None or (going_on.fresh or 0) - lost.fresh > patience // 2:
                 return stream
         return None

@@ -52,7 +52,13 @@ _HISTORY = 512
 
 @dataclass(frozen=True)
 class Frame:
-    """One image: the stream it came on, the stamp of its header in ns, and whatever the caller wants back."""
+    """One image.
+
+    Attributes:
+        stream: that it came on.
+        stamp: of its header, ns.
+        payload: whatever the caller wants back.
+    """
 
     stream: Stream
     stamp: int
@@ -60,8 +66,27 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """What the node has as the payload of a frame.
+
+    Attributes:
+        msg: the message, sensor_msgs/Image or CompressedImage.
+        at: when it came, ns of the steady clock.
+    """
+
+    msg: Any
+    at: int
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two frames that belong together. `dt` in ns: offset-corrected thermal stamp minus visible stamp."""
+    """Two frames that belong together.
+
+    Attributes:
+        visible: the one frame.
+        thermal: the other.
+        dt: thermal stamp, its offset taken off, minus visible stamp, ns.
+    """
 
     visible: Frame
     thermal: Frame
@@ -71,8 +96,9 @@ class Pair:
 class Ledger:
     """Counts what became of every frame received.
 
-    `pending` is asked for the number of frames actually waiting, so that `received == sum(counters) + pending` is a
-    statement about the pairer that can fail, not a definition.
+    Args:
+        pending: tells how many frames of a stream wait at the moment. They are not counted here, so that
+            `received == sum(counters) + pending` can fail where the pairer is wrong.
     """
 
     def __init__(self, pending: Callable[[Stream], int]) -> None:
@@ -107,7 +133,15 @@ class TimeJumps:
         self._run = 0
 
     def judge(self, time: int) -> Literal["new", "same", "late", "jump"]:
-        """Classify a frame by its time and remember it. After "jump" the caller resets and calls again."""
+        """Classify a frame by its time and remember it.
+
+        Args:
+            time: ns, the offset taken off.
+
+        Returns:
+            Whether it is new, repeats the newest time, is late, or shows that time has jumped back. After "jump" the
+            caller resets and calls again.
+        """
         if self.newest is None or time > self.newest:
             self.newest = time
             self._last_late, self._run = None, 0
@@ -121,10 +155,11 @@ class TimeJumps:
 
 
 class Pairer(ABC):
-    """The face that every pairing policy shows. Calls come from one thread at a time.
+    """What every pairing policy can do. Calls come from one thread at a time.
 
-    thermal_offset  ns by which thermal stamps are late; taken off before anything is compared
-    pending         how many frames of a stream are waiting
+    Args:
+        thermal_offset: how late thermal stamps are, ns; taken off before anything is compared.
+        pending: tells how many frames of a stream are waiting.
     """
 
     def __init__(self, thermal_offset: int, pending: Callable[[Stream], int]) -> None:
@@ -136,9 +171,16 @@ class Pairer(ABC):
 
     @abstractmethod
     def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
-        """Take in a frame and return the pairs that this decides, oldest first.
+        """Take in a frame.
 
-        `stamp` is the header's, in ns; `now`, in ns, is any clock that the caller goes on using for `poll`.
+        Args:
+            stream: that it came on.
+            stamp: of its header, ns.
+            payload: whatever is wanted back with its pair.
+            now: ns of any clock, the same one as for `poll`.
+
+        Returns:
+            The pairs that this decides, oldest first.
         """
 
     @abstractmethod
@@ -154,9 +196,15 @@ class Pairer(ABC):
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
 
     def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
-        """Take in a frame for which no partner is to be waited for; None when it is late, a duplicate or invalid.
+        """Take in a frame for which no partner is to be waited for.
 
         Frames still waiting stay so: whoever changes from pairs to lone frames calls `flush` first.
+
+        Args:
+            stream, stamp, payload, now: as for `add`.
+
+        Returns:
+            The frame; None when it is late, a duplicate or invalid.
         """
         self.ledger.received(stream)
         if stamp <= 0:
@@ -170,7 +218,12 @@ class Pairer(ABC):
         return Frame(stream, stamp, payload)
 
     def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
-        """Count a frame that was received but cannot be used; `counter` says why."""
+        """Count a frame that was received but cannot be used.
+
+        Args:
+            stream: that it came on.
+            counter: says why.
+        """
         self.ledger.received(stream)
         self.ledger.count(stream, counter)
 

@@ -25,10 +25,11 @@ _LONGEST = 200
 
 
 class GuardedExecutor(SingleThreadedExecutor):
-    """See the module.
+    """An executor that goes on whatever a callback raises; see the module.
 
-    logger   told of each kind of fault at most every ten seconds, as error; the traceback goes to debug
-    context  of rclpy; the default one
+    Args:
+        logger: gets each kind of fault at most every ten seconds, as error; the traceback goes to debug.
+        context: of rclpy; None for the default one.
     """
 
     def __init__(self, logger: Any, *, context: Any = None) -> None:
@@ -101,7 +102,9 @@ class GuardedExecutor(SingleThreadedExecutor):
 
 
 def refuse_impossible_transitions(node: Any) -> None:
-    """Have the service change_state of a lifecycle node answer `success: false` where rclpy's own callback may raise.
+    """Have the service change_state of a node answer `success: false` to what is not possible in its state.
+
+    rclpy's own callback may raise there.
 
     A warning says what was asked and what would be possible, at most every ten seconds.
     """
@@ -129,9 +132,10 @@ def refuse_impossible_transitions(node: Any) -> None:
 def refusal(request: Any, response: Any, reason: str) -> Any:
     """The response of a service that says no, as far as its type has words for it.
 
-    request   what was asked
-    response  what the callback was given to fill, and may have filled in part
-    reason    why
+    Args:
+        request: what was asked.
+        response: what the callback was given to fill, and may have filled in part.
+        reason: why.
     """
     no = SetParametersResult(successful=False, reason=reason)
     if hasattr(response, "results") and hasattr(request, "parameters"):  # set_parameters: those before it are set

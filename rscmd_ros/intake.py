@@ -10,40 +10,37 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from rscmd_ros.clock_offset import ClockOffset
 from rscmd_ros.conversions import ConversionError, stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector
 from rscmd_ros.diagnostics import Tally
 from rscmd_ros.fallback import Fallback, fingerprint
-from rscmd_ros.pairing import Frame, Pair, Stream, make_pairer
+from rscmd_ros.frames import Arrival, Frame, Pair, Stream
+from rscmd_ros.pairing_options import PairingOptions
 from rscmd_ros.parameters import Settings, differ
+from rscmd_ros.rig import Rig
 
-_MS = 1_000_000
 _SECOND = 1_000_000_000
-_OF_PAIRING = (
-    "pairing_policy",
-    "slop_ms",
-    "deadline_ms",
-    "thermal_offset_ms",
-    "use_measured_offset",
-    "reuse",
-    "queue_size",
-)
 _OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
 
 
 class Intake:
     """Pairing, fallback and the clocks' offset, from one configure to the next; watches while started.
 
-    settings  of the node; a change comes by `take`
-    tally     keeps the counts of pairers that are replaced
-    submit    takes each pair and each lone frame that is to be answered
-    tell      told the mode after every look at the streams, before the frame that was looked at is submitted
+    Args:
+        settings: of the node; a change comes by `take`.
+        tally: keeps the counts of pairers that are replaced.
+        rig: the cameras, which judge their images.
+        submit: called with each pair and each lone frame that is to be answered.
+        hold: called for each frame with which the last answer is to be repeated (fallback "hold").
+        tell: called after every look at the streams, before the frame that was looked at is submitted.
     """
 
     def __init__(
         self,
         settings: Settings,
         tally: Tally,
+        rig: Rig,
+        *,
         submit: Callable[[Pair | Frame], None],
+        hold: Callable[[], None],
         tell: Callable[[Fallback], None],
     ) -> None:
         self.fallback: Fallback | None = None
@@ -51,12 +48,20 @@ class Intake:
         self.clock_offset = ClockOffset()
         self._settings = settings
         self._tally = tally
+        self._rig = rig
         self._submit = submit
+        self._hold = hold
         self._tell = tell
-        self._new_pairer(round(settings.thermal_offset_ms * _MS))
+        self._options = PairingOptions.of(settings)
+        self._new_pairer(self._options.thermal_offset)
 
     def start(self, branches: Sequence[str], now: int) -> None:
-        """Watch the streams; `branches` are the modalities that the model can answer for alone."""
+        """Watch the streams.
+
+        Args:
+            branches: the modalities that the model can answer for alone.
+            now: ns of the clock that `receive` and `poll` are called with.
+        """
         self.clock_offset.reset()
         self.fallback = Fallback(**self._fallback_rules(), branches=branches, now=now)
 
@@ -68,20 +73,30 @@ class Intake:
     def take(self, settings: Settings) -> None:
         """Go by these settings from now on."""
         before, self._settings = self._settings, settings
-        if differ(before, settings, _OF_PAIRING):
+        options, self._options = self._options, PairingOptions.of(settings)
+        if self._options != options or settings.use_measured_offset != before.use_measured_offset:
             self._make_pairer()
         if self.fallback is not None and differ(before, settings, _OF_FALLBACK):
             self.fallback.configure(**self._fallback_rules())
 
     def follow_offset(self) -> int | None:
-        """Pair by the offset that is wanted by now, where it has changed; the new one in ns."""
+        """Pair by the offset that is wanted by now.
+
+        Returns:
+            The new offset in ns; None where it has not changed.
+        """
         if self._wanted_offset() == self.offset_in_use:
             return None
         self._make_pairer()
         return self.offset_in_use
 
-    def receive(self, detector: PairDetector, stream: Stream, msg: Image | CompressedImage, now: int) -> bool:
-        """Count an image and pass on what it makes complete; True when the last answer is to be repeated (hold).
+    def receive(self, stream: Stream, msg: Image | CompressedImage, now: int) -> None:
+        """Count an image and pass on what it makes complete.
+
+        Args:
+            stream: the camera that it is from.
+            msg: the image.
+            now: ns of the clock that `poll` is called with.
 
         Raises:
             ConversionError: it cannot be used; it is counted all the same.
@@ -89,7 +104,7 @@ class Intake:
         fallback, arrival = self.fallback, Arrival(msg, time.monotonic_ns())
         assert fallback is not None
         try:
-            detector.check(msg, stream)
+            self._rig.check(msg, stream)
         except ConversionError:
             self.pairer.invalid(stream)
             fallback.refuse(stream, now)
@@ -107,11 +122,11 @@ class Intake:
         else:
             for pair in self.pairer.add(stream, stamp, arrival, now):
                 self._submit(pair)
-            return fallback.fallback == "hold" and fallback.survivor == stream
-        return False
+            if fallback.fallback == "hold" and fallback.survivor == stream:
+                self._hold()
 
     def poll(self, now: int) -> None:
-        """Look at the clock: streams that have fallen silent, pairs whose deadline has come."""
+        """Look at the clock: streams may have fallen silent, and deadlines of pairs may have come."""
         if (fallback := self.fallback) is None:
             return
         alone_before = fallback.survivor is not None
@@ -133,17 +148,9 @@ class Intake:
         self._new_pairer(self._wanted_offset())
 
     def _new_pairer(self, offset: int) -> None:
-        settings = self._settings
         self.offset_in_use = offset
         """Taken off thermal stamps, ns."""
-        self.pairer = make_pairer(
-            settings.pairing_policy,
-            slop=round(settings.slop_ms * _MS),
-            thermal_offset=offset,
-            deadline=round(settings.deadline_ms * _MS),
-            reuse=settings.reuse,
-            capacity=settings.queue_size,
-        )
+        self.pairer = self._options.make_pairer(offset)
 
     def _flush(self) -> None:
         for pair in self.pairer.flush():
@@ -151,10 +158,10 @@ class Intake:
 
     def _wanted_offset(self) -> int:
         """What is to be taken off thermal stamps, ns."""
-        settings, manual = self._settings, round(self._settings.thermal_offset_ms * _MS)
-        if not settings.use_measured_offset:
+        manual = self._options.thermal_offset
+        if not self._settings.use_measured_offset:
             return manual
-        return self.clock_offset.correction(manual, self.offset_in_use, round(settings.slop_ms * _MS / 2))
+        return self.clock_offset.correction(manual, self.offset_in_use, self._options.slop // 2)
 
     def _fallback_rules(self) -> dict[str, Any]:
         settings = self._settings

@@ -32,7 +32,11 @@ class CleanLogger(rcutils_logger.RcutilsLogger):
     """rclpy's logger, for printable lines. Of severity debug a text may have several (tracebacks): one message each."""
 
     def log(self, message: Any, severity: LoggingSeverity, **options: Any) -> bool:
-        """As rclpy's."""
+        """Log a message, as rclpy's own method does.
+
+        Returns:
+            Whether it was written.
+        """
         text = str(message)
         lines = text.splitlines()[-_MOST_LINES:] if severity == LoggingSeverity.DEBUG else [text]
         said = [super(CleanLogger, self).log(as_line(line), severity, **options) for line in lines]

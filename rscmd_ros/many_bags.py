@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.errors import UserError, first_line, one_line
-from rscmd_ros.bag_job import Job, Result, run
+from rscmd_ros.bag_job import Job
 from rscmd_ros.bag_results import load_result, result_file, save_result
+from rscmd_ros.bag_run import Result, run
 from rscmd_ros.bag_score import Figures, figures
 
 Done = tuple[int, "Result | str", float]
@@ -26,7 +28,14 @@ Done = tuple[int, "Result | str", float]
 
 @dataclass(frozen=True)
 class Bags:
-    """What many bags gave. rows: one for each bag, in the order given, {"bag": ..., **summary} or {"bag", "failed"}."""
+    """What many bags gave.
+
+    Attributes:
+        results: by bag.
+        failed: by bag, why it gave nothing.
+        merged: the figures of all results together.
+        rows: one for each bag, in the order given: {"bag": ..., **summary} or {"bag": ..., "failed": ...}.
+    """
 
     results: dict[Path, Result]
     failed: dict[Path, str]
@@ -42,18 +51,25 @@ def evaluate_bags(
     ray: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
-    said: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Bags:
     """Evaluate bags and put their figures together.
 
-    names: the model's classes. kept: folder of finished results, which are used again. ray: "local", or the address of
-    a running cluster; None: in this process. workers: bags at once, threads: of torch for each (defaults: all the
-    processors, shared out). said: told of each bag that is finished.
+    Args:
+        jobs: one for each bag.
+        names: the model's classes.
+        kept: folder of finished results, which are used again.
+        ray: "local", or HOST:PORT of a running cluster; None: in this process.
+        workers: bags at once, with `ray`; None: as many as there are processors for.
+        threads: of torch for each bag; None: the processors, shared out.
+        progress: called with a line for each bag that is finished.
 
-    Raises UserError when every bag failed, when Ray is missing or cannot be reached, or when `kept` is not writable.
+    Raises:
+        UserError: a bag is given twice, every bag failed, Ray is missing or cannot be reached, or `kept` is not
+            writable.
     """
-    twice = sorted({str(job.bag) for job in jobs if [j.bag.resolve() for j in jobs].count(job.bag.resolve()) > 1})
-    if twice:
+    times = Counter(job.bag.resolve() for job in jobs)
+    if twice := sorted({str(job.bag) for job in jobs if times[job.bag.resolve()] > 1}):
         raise UserError(f"given twice, and its frames would count twice: {', '.join(twice)}")
     results: dict[int, Result] = {}
     rows: dict[int, Future[dict[str, Any]]] = {}
@@ -66,7 +82,7 @@ def evaluate_bags(
         def take(number: int, result: Result, remark: str) -> None:
             results[number] = result
             rows[number] = side.submit(_row, result, names)
-            said(
+            progress(
                 f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: {result.outcome.pairs} pairs, {remark}"
             )
 
@@ -80,12 +96,12 @@ def evaluate_bags(
                 take(number, known, "kept from an earlier run")
         missing = [number for number in range(len(jobs)) if number not in results]
         todo = [jobs[number] for number in missing]
-        engine = _here(todo, threads, said) if ray is None else _with_ray(todo, ray, workers, threads)
-        for place, result, seconds in engine if todo else ():
+        done = _here(todo, threads, progress) if ray is None else _with_ray(todo, ray, workers, threads)
+        for place, result, seconds in done if todo else ():
             number = missing[place]
             if isinstance(result, str):
                 failed[number] = result
-                said(f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: failed: {result}")
+                progress(f"[{len(results) + len(failed)}/{len(jobs)}] {jobs[number].bag}: failed: {result}")
                 continue
             if number in files:
                 save_result(files[number], result)
@@ -115,18 +131,20 @@ def _row(result: Result, names: dict[int, str]) -> dict[str, Any]:
     return {**merge([result], names).summary, "messages": result.messages, "notes": list(result.notes)}
 
 
-def _attempt(job: Job, threads: int | None, said: Callable[[str], None] | None = None) -> tuple[Result | str, float]:
+def _attempt(
+    job: Job, threads: int | None, progress: Callable[[str], None] | None = None
+) -> tuple[Result | str, float]:
     """The result, or in one line why there is none: one bag must not end the evaluation of the others."""
     started = time.monotonic()
     try:
-        return run(job, threads=threads, said=said), time.monotonic() - started
+        return run(job, threads=threads, progress=progress), time.monotonic() - started
     except Exception as error:
         return one_line(error), time.monotonic() - started
 
 
-def _here(jobs: Sequence[Job], threads: int | None, said: Callable[[str], None]) -> Iterator[Done]:
+def _here(jobs: Sequence[Job], threads: int | None, progress: Callable[[str], None]) -> Iterator[Done]:
     for place, job in enumerate(jobs):
-        yield (place, *_attempt(job, threads, said))
+        yield (place, *_attempt(job, threads, progress))
 
 
 def _knock(address: str) -> None:
@@ -141,22 +159,33 @@ def _knock(address: str) -> None:
 
 
 def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: int | None) -> Iterator[Done]:
-    """Done jobs in the order in which they end. At most `workers` are under way; a job whose process dies is tried
-    twice, as the reason may have been a neighbour's hunger for memory.
+    """Evaluate bags side by side.
+
+    Args:
+        jobs: one or more.
+        address: "local", or HOST:PORT of a running cluster.
+        workers: how many jobs are under way at most; None: as many as there are processors for.
+        threads: of torch for each; None: the processors, shared out.
+
+    Yields:
+        Each job once it is done, in the order in which they end.
+
+    Raises:
+        UserError: Ray is missing, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray starts
     try:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray, which is not installed: python -m pip install ray") from None
-    if address != "local":
-        _knock(address)
-    cores = os.cpu_count() or 1
-    # Locally Ray gets the processors that the workers use, so that it starts no more processes than that.
     start: dict[str, Any] = {"address": address}
     if address == "local":
+        # Ray gets the processors that the workers use, so that it starts no more processes than that.
+        cores = os.cpu_count() or 1
         workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
-        start = {"address": "local", "num_cpus": max(cores, workers), "include_dashboard": False}
+        start |= {"num_cpus": max(cores, workers), "include_dashboard": False}
+    else:
+        _knock(address)
     try:  # whatever ends this, Ctrl-C while Ray starts among it, ends Ray's processes
         try:
             ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
@@ -165,24 +194,35 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
                 f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
             ) from None
         there = ray.cluster_resources()
-        workers = workers or max(1, int(there.get("CPU", 1)) // (threads or 1))
-        threads = threads or max(1, int(there.get("CPU", 1)) // workers)
+        cpus = int(there.get("CPU", 1))
+        workers = workers or max(1, cpus // (threads or 1))
+        threads = threads or max(1, cpus // workers)
         gpus = 0 if jobs[0].device == "cpu" else min(1.0, there.get("GPU", 0) / workers)
+        # A job whose process dies is tried twice: the reason may have been a neighbour's hunger for memory.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(_attempt)
-        todo = list(enumerate(jobs))[::-1]
-        under_way: dict[Any, int] = {}
-        while todo or under_way:
-            while todo and len(under_way) < workers:
-                place, job = todo.pop()
-                under_way[task.remote(job, threads)] = place
-            for ended in ray.wait(list(under_way))[0]:
-                place = under_way.pop(ended)
-                try:
-                    result, seconds = ray.get(ended)
-                except ray.exceptions.WorkerCrashedError:
-                    result, seconds = "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
-                except ray.exceptions.RayError as error:
-                    result, seconds = f"Ray: {first_line(error)}", 0.0
-                yield place, result, seconds
+        yield from _as_they_end(ray, jobs, lambda job: task.remote(job, threads), workers)
     finally:
         ray.shutdown()
+
+
+def _as_they_end(ray: Any, jobs: Sequence[Job], begin: Callable[[Job], Any], workers: int) -> Iterator[Done]:
+    """The jobs in the order in which they end, at most `workers` of them under way; `begin` hands one to Ray."""
+    todo = list(enumerate(jobs))[::-1]
+    under_way: dict[Any, int] = {}
+    while todo or under_way:
+        while todo and len(under_way) < workers:
+            place, job = todo.pop()
+            under_way[begin(job)] = place
+        for ended in ray.wait(list(under_way))[0]:
+            yield (under_way.pop(ended), *_of_ray(ray, ended))
+
+
+def _of_ray(ray: Any, ended: Any) -> tuple[Result | str, float]:
+    """What `_attempt` gave in another process, or in one line why there is nothing."""
+    try:
+        result, seconds = ray.get(ended)
+        return result, seconds
+    except ray.exceptions.WorkerCrashedError:
+        return "its process died twice, perhaps for want of memory: try fewer --workers", 0.0
+    except ray.exceptions.RayError as error:
+        return f"Ray: {first_line(error)}", 0.0

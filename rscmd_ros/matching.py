@@ -305,37 +305,48 @@ class Reusing(Matcher):
         return best if best is not None and abs(best.time - waiting.time) <= self.slop else None
 
     def _settle(self, until: dict[Stream, int]) -> list[Pair]:
-        """Pair the first so many frames of each stream, those done before left out."""
+        """Decide about the first so many frames of each stream: the pairs, oldest first."""
+        pairs = [
+            make_pair(visible, thermal) for visible, thermal in self._chosen(until) if self._take(visible, thermal)
+        ]
+        for stream in STREAMS:
+            self._let_go(stream, until[stream])
+        return pairs
+
+    def _chosen(self, until: dict[Stream, int]) -> list[tuple[Waiting, Waiting]]:
+        """Those frames with their nearest partners, as (visible, thermal), oldest first; frames settled before not."""
         chosen: list[tuple[Waiting, Waiting]] = []
         for stream in STREAMS:
+            settled = self._settled[stream]
             for waiting in self.window[stream][: until[stream]]:
-                settled = self._settled[stream]
                 if settled is not None and waiting.time <= settled:
                     continue
-                partner = self._nearest(waiting)
-                if partner is not None:
+                if (partner := self._nearest(waiting)) is not None:
                     chosen.append((waiting, partner) if stream == "visible" else (partner, waiting))
-        pairs = []
-        for visible, thermal in sorted(chosen, key=lambda two: (two[0].time, two[1].time)):
-            last_v, last_t = self._last["visible"], self._last["thermal"]
-            if last_v is not None and last_t is not None:
-                known = (visible.time, thermal.time) == (last_v, last_t)
-                if known or visible.time < last_v or thermal.time < last_t:
-                    continue
-            self._last = {"visible": visible.time, "thermal": thermal.time}
-            for waiting in (visible, thermal):
-                if not waiting.counted:
-                    waiting.counted = True
-                    self.ledger.count(waiting.stream, "paired")
-            pairs.append(make_pair(visible, thermal))
-        for stream in STREAMS:
-            done, rest = self.window[stream][: until[stream]], self.window[stream][until[stream] :]
-            for waiting in done:
-                self._settled[stream] = waiting.time
-                if not waiting.counted:
-                    self._count_unpaired(waiting)
-            self.window[stream] = [waiting for waiting in done if waiting.counted] + rest
-        return pairs
+        return sorted(chosen, key=lambda two: (two[0].time, two[1].time))
+
+    def _take(self, visible: Waiting, thermal: Waiting) -> bool:
+        """Make these two the last output and count them; False where output would stand still or go back."""
+        last_v, last_t = self._last["visible"], self._last["thermal"]
+        if last_v is not None and last_t is not None:
+            known = (visible.time, thermal.time) == (last_v, last_t)
+            if known or visible.time < last_v or thermal.time < last_t:
+                return False
+        self._last = {"visible": visible.time, "thermal": thermal.time}
+        for waiting in (visible, thermal):
+            if not waiting.counted:
+                waiting.counted = True
+                self.ledger.count(waiting.stream, "paired")
+        return True
+
+    def _let_go(self, stream: Stream, until: int) -> None:
+        """Note that the first so many frames of a stream are settled; those that found no partner leave the window."""
+        done, rest = self.window[stream][:until], self.window[stream][until:]
+        for waiting in done:
+            self._settled[stream] = waiting.time
+            if not waiting.counted:
+                self._count_unpaired(waiting)
+        self.window[stream] = [waiting for waiting in done if waiting.counted] + rest
 
     def _drop_used(self) -> None:
         """Keep of the settled frames only the newest that may still be the nearest of a frame to come."""

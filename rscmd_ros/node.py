@@ -16,14 +16,9 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, ROSClock
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_policy_name_from_kind
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from rscmd_model.errors import UserError, as_line, one_line
@@ -33,20 +28,12 @@ from rscmd_ros.conversions import ConversionError
 from rscmd_ros.detection import PairDetector, load_predictor
 from rscmd_ros.diagnostics import JOB_KINDS, Tally, diagnostic_array
 from rscmd_ros.fallback import Fallback
+from rscmd_ros.frames import STREAMS, Frame, Pair, Stream
 from rscmd_ros.guard import refuse_impossible_transitions
+from rscmd_ros.inputs import Inputs, image_names, overrides_of
 from rscmd_ros.intake import Intake
 from rscmd_ros.log import clean_logger
-from rscmd_ros.outputs import (
-    LATCHED,
-    OVERRIDABLE,
-    Outputs,
-    follow_overrides,
-    image_names,
-    image_qos,
-    info_name,
-    overrides_of,
-)
-from rscmd_ros.pairing import STREAMS, Frame, Pair, Stream
+from rscmd_ros.outputs import ModeTopic, Outputs
 from rscmd_ros.parameters import Settings
 from rscmd_ros.unused_parameters import unused
 from rscmd_ros.worker import StoppedError, Worker, run_unless
@@ -59,9 +46,13 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 
 
 class DetectorNode(LifecycleNode):
-    """See the module. `stopping` is set from outside when the process is to end, and cuts loading short.
+    """The detector as a lifecycle node; see the module.
 
-    Raises rclpy's parameter exceptions when the values it was started with are refused.
+    Args:
+        stopping: set from outside when the process is to end; it cuts loading short.
+
+    Raises:
+        ParameterException: rclpy's own, when the values that the node was started with are refused.
     """
 
     def __init__(self, stopping: threading.Event | None = None) -> None:
@@ -78,14 +69,11 @@ class DetectorNode(LifecycleNode):
         self._intake: Intake | None = None
         self._worker: Worker[Pair | Frame] | None = None
         self._outputs: Outputs | None = None
-        self._images: dict[Stream, Subscription] = {}
-        self._infos: list[Subscription] = []
+        self._inputs = Inputs(self._receive, self._take_info, self._note_mismatch)
         self._tally = Tally()
         self._condition = Condition()
 
-        self._mode = ""
-        self._modes = self.create_publisher(String, "mode", LATCHED)
-        self._tell_mode("none")
+        self._mode = ModeTopic(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(SetBool, "~/enable", self._enable)
         refuse_impossible_transitions(self)
@@ -186,7 +174,7 @@ class DetectorNode(LifecycleNode):
         return self._transition("shut down", self._deactivate, self._clean_up, partial(super().on_shutdown, state))
 
     def _transition(self, name: str, *steps: Callable[[], TransitionCallbackReturn | None]) -> TransitionCallbackReturn:
-        """Run the steps of a transition; what goes wrong is told here, because rclpy swallows it."""
+        """Run the steps of a transition. What goes wrong is logged here, because rclpy says nothing of it."""
         try:
             for step in steps:
                 if step() not in (None, SUCCESS):
@@ -218,10 +206,23 @@ class DetectorNode(LifecycleNode):
             f"{'registered' if predictor.registration else 'taken as aligned'}, on {predictor.device}, "
             f"in {time.monotonic() - started:.1f} s{'; ' if predictor.trial else ''}{predictor.trial}"
         )
-        self._intake = Intake(self._settings, self._tally, self._submit, self._follow_mode)
         self._outputs = outputs = Outputs(self)
         self._detector = PairDetector(
-            predictor, outputs.detections, self.get_logger(), self._settings, self._stopping, outputs.overlay
+            predictor,
+            outputs.detections,
+            self.get_logger(),
+            self._settings,
+            self._stopping,
+            outputs.overlay,
+            self._mode.read,
+        )
+        self._intake = Intake(
+            self._settings,
+            self._tally,
+            self._detector.rig,
+            submit=self._submit,
+            hold=self._hold,
+            tell=self._follow_mode,
         )
         self._describe()
 
@@ -234,8 +235,7 @@ class DetectorNode(LifecycleNode):
         self._intake.start(self._detector.predictor.modalities, self._now())
         self._condition.restart()
         try:
-            for stream in STREAMS:
-                self._subscribe(stream)
+            self._inputs.open(self, self._detector.rig, self._settings)
         except Exception:  # a QoS override that means nothing
             self._deactivate()
             raise
@@ -245,10 +245,8 @@ class DetectorNode(LifecycleNode):
 
     def _deactivate(self) -> None:
         self._deadline_timer.cancel()
-        for subscription in (*self._images.values(), *self._infos):
-            self.destroy_subscription(subscription)
-        self._images, self._infos = {}, []
-        self._tell_mode("none")
+        self._inputs.close(self)
+        self._mode.tell("none")
         if self._worker is not None:
             ending = self._stopping.is_set()
             done = self._worker.stop(_WAIT_FOR_INFERENCE_AT_END if ending else _WAIT_FOR_INFERENCE)
@@ -276,34 +274,14 @@ class DetectorNode(LifecycleNode):
     # Images in
 
     def _now(self) -> int:
-        """The clock of deadlines: steady, or a bag's own time, in which a slowed replay pairs as a live camera does."""
+        """The time in ns by which deadlines are counted.
+
+        It is that of the steady clock. With use_sim_time it is the time of the bag, so that a bag played slowly is
+        paired as the cameras were.
+        """
         clock = self.get_clock()
         in_bag_time = isinstance(clock, ROSClock) and clock.ros_time_is_active
         return int(clock.now().nanoseconds) if in_bag_time else time.monotonic_ns()
-
-    def _subscribe(self, stream: Stream) -> None:
-        assert self._detector is not None
-        camera = self._detector.rig.cameras[stream]
-        names = image_names(self, stream, camera.transport)
-        follow_overrides(self, names)
-        qos = image_qos(getattr(self._settings, f"{stream}_reliability"), self._settings.queue_size)
-
-        def mismatch(event: Any) -> None:
-            self._condition.mismatched[stream] = qos_policy_name_from_kind(event.last_policy_kind)
-
-        self._images[stream] = self.create_subscription(
-            Image if camera.transport == "raw" else CompressedImage,
-            names[0],
-            partial(self._receive, stream),
-            qos,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-        )
-        if camera.calibrated:
-            latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-            take = partial(self._take_info, stream)
-            camera.info_topic = info_name(self, stream)
-            self._infos.append(self.create_subscription(CameraInfo, camera.info_topic, take, latest))
 
     def _take_info(self, stream: Stream, msg: CameraInfo) -> None:
         if self._detector is None:
@@ -314,14 +292,15 @@ class DetectorNode(LifecycleNode):
             self._condition.refuse(stream, error)
 
     def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
-        intake, detector = self._intake, self._detector
-        if intake is None or intake.fallback is None or detector is None:
+        if self._intake is None or self._intake.fallback is None:
             return  # unsubscribed, and this one was already on its way
         try:
-            if intake.receive(detector, stream, msg, self._now()) and self._wanted():
-                detector.hold()
+            self._intake.receive(stream, msg, self._now())
         except ConversionError as error:
             self._condition.refuse(stream, error, f"{self._topic(stream)}: ")
+
+    def _note_mismatch(self, stream: Stream, policy: str) -> None:
+        self._condition.mismatched[stream] = policy
 
     def _poll(self) -> None:
         if self._intake is not None:
@@ -331,15 +310,19 @@ class DetectorNode(LifecycleNode):
         assert self._detector is not None
         full = self._detector.predictor.config.answers[0]  # for a model of one camera its own
         mode = full if fallback.mode == "fused" else fallback.mode
-        if mode != self._mode:
-            said = self._condition.mode_change(mode, fallback, self._now(), self._topic)
-            self.get_logger().info(said)
-            self._tell_mode(mode)
+        if mode != self._mode.current:
+            self.get_logger().info(self._condition.mode_change(mode, fallback, self._now(), self._topic))
+            self._mode.tell(mode)
 
     def _wanted(self) -> bool:
         """Whether an answer is to be made at all."""
         watched = self._outputs is not None and self._outputs.watched
         return self._settings.enable and (watched or not self._settings.lazy)
+
+    def _hold(self) -> None:
+        """Repeat the last answer."""
+        if self._detector is not None and self._wanted():
+            self._detector.hold()
 
     def _submit(self, job: Pair | Frame) -> None:
         if self._worker is None:
@@ -351,15 +334,7 @@ class DetectorNode(LifecycleNode):
     # Telling
 
     def _topic(self, stream: Stream) -> str:
-        subscription = self._images.get(stream)
-        return str(subscription.topic_name) if subscription else self.resolve_topic_name(f"{stream}/image")
-
-    def _tell_mode(self, mode: str) -> None:
-        if self._detector is not None:
-            self._detector.mode = mode
-        if mode != self._mode:
-            self._mode = mode
-            self._modes.publish(String(data=mode))
+        return self._inputs.topic(self, stream)
 
     def _report_when_due(self) -> None:
         if time.monotonic() - self._reported_at > 1.0:
@@ -381,11 +356,11 @@ class DetectorNode(LifecycleNode):
         facts = Facts(
             node=self,
             state=self.state,
-            mode=self._mode,
+            mode=self._mode.current,
             settings=self._settings,
             now=self._now(),
             topics={stream: self._topic(stream) for stream in STREAMS},
-            subscribed={stream: known.qos_profile.reliability for stream, known in self._images.items()},
+            subscribed=self._inputs.reliabilities(),
             tally=self._tally,
             watched=self._outputs is not None and self._outputs.watched,
             detector=self._detector,

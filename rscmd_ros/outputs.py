@@ -1,4 +1,4 @@
-"""The topics of the detector: what it asks of the cameras', and those on which it answers and tells its classes."""
+"""The topics on which the detector answers, and tells its classes and its mode."""
 
 from __future__ import annotations
 
@@ -7,63 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
-from rclpy.parameter import Parameter
-from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSPolicyKind, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
+from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass, VisionInfo
-
-from rscmd_ros.camera import image_topic, info_topic
 
 if TYPE_CHECKING:
     from rscmd_model.inference import Predictor
-
-_LEAST_QUEUE_OF_MIDDLEWARE = 10
-
-OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
-"""What parameters qos_overrides.TOPIC.subscription.POLICY can change of the image subscriptions."""
-
-_OVERRIDE = "qos_overrides.{}.subscription.{}"
 
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """The last message is kept for whoever subscribes later (if transient_local as well)."""
 
 
-def image_qos(reliability: str, queue_size: int) -> QoSProfile:
-    """What is asked of an image topic: reliability best_effort or reliable, and so many messages kept."""
-    return QoSProfile(
-        history=QoSHistoryPolicy.KEEP_LAST,
-        depth=max(_LEAST_QUEUE_OF_MIDDLEWARE, queue_size),
-        reliability=QoSReliabilityPolicy.RELIABLE if reliability == "reliable" else QoSReliabilityPolicy.BEST_EFFORT,
-    )
+class ModeTopic:
+    """Topic `mode`: what answers at the moment. Holds no node.
 
+    Args:
+        node: makes the publisher, which lives as long as the node.
 
-def overrides_of(topics: Sequence[str]) -> list[str]:
-    """The names of the parameters that override the QoS of these image topics."""
-    return [_OVERRIDE.format(topic, policy.name.lower()) for topic in topics for policy in OVERRIDABLE]
-
-
-def image_names(node: Node, stream: str, transport: str) -> list[str]:
-    """The full names of a stream's image topic: that in force, and those that users know it by.
-
-    These are the name without its transport's suffix, and both as they are without remapping, as in the README.
+    Attributes:
+        current: the mode that was published last.
     """
-    base, plain = (node.resolve_topic_name(f"{stream}/image", only_expand=only) for only in (False, True))
-    in_force = node.resolve_topic_name(image_topic(base, transport))
-    return list(dict.fromkeys((in_force, image_topic(plain, transport), base, plain)))
 
+    def __init__(self, node: Node) -> None:
+        self._publisher = node.create_publisher(String, "mode", LATCHED)
+        self.current = ""
+        self.tell("none")
 
-def info_name(node: Node, stream: str) -> str:
-    """The full name of a stream's camera_info: the sibling of its image topic, unless it is remapped by itself."""
-    own, plain = (node.resolve_topic_name(f"{stream}/camera_info", only_expand=only) for only in (False, True))
-    return own if own != plain else node.resolve_topic_name(info_topic(node.resolve_topic_name(f"{stream}/image")))
+    def tell(self, mode: str) -> None:
+        """Publish a mode, unless it is the current one."""
+        if mode != self.current:
+            self.current = mode
+            self._publisher.publish(String(data=mode))
 
-
-def follow_overrides(node: Node, names: Sequence[str]) -> None:
-    """Let QoS overrides by any of these names count for the first, which is the only one that rclpy looks at."""
-    given = node._parameter_overrides
-    for in_force, *others in zip(*(overrides_of([name]) for name in names)):
-        if in_force not in given and (other := next((name for name in others if name in given), None)):
-            given[in_force] = Parameter(in_force, value=given[other].value)
+    def read(self) -> str:
+        """The current mode, for whoever keeps this method."""
+        return self.current
 
 
 class Outputs:
@@ -91,11 +70,13 @@ class Outputs:
         return bool(self.detections.get_subscription_count() or self.overlay.get_subscription_count())
 
     def describe(self, stamp: Any, predictor: Predictor, wanted: Sequence[str], threshold: float) -> None:
-        """Publish what the model is and which classes come out, as of now.
+        """Publish what the model is and which classes come out.
 
-        stamp      builtin_interfaces/Time
-        wanted     names of the classes that are published; none means all
-        threshold  lowest score that is published
+        Args:
+            stamp: builtin_interfaces/Time of now.
+            predictor: of the model.
+            wanted: names of the classes that are published; none means all.
+            threshold: lowest score that is published, 0 to 1.
         """
         config = predictor.config
         method = f"two-stream YOLOv8{config.scale}, {config.title}; {', '.join(config.answers)}"

@@ -41,16 +41,20 @@ DEFAULT_CAPACITY = 30
 class NearestPairer(Pairer):
     """Policy `nearest`: see the module's docstring for the rule.
 
-    slop            largest |dt| of a pair in ns; equal to it is still a pair
-    thermal_offset  ns by which thermal stamps are late, negative where visible ones are; subtracted before comparison.
-                    One number serves both streams: nothing here depends on more than the difference
-    deadline        a frame that has had a possible partner for so long is paired with the best partner known by then;
-                    None waits until no frame still to come could be nearer
-    reuse           every frame is paired with its nearest partner, so one slow frame serves several fast ones
-    capacity        frames kept waiting per stream; the oldest gives way
-    anticipate      count on a stream's next frame not coming sooner than 3/4 of the smallest of its last 16 gaps.
-                    Without it a pair whose earlier frame is of a slow stream waits for that stream's next frame (111 ms
-                    at 9 Hz) for no other reason than that one might come. False trusts nothing but what has arrived.
+    Args:
+        slop: largest |dt| of a pair, ns, 0 or more; equal to it is still a pair.
+        thermal_offset: how late thermal stamps are, ns, negative where visible ones are; subtracted before comparison.
+            One number serves both streams: nothing here depends on more than the difference.
+        deadline: a frame that has had a possible partner for so long (ns) is paired with the best partner known by
+            then; None waits until no frame still to come could be nearer.
+        reuse: pair every frame with its nearest partner, so that one slow frame serves several fast ones.
+        capacity: frames kept waiting per stream, 1 or more; the oldest gives way.
+        anticipate: count on a stream's next frame not coming sooner than 3/4 of the smallest of its last 16 gaps.
+            Without it a pair whose earlier frame is of a slow stream waits for that stream's next frame (111 ms at
+            9 Hz), only because one might come. False trusts nothing but what has arrived.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class NearestPairer(Pairer):
         self._matching.ledger = self.ledger
 
     def add(self, stream: Stream, stamp: int, payload: Any, now: int) -> list[Pair]:
-        """Take in a frame and return the pairs that this decides, oldest first. See `Pairer.add`."""
+        """Take in a frame; see `Pairer.add`."""
         self.ledger.received(stream)
         if stamp <= 0:
             self.ledger.count(stream, "invalid")
@@ -111,12 +115,18 @@ def make_pairer(
     reuse: bool = False,
     capacity: int = DEFAULT_CAPACITY,
 ) -> Pairer:
-    """Build the pairer of a policy; arguments as for `NearestPairer`.
+    """Make the pairer of a policy.
 
     `approximate` and `exact` hand over to message_filters, which is imported only here and needs ROS. They know neither
     `deadline` nor `reuse`.
 
-    Raises ValueError when the policy is unknown or cannot do what is asked.
+    Args:
+        policy: one of `POLICIES`.
+        slop, thermal_offset, deadline, reuse, capacity: as for `NearestPairer`.
+
+    Raises:
+        ValueError: the policy is unknown or cannot do what is asked.
+        ImportError: message_filters are needed and missing.
     """
     if policy == "nearest":
         return NearestPairer(slop, thermal_offset=thermal_offset, deadline=deadline, reuse=reuse, capacity=capacity)

@@ -6,11 +6,13 @@ python -m rscmd_ros.parameter_pages --markdown > docs/parameters.md
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+from rscmd_model.errors import run_cli
 from rscmd_ros.parameters import TABLE, descriptor_of
 from rscmd_ros.unused_parameters import reaches
 
@@ -79,7 +81,8 @@ def to_markdown() -> str:
         "|---|---|---|",
         *(f"| `{name}:` | {' | '.join(reached(name, node) for node in _NODES)} |" for name in _SECTIONS),
         "",
-        "The node warns of a file that has no section for it, and names the sections that it has.",
+        "The node warns of a file that has no section for it, and names the sections that it has; and of a parameter",
+        "that stands twice in a section, of which the last value counts.",
         "",
         "QoS of the image topics is overridden by `qos_overrides.TOPIC.subscription.POLICY`, POLICY one of `history`,",
         "`depth`, `reliability` and `durability`, read at the first activation. TOPIC is the full name,",
@@ -102,5 +105,18 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; see the module's docstring."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m rscmd_ros.parameter_pages",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--markdown", action="store_true", help="write the page, and not the file")
+    print(to_markdown() if parser.parse_args(argv).markdown else to_yaml(), end="")
+
+
 if __name__ == "__main__":
-    print(to_markdown() if sys.argv[1:] == ["--markdown"] else to_yaml(), end="")
+    run_cli(main)

@@ -38,7 +38,16 @@ def _parameter(
     live: bool = False,
     read_only: bool = False,
 ) -> Any:
-    """A row of the table. `live`: takes effect at once, in every state; the others are read at configure."""
+    """A row of the table.
+
+    Args:
+        default: its type is that of the parameter.
+        text: what it means.
+        low, high: the range of a number; None: there is none.
+        choices: the words that are taken; none: every text.
+        live: takes effect at once, in every state; the others are read at configure.
+        read_only: set at start only.
+    """
     about = {"text": text, "low": low, "high": high, "choices": choices, "live": live, "read_only": read_only}
     return field(default=default, metadata=about)
 
@@ -219,7 +228,11 @@ TABLE: Mapping[str, Field[Any]] = {row.name: row for row in fields(Settings)}
 
 
 def problem_with(values: Mapping[str, Any]) -> str | None:
-    """What is wrong with a complete set of values, in one sentence that names the parameter; None when nothing is."""
+    """What is wrong with a complete set of values.
+
+    Returns:
+        One sentence that names the parameter; None when nothing is wrong.
+    """
     for name, row in TABLE.items():
         value, about = values[name], row.metadata
         if not _is_like(value, row.default):
@@ -288,7 +301,16 @@ def _as_yaml(value: Any) -> str:
 
 
 def problem_with_change(current: Mapping[str, Any], changes: Mapping[str, Any], configured: bool) -> str | None:
-    """Why a change, all of it together, has to be refused; None when it can be made."""
+    """Why a change, all of it together, has to be refused.
+
+    Args:
+        current: the values of all parameters, by name.
+        changes: the new values of some.
+        configured: whether the node is configured, so that only live parameters can be changed.
+
+    Returns:
+        One sentence; None when the change can be made.
+    """
     if configured:
         fixed = [n for n in changes if not TABLE[n].metadata["live"] and as_row(n, changes[n]) != as_row(n, current[n])]
         if fixed:
@@ -323,7 +345,9 @@ def declare(node: Node) -> None:
 
     Integers are taken for doubles too, now and later, and `[]` for an empty list of whatever kind.
 
-    Raises rclpy's InvalidParameterTypeException or InvalidParameterValueException for a value that is refused.
+    Raises:
+        InvalidParameterTypeException: rclpy's own, for a value of another type.
+        InvalidParameterValueException: rclpy's own, for a value that is out of range.
     """
     from rclpy.exceptions import InvalidParameterTypeException
     from rclpy.parameter import Parameter

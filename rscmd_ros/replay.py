@@ -16,33 +16,16 @@ from typing import Any
 
 from rscmd_model.errors import UserError
 from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_pairs import MS, BagPair, Pairing, PairingOptions, pair_up
-from rscmd_ros.bag_score import Answer
+from rscmd_ros.bag_pairs import pair_up
 from rscmd_ros.bags import Bag
 from rscmd_ros.camera import image_topic
-from rscmd_ros.conversions import msg_to_detections, stamp_ns
-from rscmd_ros.pairing import COUNTERS
+from rscmd_ros.frames import STREAMS
+from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.replay_account import LiveRun, account
 from rscmd_ros.transport import use_large_messages
 
-STREAMS = ("visible", "thermal")
 SETTLE = 10.0  # s; how long the last answers and counts are waited for
 QUIET = 2.5  # s without news after which the node is taken to be done; its diagnostics come every second
-
-
-@dataclass(frozen=True)
-class LiveRun:
-    """What came of a replay: as the offline path has it, with the node's own ledger and pairing options.
-
-    ledger: with `pending`, frames that still waited at the end. extra: what goes into the summary beside it.
-    """
-
-    pairing: Pairing
-    answers: dict[int, Answer]
-    options: PairingOptions
-    ledger: dict[str, dict[str, int]]
-    pairs: int
-    extra: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -65,12 +48,23 @@ def replay(
     rate: float = 1.0,
     wait: float = 20.0,
     ros_args: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda line: None,
 ) -> LiveRun:
-    """Play the bag once. options: used where the node does not tell its own. names: classes of the node's model.
+    """Play the bag once.
 
-    contract: thermal contract of that model. rate: speed of play, 1 is as recorded. wait: seconds for the node to be
-    there. Raises UserError when no node answers, when something else publishes on its topics, or when its detections
-    are of other classes.
+    Args:
+        bag: an open one.
+        topics: {"visible": ..., "thermal": ...}, in the bag.
+        options: of pairing, used where the node does not tell its own.
+        names: classes of the node's model.
+        contract: thermal contract of that model.
+        rate: speed of play; 1 is as recorded.
+        wait: how long to wait for the node to be there, s.
+        ros_args: remappings, after --ros-args.
+        progress: called every two seconds with a line that tells how far it is.
+
+    Raises:
+        UserError: no node answers, something else publishes on its topics, or its detections are of other classes.
     """
     use_large_messages()
     with _ros(ros_args) as (node, stopped):
@@ -79,11 +73,11 @@ def replay(
         told = {name: link.parameter(name) for name in ("confidence_threshold", "registration")}
         pairing = pair_up(bag, dict(topics), options, contract)
         before = link.counts()
-        sent = _play(bag, topics, link, rate)
+        sent = _play(bag, topics, link, rate, progress)
         after = link.settle(before, {stream: len(stamps) for stream, stamps in sent.items()})
         with link.heard.lock:
             arrived = list(link.heard.detections)
-    return _account(pairing, options, names, sent, arrived, before, after, told)
+    return account(pairing, options, names, sent, arrived, before, after, told)
 
 
 @contextmanager
@@ -131,7 +125,7 @@ class _Link:
         self._wait = wait
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         time.sleep(0.5)  # discovery of publishers that were there before
-        self.publishers = {}
+        self.publishers: dict[str, Any] = {}
         for stream in STREAMS:
             topic = image_topic(node.resolve_topic_name(f"{stream}/image"), transports[stream])
             kind = Image if transports[stream] == "raw" else CompressedImage
@@ -279,8 +273,14 @@ class _Link:
         return self.counts()
 
 
-def _play(bag: Bag, topics: Mapping[str, str], link: _Link, rate: float) -> dict[str, list[float]]:
-    """Send every image at its recorded time; returns the moments of sending, in the order of the topic's messages."""
+def _play(
+    bag: Bag, topics: Mapping[str, str], link: _Link, rate: float, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Send every image at its recorded time.
+
+    Returns:
+        By stream, the moments of sending in the order of the topic's messages, s of the steady clock.
+    """
     stream_of = {topic: stream for stream, topic in topics.items()}
     sent: dict[str, list[float]] = {stream: [] for stream in STREAMS}
     total = sum(bag.count(topic) for topic in topics.values())
@@ -300,88 +300,6 @@ def _play(bag: Bag, topics: Mapping[str, str], link: _Link, rate: float) -> dict
         if time.monotonic() - said > 2 or done == total:
             said = time.monotonic()
             with link.heard.lock:
-                print(f"sent {done} of {total} images, {len(link.heard.detections)} answers so far", flush=True)
+                answers = len(link.heard.detections)
+            progress(f"sent {done} of {total} images, {answers} answers so far")
     return sent
-
-
-def _account(
-    pairing: Pairing,
-    options: PairingOptions,
-    names: Mapping[int, str],
-    sent: Mapping[str, list[float]],
-    arrived: list[tuple[float, Any]],
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    told: Mapping[str, Any],
-) -> LiveRun:
-    grown = {key: after[key] - before.get(key, 0) for key in after}
-    ledger: dict[str, dict[str, int]] = {
-        stream: {name: grown.get(f"{stream}.{name}", 0) for name in COUNTERS} for stream in STREAMS
-    }
-    received = {stream: grown.get(f"{stream}.received", 0) for stream in STREAMS}
-    numbers = {stream: len(times) for stream, times in sent.items()}
-    lost = {stream: numbers[stream] - received[stream] for stream in STREAMS}
-    pending = {stream: after.get(f"{stream}.pending", 0) for stream in STREAMS}
-    earlier = {stream: before.get(f"{stream}.pending", 0) for stream in STREAMS}
-    pairs = grown.get("pairs", 0)
-
-    partner: dict[int, BagPair] = {}
-    for pair in pairing.pairs:
-        if pair.visible not in partner or abs(pair.dt) < abs(partner[pair.visible].dt):
-            partner[pair.visible] = pair
-    answers: dict[int, Answer] = {}
-    strangers = 0
-    for moment, message in arrived:
-        stamp = stamp_ns(message.header)
-        where = pairing.places["visible"].get(stamp)
-        if where is None:
-            strangers += 1
-            continue
-        pair_or_none = partner.get(stamp) or _nearest(pairing, stamp, where, options)
-        later = sent["visible"][where]
-        dt = 0
-        if pair_or_none is not None:
-            later, dt = max(later, sent["thermal"][pair_or_none.thermal_index]), pair_or_none.dt
-        answers[stamp] = Answer(msg_to_detections(message, dict(names)), dt, round((moment - later) * 1e9))
-
-    notes = []
-    for stream in STREAMS:
-        if lost[stream] > 0:
-            notes.append(
-                f"Lost on the way to the node: {lost[stream]} of {numbers[stream]} {stream} images. Large images need "
-                "the transport profile config/fastdds.xml on the sending side, which is the camera driver's in use."
-            )
-        if lost[stream] < 0:
-            notes.append(f"The node received {stream} images that were not of this bag: {-lost[stream]}.")
-        if earlier[stream]:
-            notes.append(f"Counted too: {stream} frames that waited in the node before the replay, {earlier[stream]}.")
-        if sum(ledger[stream].values()) + pending[stream] != received[stream] + earlier[stream]:
-            notes.append(f"The node's {stream} counters do not add up to the {received[stream]} frames it received.")
-        ledger[stream]["pending"] = pending[stream]
-    replaced, failed = grown.get("pairs_replaced", 0), grown.get("pairs_failed", 0)
-    if replaced:
-        notes.append(f"Inference did not keep up: {replaced} of {pairs} pairs gave way to newer ones.")
-    if failed:
-        notes.append(f"Inference failed on {failed} of {pairs} pairs; the node's log says why.")
-    if len(arrived) < grown.get("pairs_inferred", 0):
-        notes.append(f"Lost on the way back: {grown['pairs_inferred'] - len(arrived)} answers of the node.")
-    if strangers:
-        notes.append(f"Left out: {strangers} answers whose stamp is not in this bag.")
-    extra = {
-        "sent": numbers,
-        "received": received,
-        "lost": lost,
-        "pairs_answered": len(answers),
-        "pairs_replaced": replaced,
-        **told,
-    }
-    return LiveRun(pairing, answers, options, ledger, pairs, extra, notes)
-
-
-def _nearest(pairing: Pairing, stamp: int, where: int, options: PairingOptions) -> BagPair | None:
-    """The likely pair of an answered frame that the direct pairing leaves alone; losses on the way make such pairs."""
-    offset = round(options.thermal_offset_ms * MS)
-    if not pairing.places["thermal"]:
-        return None
-    thermal = min(pairing.places["thermal"], key=lambda other: abs(other - offset - stamp))
-    return BagPair(where, pairing.places["thermal"][thermal], stamp, thermal, thermal - offset - stamp, 0)

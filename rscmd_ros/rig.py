@@ -19,24 +19,23 @@ from rscmd_model.errors import UserError
 from rscmd_model.extrinsics import registration_at_depth
 from rscmd_model.lens import Lens
 from rscmd_model.registration import Registration, corners, map_points, scaling
-from rscmd_model.thermal import ThermalContract
 from rscmd_ros.camera import Camera
-from rscmd_ros.conversions import ConversionError, Limits
-from rscmd_ros.pairing import STREAMS, Stream
-from rscmd_ros.parameters import Settings
+from rscmd_ros.conversions import ConversionError, check_header
+from rscmd_ros.frames import Stream
 
 _STEPS = 8
 """Points on each side of a box that a lens bends."""
 
 
 class Rig:
-    """See the module.
+    """Two cameras and how they stand; see the module.
 
-    cameras  by stream
-    pose     (x, y, z, qx, qy, qz, qw) of the thermal camera in the visible optical frame, m
-    depth    what is at this distance from the visible camera (m) is brought into register, by both camera_infos; 0
-             leaves the registration that the predictor has
-    frame    the camera in whose pixels, as published, boxes are given
+    Args:
+        cameras: by stream.
+        pose: (x, y, z, qx, qy, qz, qw) of the thermal camera in the visible optical frame, m.
+        depth: what is at this distance from the visible camera, m, is brought into register, by both camera_infos; 0
+            leaves the registration that the predictor has.
+        frame: the camera in whose pixels, as published, boxes are given.
     """
 
     def __init__(
@@ -49,16 +48,28 @@ class Rig:
         """The registration of these lenses, or why there is none."""
 
     def check(self, msg: Any, stream: Stream) -> None:
-        """Make sure that an image can be used, with what is known of both cameras, without decoding it.
+        """Make sure that an image can be paired, decoded and answered, with what is known of both cameras.
+
+        Its picture is not decoded.
+
+        Args:
+            msg: a sensor_msgs/Image or CompressedImage.
+            stream: the camera that it is from.
 
         Raises:
-            ConversionError: see `Camera.check`; or the two camera_infos and the extrinsics make no registration.
+            ConversionError: see `Camera.check` and `check_header`; or the two camera_infos and the extrinsics make no
+                registration.
         """
         self.cameras[stream].check(msg)
         self._check_registration()
+        check_header(msg.header, stream)
 
     def info(self, msg: Any, stream: Stream) -> None:
-        """Take a sensor_msgs/CameraInfo.
+        """Take in what a camera says of itself.
+
+        Args:
+            msg: a sensor_msgs/CameraInfo.
+            stream: the camera that it is from.
 
         Raises:
             ConversionError: see `Camera.info`; or with that of the other camera and the extrinsics it makes no
@@ -101,7 +112,8 @@ class Rig:
 
         Args:
             found: boxes in the pixels of the visible image that the predictor was given.
-            visible_size, thermal_size: (width, height) of the two images; that of the camera asked for is needed.
+            visible_size: (width, height) of the visible image.
+            thermal_size: (width, height) of the thermal image; None only where its pixels are not asked for.
             registration: the one that the predictor used.
             frame: the camera; None for the rig's own `frame`.
 
@@ -144,25 +156,6 @@ class Rig:
     def _check_registration(self) -> None:
         if all(camera.lens is not None for camera in self.cameras.values()):
             self.registration(None)
-
-
-def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:
-    """The rig that the node's parameters describe; `contract` is that of the model."""
-    limits = Limits(settings.max_image_megapixels * 1e6, settings.max_decoded_megabytes * 1e6)
-    depth = settings.registration_depth_m
-    cameras: dict[Stream, Camera] = {
-        stream: Camera(
-            stream,
-            transport=getattr(settings, f"{stream}_transport"),
-            rectify=getattr(settings, f"{stream}_rectify"),
-            calibrated=depth > 0,
-            limits=limits,
-            contract=contract if stream == "thermal" else None,
-        )
-        for stream in STREAMS
-    }
-    frame: Stream = "thermal" if settings.output_frame == "thermal" else "visible"
-    return Rig(cameras, pose=settings.extrinsics, depth=depth, frame=frame)
 
 
 def _seen_by_thermal(

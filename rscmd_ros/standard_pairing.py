@@ -1,4 +1,4 @@
-"""Policies `approximate` and `exact`: the standard message_filters classes, behind the face and ledger of `pairing`.
+"""Policies `approximate` and `exact`: the standard message_filters classes as pairers with a ledger.
 
 The classes decide alone, as they do in any other node: `approximate` pairs greedily with whatever lies within the slop
 (less than it: a difference equal to the slop is refused, so slop 0 never pairs) when a message arrives, and its output
@@ -36,10 +36,11 @@ class _Carrier:
 class StandardPairer(Pairer):
     """A message_filters synchronizer as a pairer.
 
-    policy          "approximate" (ApproximateTimeSynchronizer) or "exact" (TimeSynchronizer; `slop` is then 0)
-    slop            ns, see the module's docstring
-    thermal_offset  ns by which thermal stamps are late; taken off before message_filters sees them
-    capacity        its queue_size
+    Args:
+        policy: "approximate" (ApproximateTimeSynchronizer) or "exact" (TimeSynchronizer; `slop` is then 0).
+        slop: ns, see the module's docstring.
+        thermal_offset: how late thermal stamps are, ns; taken off before message_filters sees them.
+        capacity: its queue_size.
     """
 
     def __init__(self, policy: str, *, slop: int, thermal_offset: int, capacity: int) -> None:

@@ -1,19 +1,16 @@
-"""Identities of objects from frame to frame: ByteTrack (arXiv 2110.06864), as ultralytics has it.
-
-Ultralytics solves its assignments with the package `lap` and, where that is missing, would have pip install it in the
-middle of a run. It also brings an assignment solver of its own; that one serves here, so nothing is ever installed.
-"""
+"""Identities of objects from frame to frame: ByteTrack (arXiv 2110.06864), as ultralytics has it."""
 
 from __future__ import annotations
 
-import importlib.util
+import shlex
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from rscmd_model.detections import Detections
+from rscmd_model.errors import UserError
 
 TRACKERS = ("none", "bytetrack")
 LOW_SCORE = 0.1
@@ -24,38 +21,20 @@ MOST_TRACKED = 1000
 """The work of a frame grows with the square of their number."""
 
 
-def lapjv(cost: np.ndarray, extend_cost: bool = True, cost_limit: float = np.inf) -> tuple[float, Any, Any]:
-    """What `lap.lapjv` computes for a (N, M) matrix: the assignment of least cost in which no pair costs the limit.
-
-    Leaving a row and a column unmatched costs as much as the limit, so a pair is worth its cost minus the limit or
-    nothing.
-
-    Returns:
-        the cost, for each row its column or -1, for each column its row or -1.
-    """
-    from ultralytics.utils.ops import linear_sum_assignment
-
-    rows, columns = np.full(cost.shape[0], -1), np.full(cost.shape[1], -1)
-    limit = min(cost_limit, float(cost.max()) + 1 if cost.size else 0.0)
-    for row, column in zip(*linear_sum_assignment(np.minimum(cost - limit, 0))):
-        if cost[row, column] < limit:
-            rows[row], columns[column] = column, row
-    matched = rows >= 0
-    return float(cost[matched, rows[matched]].sum()), rows, columns
-
-
 def _byte_tracker() -> Any:
-    """Ultralytics' BYTETracker, imported without a download."""
-    missing = "lap" not in sys.modules and importlib.util.find_spec("lap") is None
-    if missing:
-        stand_in = ModuleType("lap")
-        stand_in.__dict__.update(lapjv=lapjv, __version__="0.5.12")
-        sys.modules["lap"] = stand_in
+    """Ultralytics' BYTETracker.
+
+    Raises:
+        UserError: lap is missing, which ultralytics would have pip install in the middle of a run.
+    """
     try:
-        from ultralytics.trackers.byte_tracker import BYTETracker
-    finally:
-        if missing:  # ultralytics keeps its own reference; nobody else is to find it
-            del sys.modules["lap"]
+        import lap  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"tracker bytetrack needs the package lap: {shlex.join([sys.executable, '-m', 'pip', 'install', 'lap'])}"
+        ) from None
+    from ultralytics.trackers.byte_tracker import BYTETracker
+
     return BYTETracker
 
 

@@ -1,8 +1,12 @@
-"""Files of `config/`, found wherever the package is used from; the transport profile that lets large images through."""
+"""What processes of ROS are started with: `--help`, files of `config/`, the transport profile, a free domain."""
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from rscmd_model.errors import UserError
@@ -10,8 +14,33 @@ from rscmd_model.errors import UserError
 _VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
+def heed_help(program: str, text: str, words: Sequence[str]) -> None:
+    """Print the help of a node and exit with code 0 where one of the words before `--ros-args` asks for it.
+
+    Args:
+        program: how the node is called.
+        text: the help: a summary, an empty line, details.
+        words: the command line without the program's name. All others are for ROS, which judges them itself.
+    """
+    summary, _, details = text.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} [-h] [--ros-args ...]",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    end = words.index("--ros-args") if "--ros-args" in words else len(words)
+    parser.parse_known_args(words[:end])
+
+
 def config_file(name: str) -> Path:
-    """`config/NAME` of the source tree, or of the installed package. Raises UserError where neither has it."""
+    """`config/NAME` of the source tree, or of the installed package.
+
+    Raises:
+        UserError: neither has it.
+    """
     places = [Path(__file__).resolve().parent.parent]  # the source tree, where this code runs from it
     try:
         from ament_index_python.packages import get_package_share_directory
@@ -26,8 +55,25 @@ def config_file(name: str) -> Path:
 
 
 def use_large_messages() -> None:
-    """Choose that profile for this process and its children, unless the user chose one. Call it before rclpy.init."""
+    """Choose the transport profile that lets large images through, for this process and its children.
+
+    One that the user chose stays. Call it before rclpy.init.
+    """
     if any(os.environ.get(name) for name in _VARIABLES):
         return
     for name in _VARIABLES:
         os.environ[name] = str(config_file("fastdds.xml"))
+
+
+def free_domain() -> int:
+    """A ROS domain whose first discovery ports nobody on this machine has taken."""
+    domains = random.sample(range(1, 101), 100)
+    for domain in domains:
+        try:
+            for port in (7400 + 250 * domain + 10, 7400 + 250 * domain + 11):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind(("", port))
+        except OSError:
+            continue
+        return domain
+    return domains[0]

@@ -13,7 +13,8 @@ import numpy as np
 from rscmd_model.errors import UserError
 from rscmd_model.scoring import Truth
 from rscmd_model.text import read_json
-from rscmd_ros.bags import DETECTIONS, Bag
+from rscmd_ros.bag_topics import DETECTIONS
+from rscmd_ros.bags import Bag
 from rscmd_ros.conversions import stamp_ns
 
 Box = tuple[float, float, float, float]
@@ -21,7 +22,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class FrameTruths:
-    """Named boxes (x0, y0, x1, y1 in px of the visible frame) by the frame's header stamp in ns."""
+    """What is really in the frames.
+
+    Attributes:
+        by_stamp: by the frame's header stamp in ns, class names and boxes (x0, y0, x1, y1) in px of the visible frame.
+    """
 
     by_stamp: dict[int, list[tuple[str, Box]]] = field(default_factory=dict)
 
@@ -44,7 +49,15 @@ def _numbers(names: Mapping[int, str]) -> dict[str, int]:
 
 
 def truth_from_topic(bag: Bag, topic: str) -> FrameTruths:
-    """Read a Detection2DArray topic whose headers are those of the visible frames. Raises UserError for other types."""
+    """Read the truth of a bag.
+
+    Args:
+        bag: it is read to its end.
+        topic: of vision_msgs/Detection2DArray, under the headers of the visible frames.
+
+    Raises:
+        UserError: the topic is of another type, or a box has no class.
+    """
     bag.require(topic, DETECTIONS, "--truth-topic")
     truths = FrameTruths()
     for _, _, message in bag.messages([topic]):
@@ -60,8 +73,13 @@ def truth_from_topic(bag: Bag, topic: str) -> FrameTruths:
 
 
 def truth_from_file(path: Path) -> FrameTruths:
-    """Read a COCO detection file. A frame is known by its stamp: the key `stamp` of the image entry (integer ns), or
-    a file name made of it, as 1700000000123456789.png or 1700000000.123456789.png. Raises UserError naming the fault.
+    """Read a COCO detection file.
+
+    A frame is known by its stamp: the key `stamp` of the image entry (integer ns), or a file name made of it, as
+    1700000000123456789.png or 1700000000.123456789.png.
+
+    Raises:
+        UserError: it cannot be read, is no such file, or an image has no stamp.
     """
     data: Any = read_json(path)
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -70,7 +71,14 @@ def full(section: str) -> str:
 def sections(text: str) -> dict[str, list[str]]:
     """The sections of a parameter file, with the names of the parameters in each; nested names joined as by rcl.
 
-    Reads no further than the first thing that is no YAML: rcl has refused such a file.
+    The file is followed as rcl's own parser does it, and not by `text.parse_yaml`: a name that stands twice, which that
+    refuses, is there twice here. Reads no further than the first thing that is no YAML: rcl has refused such a file.
+
+    Args:
+        text: of the file.
+
+    Returns:
+        By section, the names of its parameters in their order.
     """
     found: dict[str, list[str]] = {}
     keys: list[str | None] = []
@@ -110,6 +118,19 @@ def _of_file(name: str, node: str) -> list[str]:
     file = f"parameter file {shown(name, 200)}"
     if not there:
         return [f"{file} holds no parameters"]
+    doubles = [line for section in fitting for line in _twice(file, section, there[section])]
+    return doubles + _missed(file, there, fitting, node)
+
+
+def _twice(file: str, section: str, names: Sequence[str]) -> list[str]:
+    """A line on the parameters that stand in a section more than once: rcl takes the last value and says nothing."""
+    doubles = [name for name, times in Counter(names).items() if times > 1]
+    which = f"section '{shown(section)}' gives {several(doubles)} more than once: the last value counts"
+    return [f"{file}: {which}"] if doubles else []
+
+
+def _missed(file: str, there: Mapping[str, Sequence[str]], fitting: Sequence[str], node: str) -> list[str]:
+    """A line on the sections that do not reach the node, where one of them seems to be meant for it."""
     if not fitting:
         remedy = f"name the section {node}, or /** for every node"
         return [f"{file} has no section for this node, {node}, and is not used; it has {several(there)}: {remedy}"]

@@ -26,8 +26,17 @@ def run_unless(
 ) -> Result:
     """Do something long, such as importing torch, in a thread that is left behind once the event is set.
 
-    `meanwhile` is called in the caller's thread about twenty times a second until then. Returns or raises what `work`
-    does; raises StoppedError when the event came first.
+    Args:
+        stopping: the event.
+        work: what is to be done.
+        meanwhile: called in the caller's thread about twenty times a second until then.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        StoppedError: the event came first.
+        Exception: whatever `work` raises.
     """
     future: Future[Result] = Future()
 
@@ -51,9 +60,10 @@ class Worker(Generic[Job]):
     Every job submitted ends in exactly one counter, or is in hand, for each kind of job by itself:
     submitted == done + failed + replaced + discarded + skipped + in hand.
 
-    work     called without any lock held; an exception counts the job as failed and the thread goes on
-    failed   told of such an exception, in the worker's thread
-    kinds    what jobs are counted apart
+    Args:
+        work: called without any lock held; an exception counts the job as failed and the thread goes on.
+        failed: called with such an exception, in the worker's thread.
+        kinds: what jobs are counted apart.
     """
 
     def __init__(
@@ -72,9 +82,12 @@ class Worker(Generic[Job]):
         self._thread.start()
 
     def submit(self, job: Job, kind: str | None = None, *, wanted: bool = True) -> None:
-        """Make this the next job, in place of one that still waits; one that nobody wants is only counted, `skipped`.
+        """Make this the next job, in place of one that still waits.
 
-        `kind` is one of the worker's, the first by default.
+        Args:
+            job: for `work`.
+            kind: one of the worker's; None for the first.
+            wanted: False only counts the job, as `skipped`.
         """
         kind = kind or self._kinds[0]
         with self._change:
@@ -88,14 +101,21 @@ class Worker(Generic[Job]):
             self._change.notify()
 
     def counts(self, kind: str | None = None) -> dict[str, int]:
-        """The counters of a kind, and `in_hand`: jobs waiting or being worked on."""
+        """The counters of a kind (None: the first), and `in_hand`: jobs waiting or being worked on."""
         kind = kind or self._kinds[0]
         with self._change:
             waiting = self._waiting is not None and self._waiting[1] == kind
             return {**self._counts[kind], "in_hand": int(self._busy == kind) + int(waiting)}
 
     def stop(self, timeout: float) -> bool:
-        """Discard what waits and let the job in hand end; False when it has not ended within `timeout` seconds."""
+        """Discard what waits and let the job in hand end.
+
+        Args:
+            timeout: how long to wait for it, s.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._change:
             self._stopping = True
             if self._waiting is not None:
@@ -126,7 +146,11 @@ class Worker(Generic[Job]):
 
 
 class Latencies:
-    """The last so many durations, for percentiles. Written by one thread, read by any."""
+    """The last durations, for percentiles. Written by one thread, read by any.
+
+    Args:
+        size: how many are kept.
+    """
 
     def __init__(self, size: int = 300) -> None:
         self._ms: deque[float] = deque(maxlen=size)

@@ -112,7 +112,7 @@ def test_a_run_is_named_after_its_method_and_all_changes(tmp_path: Path) -> None
     options = [f"{key}={value}" for key, value in QUICK.items()]
     train.main(["--data", str(data), "--method", "rsc+rsc=shared", "epochs=1", f"project={tmp_path}", *options])
     header = read_header(tmp_path / "rsc+rsc=shared" / "model.safetensors")
-    assert header.config.rsc == "shared"
+    assert header.config.title == "rsc+rsc=shared"
 
 
 def test_the_nearest_name_is_offered() -> None:

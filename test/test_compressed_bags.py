@@ -16,9 +16,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
 from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_pairs import Pairing, PairingOptions, load_pictures, pair_up, read_pairs
-from rscmd_ros.bags import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC, open_bag, typestore
+from rscmd_ros.bag_pairs import Pairing, load_pictures, pair_up, read_pairs
+from rscmd_ros.bag_topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag, typestore
 from rscmd_ros.make_bag import main as make
+from rscmd_ros.pairing_options import PairingOptions
 
 RAW = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 COMPRESSED = {stream: f"{topic}/compressed" for stream, topic in RAW.items()}

@@ -19,8 +19,8 @@ from rscmd_model.detections import Detections
 from rscmd_model.inference import StageTimes
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.conversions import stamp_ns
-from rscmd_ros.detection import Arrival, PairDetector, out_of_memory
-from rscmd_ros.pairing import Frame, Pair
+from rscmd_ros.detection import PairDetector, out_of_memory
+from rscmd_ros.frames import Arrival, Frame, Pair
 from rscmd_ros.parameters import Settings
 
 

@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,14 +16,20 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from rscmd_model.config import ModelConfig
 from rscmd_model.datasets.synthetic_writing import write_world
+from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag, typestore
+from rscmd_model.scoring import Truth
+from rscmd_ros.bag_timing import START
+from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag, typestore
 from rscmd_ros.conversions import image_to_visible, stamp_ns
 from rscmd_ros.evaluate_bag import main as evaluate
-from rscmd_ros.make_bag import START
+from rscmd_ros.frames import COUNTERS
 from rscmd_ros.make_bag import main as make
+from rscmd_ros.report import ReportData, Sample, write_report
 
 MS = 1_000_000
+HOSTILE = """</table><script>alert(1)</script><img src=x onerror=alert(1)>"'&amp;{{ 7 * 7 }}"""
 TOPICS = (VISIBLE_TOPIC, THERMAL_TOPIC, TRUTH_TOPIC)
 
 
@@ -105,11 +112,74 @@ def test_evaluation_is_deterministic_and_its_ledger_adds_up(world: Path, model: 
         assert text in page
 
 
+def hostile_report() -> ReportData:
+    """Every part of a report, with names that are HTML; the boxes of its sample touch all edges of the picture."""
+    boxes, scores, classes = np.array([[0.0, 0, 60, 40], [30, 20, 96, 64]]), np.array([0.9, 0.1]), np.array([0, 1])
+    counts = {**dict.fromkeys(COUNTERS, 0), "paired": 3, "late": 1}
+    figures = {"frames": {"visible": 4, "thermal": 3}, "pairs": 3, "mAP50": 0.5, "mAP50_95": None}
+    summary = {
+        **figures,
+        "latency_ms": {"p50": 1.0, "p95": 2.0, "p99": None},
+        "dt_ms": {"p50": 1.0, "p95": 2.0, "max": 3.0},
+        "ledger": {"visible": counts, "thermal": {**counts, "pending": 1}},
+        "lost": {"visible": 2, "thermal": 0},
+        "per_class": {HOSTILE: {"truths": 7, "mAP50": 0.25, "mAP50_95": None}},
+        "bags": [{"bag": HOSTILE, **figures}, {"bag": HOSTILE, "failed": HOSTILE}],
+        "config": {"mode": "live", HOSTILE: HOSTILE},
+    }
+    return ReportData(
+        title=HOSTILE,
+        summary=summary,
+        names={0: HOSTILE, 1: "car"},
+        dt_ms=[1.0, 2.0],
+        latency_ms=[3.0],
+        latency_title=HOSTILE,
+        latency_meaning=HOSTILE,
+        model={HOSTILE: HOSTILE, "training data": {HOSTILE: [HOSTILE]}},
+        curve=([0.0, 0.5, 1.0], [1.0, 0.5, 0.0]),
+        samples=[
+            Sample(
+                np.zeros((64, 96, 3), np.uint8),
+                np.zeros((32, 48), np.uint8),
+                Detections(boxes, scores, classes),
+                Truth(boxes, classes),
+                HOSTILE,
+            )
+        ],
+        notes=[HOSTILE],
+    )
+
+
+def test_a_report_shows_hostile_names_as_text(tmp_path: Path) -> None:
+    class Page(HTMLParser):
+        tags: ClassVar[set[str]] = set()
+        attributes: ClassVar[set[str]] = set()
+        texts: ClassVar[list[str]] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.tags.add(tag)
+            self.attributes.update(name for name, _ in attrs)
+
+        def handle_data(self, data: str) -> None:
+            self.texts.append(data)
+
+    write_report(tmp_path / "report.html", hostile_report(), drawn_from=0.25)
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert "svg" in page.tags
+    assert not page.tags & {"script", "img"}
+    assert not any(name.startswith("on") for name in page.attributes)
+    # The title twice; in the key, in both pictures and below them; two of a chart; a note; a class; three of the bags;
+    # a name and a value of the model and of the configuration.
+    assert sum(HOSTILE in text for text in page.texts) == 2 + 1 + 2 + 1 + 2 + 1 + 1 + 3 + 2 + 2
+    assert "–" in page.texts
+    assert not any(text.startswith("car 0.1") for text in page.texts)  # below what is drawn
+
+
 def test_a_detector_that_knows_the_truth_scores_one(
     world: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Truth, stamps and pixels line up all the way: answers made from the labels themselves give mAP 1."""
-    from rscmd_model.detections import Detections
     from rscmd_model.inference import Predictor
 
     bag = write(world, tmp_path / "bag", "--rate-visible", "20", "--rate-thermal", "10")

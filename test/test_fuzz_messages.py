@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import array
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -42,14 +41,13 @@ from rscmd_ros.conversions import (
     Limits,
     msg_to_detections,
 )
-from rscmd_ros.detection import PairDetector
+from rscmd_ros.detection import make_rig
 from rscmd_ros.diagnostics import Tally
 from rscmd_ros.frames import COUNTERS, STREAMS
 from rscmd_ros.guard import GuardedExecutor
 from rscmd_ros.intake import Intake
 from rscmd_ros.node import DetectorNode
 from rscmd_ros.parameters import Settings
-from rscmd_ros.rig import make_rig
 
 LIMITS = Limits(pixels=1e6, decoded_bytes=4e6)
 SLACK = 100e6
@@ -251,13 +249,12 @@ def test_an_image_that_is_taken_can_be_answered(infos: Any, frame: Any, rectify:
 def test_every_image_is_counted_once(arrivals: Any) -> None:
     """Whatever its stamp: refused, paired, dropped or waiting, and never more waiting than the queue holds."""
     settings, submitted = Settings(max_image_megapixels=1.0), []
-    intake = Intake(settings, Tally(), submitted.append, lambda _: None)
-    predictor = SimpleNamespace(thermal=ThermalContract(), registration=None)  # asked nothing else before the worker
-    detector = PairDetector(predictor, None, None, settings, threading.Event())
+    rig = make_rig(settings, ThermalContract())
+    intake = Intake(settings, Tally(), rig, submit=submitted.append, hold=lambda: None, tell=lambda _: None)
     intake.start(("fused", "visible", "thermal"), 0)
     for number, (stream, msg) in enumerate(arrivals, 1):
         with suppress(ConversionError):
-            intake.receive(detector, stream, msg, number * 50_000_000)
+            intake.receive(stream, msg, number * 50_000_000)
         intake.poll(number * 50_000_000)
         ledger = intake.pairer.ledger.as_dict()
         assert sum(ledger[s]["received"] for s in STREAMS) == number

@@ -17,13 +17,16 @@ from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
 from rscmd_ros import many_bags
 from rscmd_ros.bag_answers import Answers, ahead, answer_pairs
-from rscmd_ros.bag_job import Job, run
-from rscmd_ros.bag_pairs import Pairing, PairingOptions, load_pictures, pair_up, read_pairs
+from rscmd_ros.bag_job import Job
+from rscmd_ros.bag_pairs import Pairing, load_pictures, pair_up, read_pairs
 from rscmd_ros.bag_results import load_result, result_file, save_result
+from rscmd_ros.bag_run import run
 from rscmd_ros.bag_score import figures
-from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
+from rscmd_ros.pairing_options import PairingOptions
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 NAMES = {0: "person", 1: "car", 2: "bicycle"}

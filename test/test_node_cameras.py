@@ -23,8 +23,8 @@ from test_node import NAMES, random_model
 
 from rscmd_model.inference import Predictor
 from rscmd_ros.conversions import msg_to_detections, thermal_to_image, time_msg, visible_to_image
+from rscmd_ros.detection import make_rig
 from rscmd_ros.parameters import Settings
-from rscmd_ros.rig import make_rig
 
 BEST = {"confidence_threshold": 0, "max_detections": 5}
 

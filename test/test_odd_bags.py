@@ -16,7 +16,8 @@ import yaml
 from small_bags import TOPICS, Message, content, write
 
 from rscmd_model.errors import UserError
-from rscmd_ros.bags import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 
 INSTANTS = 12
 PLUGINS = pytest.mark.parametrize("plugin", ["MCAP", "SQLITE3"])
@@ -283,8 +284,9 @@ def test_a_folder_of_any_name(recorded: list[Message], tmp_path: Path, name: str
     [
         ("", "metadata.yaml is not as rosbag2 writes it"),
         ("- a\n- b\n", "metadata.yaml is not as rosbag2 writes it"),
-        ("a: [", r"metadata.yaml cannot be read"),
-        ("[" * 100_000, r"metadata.yaml cannot be read"),
+        ("a: [", "metadata.yaml is not YAML: line 1.*; `ros2 bag reindex` writes it anew"),
+        ("[" * 100_000, "metadata.yaml is not read: it is nested too deep; `ros2 bag reindex`"),
+        ("a: 1\na: 2\n", "the key 'a' stands there twice; `ros2 bag reindex`"),
         ("rosbag2_bagfile_information: {relative_file_paths: []}", "lists no file"),
         ("rosbag2_bagfile_information: {relative_file_paths: [../../etc/passwd]}", "lacks passwd"),
     ],

@@ -20,8 +20,12 @@ import rscmd_model
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 ROS_REQUIREMENTS = (ROOT / "requirements.ros.txt").read_text().splitlines()
-# rosdep does not know these, so they come from requirements.ros.txt; all but the first two are optional.
-WITHOUT_KEY = {"faster_coco_eval", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
+# rosdep does not know these, so they come from requirements.ros.txt; all but the first three are optional.
+WITHOUT_KEY = {"faster_coco_eval", "lap", "safetensors", "ray", "onnx", "onnxruntime", "openvino"}
+
+ENTRY_POINTS = sorted(
+    f"rscmd_ros.{path.stem}" for path in ROOT.glob("rscmd_ros/*.py") if '__name__ == "__main__"' in path.read_text()
+)
 
 
 def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
@@ -57,10 +61,34 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     assert found.stdout.count(str(modules)) == 2
     lists = {path.name for path in (modules / "rscmd_model/datasets/splits").iterdir()}
     assert lists == {path.name for path in (ROOT / "rscmd_model/datasets/splits").iterdir()}
+    assert (modules / "rscmd_ros/report.html").read_text() == (ROOT / "rscmd_ros/report.html").read_text()
     command = [installed_package / "lib/rscmd_ros/make_bag", "--help"]
     usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 0, usage.stderr
     assert "--rate-thermal" in usage.stdout
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_help_comes_without_torch_and_ros(module: str) -> None:
+    """Both take seconds to import, and somebody who asks for help waits for them."""
+    code = (
+        f"import runpy, sys; sys.argv = [{module!r}, '--help']\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "slow = {'torch', 'ultralytics', 'rclpy', 'ray', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith(f"usage: python -m {module}")
+
+
+def test_nobody_imports_an_entry_point() -> None:
+    """They parse, call and print; what others need stands elsewhere."""
+    names = "|".join(module.rpartition(".")[2] for module in ENTRY_POINTS)
+    pattern = rf"from rscmd_ros import .*\b({names})\b|(?:from|import) rscmd_ros\.({names})\b"
+    for source in ROOT.glob("rscmd_*/**/*.py"):
+        assert not re.findall(pattern, source.read_text()), source
 
 
 def test_colcon_sees_one_package(colcon: str) -> None:
@@ -93,7 +121,12 @@ def test_every_imported_ros_package_is_declared() -> None:
     """A missing dependency shows only on a machine with a bare ROS: here everything is installed anyway."""
     declared = {element.text for element in MANIFEST if element.tag in ("depend", "exec_depend")}
     keys = {"cv2": "python3-opencv", "matplotlib": "python3-matplotlib", "numpy": "python3-numpy"}
-    keys |= {"yaml": "python3-yaml", "torch": "python3-pytorch-pip", "torchvision": "python3-pytorch-pip"}
+    keys |= {
+        "jinja2": "python3-jinja2",
+        "yaml": "python3-yaml",
+        "torch": "python3-pytorch-pip",
+        "torchvision": "python3-pytorch-pip",
+    }
     keys |= {"ultralytics": "python3-ultralytics-pip", "rosbags": "python3-rosbags-pip"}
     keys |= dict.fromkeys(("backports", "compression", "lz4"), "python3-rosbags-pip")  # or Python 3.14 itself
     own = {"rscmd_model", "rscmd_ros"}

@@ -224,7 +224,8 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
     from std_msgs.msg import Header
 
     from rscmd_ros.conversions import msg_to_detections, thermal_to_image, visible_to_image
-    from rscmd_ros.detection import Arrival, PairDetector, load_predictor
+    from rscmd_ros.detection import PairDetector, load_predictor
+    from rscmd_ros.frames import Arrival
     from rscmd_ros.pairing import Frame, Pair
     from rscmd_ros.parameters import Settings
 
@@ -250,10 +251,11 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
 def test_a_bag_is_registered_as_files_are(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
     from rscmd_ros.bag_answers import answer_pairs
-    from rscmd_ros.bag_pairs import PairingOptions
-    from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
+    from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
+    from rscmd_ros.bags import open_bag
     from rscmd_ros.evaluate_bag import main as evaluate_bag
     from rscmd_ros.make_bag import main as make_bag
+    from rscmd_ros.pairing_options import PairingOptions
 
     save_registration(tmp_path / "r.yaml", WIDE)
     answers = []

@@ -22,12 +22,15 @@ from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.bag_answers import answer_pairs
-from rscmd_ros.bag_pairs import BagPair, Pairing, PairingOptions, pair_up
-from rscmd_ros.bags import THERMAL_TOPIC, VISIBLE_TOPIC, open_bag
+from rscmd_ros.bag_pairs import BagPair, Pairing, pair_up
+from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags import open_bag
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.pairing import COUNTERS
-from rscmd_ros.replay import _account, replay
+from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.replay import replay
+from rscmd_ros.replay_account import account
 
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
@@ -151,7 +154,7 @@ def test_what_is_lost_is_told() -> None:
 
     sent = {"visible": [1.0, 2.0, 3.0], "thermal": [1.5, 2.25, 3.0]}
     arrived = [(2.5, answer(2)), (9.0, answer(77))]
-    run = _account(pairing, PairingOptions(), NAMES, sent, arrived, before, after, {"confidence_threshold": 0.25})
+    run = account(pairing, PairingOptions(), NAMES, sent, arrived, before, after, {"confidence_threshold": 0.25})
     assert run.extra["lost"] == {"visible": 1, "thermal": 1}
     assert (run.pairs, list(run.answers)) == (2, [2 * 10**9])
     assert run.answers[2 * 10**9].latency == 250_000_000  # from sending the thermal frame, the later one

@@ -22,8 +22,8 @@ from rscmd_model.registration import Registration, map_points
 from rscmd_model.thermal import ThermalContract
 from rscmd_ros.camera import Camera, image_topic, info_topic
 from rscmd_ros.conversions import ConversionError
+from rscmd_ros.detection import make_rig
 from rscmd_ros.parameters import Settings
-from rscmd_ros.rig import make_rig
 
 SIZES = {"visible": (640, 480), "thermal": (320, 256)}
 LENSES = {
@@ -79,7 +79,8 @@ def image_message(stream: str, size: tuple[int, int]) -> SimpleNamespace:
     channels, encoding = (3, "bgr8") if stream == "visible" else (1, "mono8")
     data = np.zeros(size[0] * size[1] * channels, np.uint8)
     fields = {"width": size[0], "height": size[1], "encoding": encoding, "step": size[0] * channels}
-    return SimpleNamespace(**fields, is_bigendian=0, data=data)
+    header = SimpleNamespace(stamp=SimpleNamespace(sec=1, nanosec=0), frame_id=stream)
+    return SimpleNamespace(**fields, is_bigendian=0, data=data, header=header)
 
 
 @pytest.mark.parametrize("depth", [2.0, 10.0])
@@ -234,6 +235,13 @@ def test_two_camera_infos_that_make_no_registration_are_refused_when_they_come()
     for stream, msg in images.items():
         with pytest.raises(ConversionError, match="registration by extrinsics"):
             made.check(msg, stream)
+
+
+def test_an_image_without_a_stamp_is_refused() -> None:
+    msg = image_message("visible", SIZES["visible"])
+    msg.header.stamp.sec = 0
+    with pytest.raises(ConversionError, match="visible image has no stamp"):
+        make_rig(Settings(), ThermalContract()).check(msg, "visible")
 
 
 def test_topics_are_named_as_image_transport_names_them() -> None:

@@ -117,6 +117,30 @@ def test_a_file_that_reaches_the_node_is_not_spoken_of(text, node, tmp_path):
     assert unreached(["--params-file", "/nowhere", "--ros-args", "--", "--params-file", "/nowhere"], node) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/**:\n  ros__parameters:\n    slop_ms: 20.0\n    reuse: true\n    slop_ms: 70.0\n",
+        "/**: {ros__parameters: {slop_ms: 20.0}}\n/**: {ros__parameters: {slop_ms: 70.0}}\n",
+    ],
+)
+def test_a_parameter_that_stands_twice_is_named(text, tmp_path):
+    """rcl takes the last one and says nothing."""
+    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from rclpy.context import Context
+
+    (tmp_path / "p.yaml").write_text(text)
+    words = ["--ros-args", "--params-file", str(tmp_path / "p.yaml")]
+    (line,) = unreached(words, "/rscmd_detector")
+    assert line.endswith("p.yaml: section '/**' gives 'slop_ms' more than once: the last value counts")
+    context = Context()
+    context.init(args=words)
+    node = rclpy.create_node("n", context=context, automatically_declare_parameters_from_overrides=True)
+    assert node.get_parameter("slop_ms").value == 70.0
+    node.destroy_node()
+    context.try_shutdown()
+
+
 def test_rules_for_other_nodes_are_named():
     args = [
         "--ros-args",
@@ -205,7 +229,7 @@ def test_names_that_are_no_parameter_are_warned_of(rule, words, capfd):
 def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(override, words, capfd):
     from sensor_msgs.msg import Image
 
-    from rscmd_ros.outputs import follow_overrides, image_names
+    from rscmd_ros.inputs import follow_overrides, image_names
 
     with detector("-p", f"qos_overrides.{override}.subscription.depth:=3", *words) as node:
         assert "[WARN]" not in capfd.readouterr().err
@@ -213,7 +237,7 @@ def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(overr
         follow_overrides(node, names)
         from rclpy.qos_overriding_options import QoSOverridingOptions
 
-        from rscmd_ros.outputs import OVERRIDABLE, image_qos
+        from rscmd_ros.inputs import OVERRIDABLE, image_qos
 
         options = QoSOverridingOptions(OVERRIDABLE)
         qos = image_qos("best_effort", 30)
@@ -223,7 +247,7 @@ def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(overr
 
 
 def test_the_override_by_the_name_in_force_wins():
-    from rscmd_ros.outputs import follow_overrides, image_names
+    from rscmd_ros.inputs import follow_overrides, image_names
 
     rules = [f"qos_overrides.{name}.subscription.depth:={n}" for name, n in (("/visible/image", 3), ("/cam", 4))]
     with detector("-p", rules[0], "-p", rules[1], "-r", "visible/image:=/cam") as node:
@@ -243,7 +267,7 @@ def test_the_override_by_the_name_in_force_wins():
     ],
 )
 def test_a_camera_info_is_the_sibling_of_its_image_unless_remapped_by_itself(words, topic):
-    from rscmd_ros.outputs import info_name
+    from rscmd_ros.inputs import info_name
 
     with detector(*words) as node:
         assert info_name(node, "visible") == topic
