@@ -90,7 +90,7 @@ def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path
     export(model, form, out, size=(128, 96))
     code = (
         "import sys; from rscmd_model.inference import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
-        "p.warm_up(); assert p.times.inference > 0; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+        "p.warm_up(); print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
