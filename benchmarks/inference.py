@@ -93,7 +93,7 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
     import torch
 
     from rscmd_model.config import method_config
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
     from rscmd_model.model import RscmdModel
     from rscmd_model.model_file import ModelHeader, save_model
     from rscmd_model.thermal import ThermalContract
@@ -115,7 +115,7 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
 
 def make_smaller(model: Path, folder: Path) -> dict[str, Path]:
     """The model in 16 and 8 bits: name to file. The time does not depend on what the 8 bits were calibrated on."""
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
 
     world = folder / "world"
     if not world.is_dir():
@@ -267,7 +267,7 @@ def print_startup(scale: str, results: dict[str, dict[str, float]]) -> None:
 def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
     """mAP of each backend on a val split, 0 to 100, printed."""
     from rscmd_model.evaluate import LOWEST_SCORE, evaluate
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
     from rscmd_model.inference import Predictor
 
     data = open_data(spec)

@@ -19,12 +19,12 @@ from test_inference import image, model_file
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
-from rscmd_model import export as exporting
+from rscmd_model import export_file
 from rscmd_model.backends import read_archive, write_archive
 from rscmd_model.choice import SUFFIXES
 from rscmd_model.config import method_config
 from rscmd_model.errors import UserError
-from rscmd_model.export import Bound, export
+from rscmd_model.export_file import Bound, export
 from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
@@ -112,7 +112,7 @@ def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(model: Path, tm
 
 
 def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "HALF", Bound(1e-9, 1e-9))
+    monkeypatch.setattr(export_file, "HALF", Bound(1e-9, 1e-9))
     require("onnx")
     out = tmp_path / "m.onnx"
     with pytest.raises(UserError, match="is not written"):
