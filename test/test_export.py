@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from test_inference import image, model_file
-from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
 from rscmd_model import export_file
@@ -268,17 +267,6 @@ def test_the_trial_says_what_it_measured(model: Path, monkeypatch: pytest.Monkey
     assert "openvino left out" in tried.trial
     assert tried.trial.endswith(f"taken: {tried.backend.name}")
     assert len(tried.predict(*image(96, 128))) > 0
-
-
-def test_pixels_are_those_of_training() -> None:
-    for height, width in ((96, 128), (60, 200), (333, 517), (100, 37), (512, 640)):
-        visible, thermal = image(height, width)
-        for fixed in (None, (128, 192)):
-            placement = place((height, width), 128, fixed)
-            got = np.empty((*placement.network, 4), np.uint8)
-            fill(got, placement, visible, thermal)
-            letterbox = LetterBox(fixed or (128, 128), auto=fixed is None, stride=32)
-            np.testing.assert_array_equal(got, letterbox(image=stack_pair(visible, thermal)))
 
 
 @pytest.mark.parametrize("conf", [0.001, 0.25])
