@@ -282,3 +282,13 @@ def test_suppression_keeps_what_ultralytics_keeps(conf: float) -> None:
         expected = non_max_suppression(torch.from_numpy(answer.copy()), conf, 0.7, max_det=50, max_time_img=10.0)
         for a, b in zip(suppress(answer, conf, 0.7, 50), expected):
             np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_its_help_names_the_formats_without_torch() -> None:
+    code = (
+        "import sys; from rscmd_model import export; sys.argv = ['export', '--help']\n"
+        "try: export.main()\nexcept SystemExit: print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "{onnx,openvino,engine}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
