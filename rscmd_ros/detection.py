@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What travels through pairing: the message, and when it came, in ns of the steady clock."""
+    """What travels through pairing.
+
+    Attributes:
+        msg: the image's message.
+        at: when it came, in ns of the steady clock.
+    """
 
     msg: Image | CompressedImage
     at: int
@@ -47,7 +52,8 @@ class Arrival:
 def load_predictor(settings: Settings) -> Predictor:
     """Load the model, with backend "auto" on a CPU choose the fastest by a trial, and run it once. Takes seconds.
 
-    Raises UserError for a bad model or registration file, or a device or backend that is not there.
+    Raises:
+        UserError: a bad model or registration file, or a device or backend that is not there.
     """
     from rscmd_model.inference import Predictor
 
@@ -71,12 +77,23 @@ _MOST = 10000
 class PairDetector:
     """Finds what is in a pair, or in the frame of the camera that is left, and publishes it.
 
-    predictor  answers
-    publisher  of vision_msgs/Detection2DArray
-    logger     told of pairs that fail
-    settings   the live ones are read anew for every pair; replaced whole when one changes
-    stopping   once set, nothing more is said of failures
-    overlay    publisher of sensor_msgs/Image, or None; drawn for only while somebody subscribes
+    Args:
+        predictor: gives the answers.
+        publisher: of vision_msgs/Detection2DArray.
+        logger: told of pairs that fail.
+        settings: the parameters of the configure.
+        stopping: once set, nothing more is said of failures.
+        overlay: publisher of sensor_msgs/Image, or None. It is drawn for only while somebody subscribes.
+
+    Attributes:
+        predictor: as given.
+        settings: the live ones are read anew for every pair. Replaced whole when one changes.
+        latency: from the arrival of a pair's later image to the publishing of the answer.
+        stages: the times of each of `STAGES`.
+        mode: shown on the overlay; set from outside.
+        published_at: when the last answer was published, in s of the steady clock; None before it.
+        failure: when something last failed, in s of the steady clock, and what; None before it.
+        rig: the cameras, by the settings of the configure.
     """
 
     def __init__(
@@ -91,16 +108,11 @@ class PairDetector:
         self.predictor = predictor
         self.settings = settings
         self.latency = Latencies()
-        """From the arrival of a pair's later image to the publishing of the answer."""
         self.stages = {stage: Latencies() for stage in STAGES}
         self.mode = "none"
-        """Shown on the overlay; set from outside."""
         self.published_at: float | None = None
-        """When the last answer was published, in s of the steady clock."""
         self.failure: tuple[float, str] | None = None
-        """When something last failed, in s of the steady clock, and what."""
         self.rig = make_rig(settings, predictor.thermal)
-        """The cameras, by the settings of the configure."""
         self._publisher = publisher
         self._overlay = overlay
         self._logger = logger
@@ -120,7 +132,8 @@ class PairDetector:
     def check(self, msg: Image | CompressedImage, stream: Stream) -> None:
         """Make sure that a message can be paired, decoded and answered, without reading its picture.
 
-        Raises ConversionError.
+        Raises:
+            ConversionError: it cannot.
         """
         self.rig.check(msg, stream)
         check_header(msg.header, stream)
