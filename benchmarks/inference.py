@@ -92,7 +92,7 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
     """A model with random weights, and what can be exported of it here: format to file."""
     import torch
 
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
     from rscmd_model.methods import method_config
     from rscmd_model.model import RscmdModel
     from rscmd_model.model_file import ModelHeader, save_model
@@ -115,7 +115,7 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
 
 def make_smaller(model: Path, folder: Path) -> dict[str, Path]:
     """The model in 16 and 8 bits: name to file. The time does not depend on what the 8 bits were calibrated on."""
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
 
     world = folder / "world"
     if not world.is_dir():
@@ -154,7 +154,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
             continue
         ours[form] = predictor = Predictor(file, device=args.device)
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
-        calls[f"ours, {form}"] = partial(predictor.predict, visible, thermal)
+        calls[f"ours, {form}"] = partial(predictor.predict_timed, [visible], [thermal])
         calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, "fused")
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
@@ -189,11 +189,11 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
     for turn in range(args.rounds + WARMUP):
         for name, call in calls.items():
             started = time.perf_counter()
-            call()
+            given = call()
             if turn >= WARMUP:
                 times[name].append(1e3 * (time.perf_counter() - started))
                 if name.startswith("ours, "):
-                    stages[name.removeprefix("ours, ")].append(ours[name.removeprefix("ours, ")].times)
+                    stages[name.removeprefix("ours, ")].append(given[1])
     results = {n: {"p50": statistics.median(t), "p95": float(np.percentile(t, 95))} for n, t in times.items()}
     for form, records in stages.items():
         for stage in ("preprocess", "inference", "postprocess"):
@@ -267,7 +267,7 @@ def print_startup(scale: str, results: dict[str, dict[str, float]]) -> None:
 def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
     """mAP of each backend on a val split, 0 to 100, printed."""
     from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
-    from rscmd_model.export import export
+    from rscmd_model.export_file import export
     from rscmd_model.inference import Predictor
 
     data = open_data(spec)

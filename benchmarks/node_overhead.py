@@ -85,8 +85,10 @@ def run_without_inference(arguments: Sequence[str]) -> None:
     class Blind(inference.Predictor):
         """A Predictor that does not look."""
 
-        def predict(self, *_: Any, **__: Any) -> Detections:
-            return Detections.empty()
+        def predict_timed(
+            self, visibles: Sequence[Any], *_: Any, **__: Any
+        ) -> tuple[list[Detections], inference.StageTimes]:
+            return [Detections.empty()] * len(visibles), inference.StageTimes(0.0, 0.0, 0.0)
 
     inference.Predictor = Blind  # type: ignore[misc]
     detector_node.main([sys.argv[0], *arguments])

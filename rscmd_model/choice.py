@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rscmd_model.backends import Backend, OnnxBackend, OpenVinoBackend
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.versions import require
+
+if TYPE_CHECKING:
+    from rscmd_model.torch_backends import TorchBackend
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -76,35 +80,36 @@ def _only_cpu(device: str, what: str) -> None:
         )
 
 
-def _converted(eager: Backend, path: Path, backend: str, half: bool | None) -> Backend:
+def _converted(eager: TorchBackend, path: Path, backend: str, half: bool | None) -> Backend:
     """A model on the CPU, converted in memory."""
     from rscmd_model.graphs import to_onnx
 
-    graph = to_onnx(eager.network, eager.header)  # type: ignore[attr-defined]
+    graph = to_onnx(eager.network, eager.header)
     return OnnxBackend(graph, path) if backend == "onnxruntime" else OpenVinoBackend(graph, path, half)
 
 
-def _trial(eager: Backend, path: Path, half: bool | None) -> tuple[Backend, str]:
+def _trial(eager: TorchBackend, path: Path, half: bool | None) -> tuple[Backend, str]:
     """The fastest backend for the main answer to one square pair, and what each took.
 
     A backend that is not installed, or fails, is left out and named: torch always remains.
     """
     side = eager.header.image_size
     pair = np.random.default_rng(0).integers(0, 256, (1, side, side, 4), np.uint8)
-    best, least, said = eager, _seconds(eager, pair), []
-    said.append(f"torch {1e3 * least:.1f} ms")
+    best: Backend = eager
+    least = _seconds(eager, pair)
+    measured = [f"torch {1e3 * least:.1f} ms"]
     for name in BACKENDS[1:]:
         try:
             other = _converted(eager, path, name, half)
             seconds = _seconds(other, pair)
         except Exception as error:
             # Whatever goes wrong in a runtime of others, the detector runs; the reason is in the line.
-            said.append(f"{name} left out ({first_line(error)})")
+            measured.append(f"{name} left out ({first_line(error)})")
             continue
-        said.append(f"{name} {1e3 * seconds:.1f} ms")
+        measured.append(f"{name} {1e3 * seconds:.1f} ms")
         if seconds < least:
             best, least = other, seconds
-    return best, f"trial at {side}x{side} px: {', '.join(said)}; taken: {best.name}"
+    return best, f"trial at {side}x{side} px: {', '.join(measured)}; taken: {best.name}"
 
 
 def _seconds(backend: Backend, pair: np.ndarray) -> float:

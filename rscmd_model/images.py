@@ -1,4 +1,4 @@
-"""Image files in, arrays out: the one place where a visible and a thermal picture are read and laid over each other."""
+"""Image files in, arrays out: the one place where visible and thermal pictures are read and laid over each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.pictures import decode, is_picture, picture_header
+from rscmd_model.pictures import PictureHeader, decode, is_picture, picture_header
 from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract, thermal_plane
 
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
 def read_visible(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 BGR. Raises `UserError` naming a file that is missing or no readable image."""
-    return _decode(path, _bytes(path), cv2.IMREAD_COLOR)
+    return _decode(path, _bytes(path), cv2.IMREAD_COLOR)[0]
 
 
 def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndarray:
@@ -34,11 +34,17 @@ def read_thermal(path: Path, contract: ThermalContract | None = None) -> np.ndar
     Raises:
         UserError: naming the file: unreadable, a colour palette (`PaletteError`), or not of the contract's type.
     """
-    image = _decode(path, _bytes(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    return read_thermal_with_orientation(path, contract)[0]
+
+
+def read_thermal_with_orientation(path: Path, contract: ThermalContract | None = None) -> tuple[np.ndarray, int]:
+    """As `read_thermal`, and the EXIF orientation of the file, as `Glance` has it."""
+    image, header = _decode(path, _bytes(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     try:
-        return thermal_plane(image) if contract is None else contract.counts(image)
+        counts = thermal_plane(image) if contract is None else contract.counts(image)
     except UserError as error:
         raise type(error)(f"{path}: {error}") from None
+    return counts, header.orientation if header is not None else 1
 
 
 class Glance(NamedTuple):
@@ -58,31 +64,32 @@ class Glance(NamedTuple):
 def glance(path: Path) -> Glance:
     """Look at a picture, far faster than `read_visible` for a JPEG; raises as that one."""
     data = _bytes(path)
-    small = _decode(path, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
-    if is_picture(data):
-        header = picture_header(data)
+    small, header = _decode(path, data, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    if header is not None:
         return Glance(small, (header.width, header.height), header.orientation)
-    height, width = _decode(path, data, cv2.IMREAD_COLOR).shape[:2]
+    height, width = _decode(path, data, cv2.IMREAD_COLOR)[0].shape[:2]
     return Glance(small, (width, height), 1)
 
 
-def read_orientation(path: Path) -> int:
-    """The EXIF orientation of a picture, as `Glance` has it. Raises `UserError` naming a file that cannot be read."""
-    data = _bytes(path)
-    return picture_header(data).orientation if is_picture(data) else 1
-
-
 def _bytes(path: Path) -> np.ndarray:
+    """The content of a file, (N,) uint8. Raises `UserError` naming one that cannot be read."""
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
+def _decode(path: Path, data: np.ndarray, flags: int) -> tuple[np.ndarray, PictureHeader | None]:
+    """The pixels of a file's content by OpenCV's flags, and what a PNG or JPEG says of itself; None for other formats.
+
+    Raises:
+        UserError: naming the file: no readable image.
+    """
+    header = None
     try:
         if is_picture(data):
-            return decode(data, flags)
+            header = picture_header(data)
+            return decode(data, flags, header), header
         image = cv2.imdecode(data, flags) if data.size else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -90,11 +97,14 @@ def _decode(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
         image = None
     if image is None:
         raise UserError(f"{path} is no readable image")
-    return image
+    return image, None
 
 
 def lay_over(thermal: np.ndarray, size: tuple[int, int], registration: Registration | None = None) -> np.ndarray:
     """A thermal plane in the pixels of the visible image.
+
+    Training, the predictor, the node and the bags all lay thermal images over visible ones here: a registration is
+    applied here and nowhere else.
 
     Args:
         thermal: (h, w) uint8, the plane a `ThermalContract` made.
@@ -117,8 +127,8 @@ def lay_over(thermal: np.ndarray, size: tuple[int, int], registration: Registrat
 def stack_pair(visible: np.ndarray, thermal: np.ndarray, registration: Registration | None = None) -> np.ndarray:
     """One array for one pair, so that every geometric step treats both images alike.
 
-    Training, evaluation, the node and the bags all make their pairs here, so a registration is applied here and
-    nowhere else.
+    Training makes its pairs here. The predictor puts the same pixels into the network's input in one pass, see
+    `preprocess.fill`.
 
     Args:
         visible: (H, W, 3) uint8 BGR.

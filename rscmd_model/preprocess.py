@@ -1,6 +1,7 @@
 """From a pair of images to the network's input, and boxes back: where each pixel goes, and one pass that puts it there.
 
-The pixels are those that training sees: ultralytics' LetterBox on the stack that `images.stack_pair` makes.
+The pixels are those that validation sees in training: ultralytics' LetterBox on the stack that `images.stack_pair`
+makes. `datasets.paired` takes the sizes from `place`, and the tests hold the pixels to LetterBox's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import numpy as np
 
 from rscmd_model.header import STRIDE
 from rscmd_model.images import lay_over
-from rscmd_model.registration import Registration
+from rscmd_model.registration import FILL, Registration
 
-GREY = 114  # of the padding, as in training
 # Which channel of (blue, green, red, thermal plane) becomes which of (red, green, blue, thermal); -1 is black.
 _PAIR = (2, 0, 1, 1, 0, 2, 3, 3)
 _VISIBLE = (2, 0, 1, 1, 0, 2, -1, 3)
@@ -51,7 +51,10 @@ def place(frame: tuple[int, int], side: int, fixed: tuple[int, int] | None = Non
     Args:
         frame: (height, width) of the image.
         side: its longer side becomes this many pixels, a multiple of 32; the shorter is padded to a multiple of 32.
-        fixed: (height, width) of a network that takes no other input: the image is padded to that instead.
+        fixed: (height, width) of a network that takes no other input: the image is fitted into that and padded to it.
+
+    Returns:
+        the placement, the image in the middle.
     """
     height, width = fixed or (side, side)
     ratio = min(height / frame[0], width / frame[1])
@@ -88,7 +91,7 @@ def fill(
         order = _THERMAL if visible is None else _VISIBLE
     (height, width), top, left = placement.inner, placement.top, placement.left
     if placement.inner != placement.network:
-        out[:] = GREY
+        out[:] = FILL
     inner = out[top : top + height, left : left + width]
     if placement.inner == placement.frame:
         cv2.mixChannels(images, [inner], order)

@@ -1,7 +1,7 @@
 """Where the pixels of a thermal camera lie in the image of the visible camera beside it: one homography, in YAML.
 
 A homography is right for a scene that is flat or far away; `docs/registration.md` says what that means in pixels.
-`rscmd_model.register` estimates one, and `images.stack_pair` applies it.
+`rscmd_model.register` estimates one, and `images.lay_over` applies it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rscmd_model.files import whole_file
 from rscmd_model.text import read_yaml
 
 FILL = 114
-"""Where the thermal camera does not look, the plane has this value: the grey of the letterbox and of the augmentation's
-borders, by which a network learns that there is nothing to see. 0 would mean cold, and would draw a sharp edge."""
+"""The grey of nothing to see: of the letterbox, of the augmentation's borders (it is ultralytics'), and of a thermal
+plane where the camera does not look. 0 would mean cold there, and would draw a sharp edge."""
 
 LARGEST_SIDE = 16_384
 """Of an image that a registration is for, in px; a number beyond it is damage, and its images would fill the memory."""

@@ -59,7 +59,8 @@ def make_rig(settings: Settings, contract: ThermalContract | None) -> Rig:
 def load_predictor(settings: Settings) -> Predictor:
     """Load the model, with backend "auto" on a CPU choose the fastest by a trial, and run it once. Takes seconds.
 
-    Raises UserError for a bad model or registration file, or a device or backend that is not there.
+    Raises:
+        UserError: a bad model or registration file, or a device or backend that is not there.
     """
     from rscmd_model.inference import Predictor
 
@@ -83,13 +84,23 @@ _MOST = 10000
 class PairDetector:
     """Finds what is in a pair, or in the frame of the camera that is left, and publishes it.
 
-    predictor  answers
-    publisher  of vision_msgs/Detection2DArray
-    logger     told of pairs that fail
-    settings   the live ones are read anew for every pair; replaced whole when one changes
-    stopping   once set, nothing more is said of failures
-    overlay    publisher of sensor_msgs/Image, or None; drawn for only while somebody subscribes
-    mode       tells the mode that the overlay shows
+    Args:
+        predictor: gives the answers.
+        publisher: of vision_msgs/Detection2DArray.
+        logger: told of pairs that fail.
+        settings: the parameters of the configure.
+        stopping: once set, nothing more is said of failures.
+        overlay: publisher of sensor_msgs/Image, or None. It is drawn for only while somebody subscribes.
+        mode: tells the mode that the overlay shows.
+
+    Attributes:
+        predictor: as given.
+        settings: the live ones are read anew for every pair. Replaced whole when one changes.
+        latency: from the arrival of a pair's later image to the publishing of the answer.
+        stages: the times of each of `STAGES`.
+        published_at: when the last answer was published, in s of the steady clock; None before it.
+        failure: when something last failed, in s of the steady clock, and what; None before it.
+        rig: the cameras, by the settings of the configure.
     """
 
     def __init__(
@@ -105,15 +116,10 @@ class PairDetector:
         self.predictor = predictor
         self.settings = settings
         self.latency = Latencies()
-        """From the arrival of a pair's later image to the publishing of the answer."""
         self.stages = {stage: Latencies() for stage in STAGES}
         self.published_at: float | None = None
-        """When the last answer was published, in s of the steady clock."""
         self.failure: tuple[float, str] | None = None
-        """When something last failed, in s of the steady clock, and what."""
         self.rig = make_rig(settings, predictor.thermal)
-        """The cameras, by the settings of the configure."""
-        self._registration = predictor.registration
         self._publisher = publisher
         self._overlay = overlay
         self._mode = mode
@@ -152,9 +158,9 @@ class PairDetector:
             self._seen[stream] = arrivals[stream].msg.header.frame_id, (picture.shape[1], picture.shape[0])
         visible, thermal = pictures.get("visible"), pictures.get("thermal")
         size = self._seen["visible"][1] if visible is None and "visible" in self._seen else None
-        registration = self._register(thermal is not None)
+        registration = self._registration(thermal is not None)
         headers = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
-        found, identities = self._find(visible, thermal, size, frames[0].stamp / 1e9)
+        found, identities = self._find(visible, thermal, size, registration, frames[0].stamp / 1e9)
         started = time.monotonic_ns()
         header, shown, which = self._place(found, headers, registration)
         answer = detections_to_msg(shown, self.predictor.names, header)
@@ -167,7 +173,7 @@ class PairDetector:
         if len(pictures) == 2:
             self._held = answer
         if self._overlay is not None and self._overlay.get_subscription_count():
-            self._draw(visible, thermal, found, identities, header, size)
+            self._draw(visible, thermal, found, identities, header, size, registration)
 
     def hold(self) -> None:
         """Publish the last fused answer again, under its old stamp."""
@@ -207,14 +213,11 @@ class PairDetector:
             "gpu_memory_reserved_mb": f"{torch.cuda.memory_reserved(device) / 1e6:.0f}",
         }
 
-    def _register(self, for_thermal: bool) -> Registration | None:
-        """The registration of the cameras as they stand, told to the Predictor; None where nothing asks for one."""
+    def _registration(self, for_thermal: bool) -> Registration | None:
+        """The registration of the cameras as they stand; None where nothing asks for one."""
         if not for_thermal and self.rig.frame == "visible":
             return None
-        registration = self.rig.registration(self._registration)
-        if for_thermal:
-            self.predictor.registration = registration
-        return registration
+        return self.rig.registration(self.predictor.registration)
 
     def _place(
         self, found: Detections, headers: Mapping[Stream, Header], registration: Registration | None
@@ -240,23 +243,28 @@ class PairDetector:
         return header, *self.rig.in_frame(found, sizes["visible"], sizes.get("thermal"), registration, frame)
 
     def _find(
-        self, visible: np.ndarray | None, thermal: np.ndarray | None, size: tuple[int, int] | None, stamp: float
+        self,
+        visible: np.ndarray | None,
+        thermal: np.ndarray | None,
+        size: tuple[int, int] | None,
+        registration: Registration | None,
+        stamp: float,
     ) -> tuple[Detections, list[str]]:
         """What is to be published, and the identity of each, empty where there is none."""
         settings, tracker = self.settings, self._tracker
         wanted = set(wanted_classes(settings.classes))
         confidence = settings.confidence_threshold
-        found = self.predictor.predict(
-            visible,
-            thermal,
+        (found,), times = self.predictor.predict_timed(
+            [visible],
+            [thermal],
             conf=min(confidence, LOW_SCORE) if tracker else confidence,
             iou=settings.iou_threshold,
             max_det=_MOST if wanted or tracker else settings.max_detections,  # those left out take nobody's place
             size=size,
+            registration=registration,
         )
-        if (times := self.predictor.times) is not None:
-            for stage, ms in asdict(times).items():
-                self.stages[stage].note(ms)
+        for stage, ms in asdict(times).items():
+            self.stages[stage].note(ms)
         if wanted:
             indexes = [index for index, name in self.predictor.names.items() if name in wanted]
             found = found.take(np.isin(found.classes, indexes))
@@ -272,12 +280,13 @@ class PairDetector:
         identities: list[str],
         header: Header,
         size: tuple[int, int] | None,
+        registration: Registration | None,
     ) -> None:
         branches = self.predictor.config.answers
         branch = (
             branches[0] if visible is not None and thermal is not None else "thermal" if visible is None else "visible"
         )
-        plane = None if thermal is None else self.predictor.thermal_view(visible, thermal)
+        plane = None if thermal is None else self.predictor.thermal_view(visible, thermal, registration=registration)
         if plane is not None and size is not None:
             plane = cv2.resize(plane, size)
         mode = self._mode()

@@ -36,14 +36,15 @@ class Known:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.times = StageTimes(preprocess=1.0, inference=5.0, postprocess=2.0)
 
-    def predict(self, visible: np.ndarray | None, thermal: np.ndarray | None, **options: Any) -> Detections:
+    def predict_timed(self, visibles: list, thermals: list, **options: Any) -> tuple[list[Detections], StageTimes]:
+        (visible,), (thermal,) = visibles, thermals
         self.asked.append({"visible": visible is not None, "thermal": thermal is not None, **options})
         boxes = [[0, 0, 20, 30], [40, 10, 70, 60], [90, 20, 120, 50]]
         found = Detections(np.array(boxes), np.array([0.9, 0.6, 0.15]), np.array([0, 1, 0]))
         keep = found.scores >= options["conf"]
-        return Detections(found.boxes[keep], found.scores[keep], found.classes[keep])
+        kept = Detections(found.boxes[keep], found.scores[keep], found.classes[keep])
+        return [kept], StageTimes(preprocess=1.0, inference=5.0, postprocess=2.0)
 
 
 class Published(list):

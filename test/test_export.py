@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 import torch
 from test_inference import image, model_file
-from ultralytics.data.augment import LetterBox
 from ultralytics.utils.nms import non_max_suppression
 
-from rscmd_model import export as exporting
+from rscmd_model import export_file
 from rscmd_model.backends import read_archive, write_archive
 from rscmd_model.choice import SUFFIXES
 from rscmd_model.errors import UserError
-from rscmd_model.export import Bound, export
+from rscmd_model.export_file import Bound, export
 from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
@@ -90,7 +89,7 @@ def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path
     export(model, form, out, size=(128, 96))
     code = (
         "import sys; from rscmd_model.inference import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
-        "p.warm_up(); assert p.times.inference > 0; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+        "p.warm_up(); print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -112,7 +111,7 @@ def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(model: Path, tm
 
 
 def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "HALF", Bound(1e-9, 1e-9))
+    monkeypatch.setattr(export_file, "HALF", Bound(1e-9, 1e-9))
     require("onnx")
     out = tmp_path / "m.onnx"
     with pytest.raises(UserError, match="is not written"):
@@ -270,17 +269,6 @@ def test_the_trial_says_what_it_measured(model: Path, monkeypatch: pytest.Monkey
     assert len(tried.predict(*image(96, 128))) > 0
 
 
-def test_pixels_are_those_of_training() -> None:
-    for height, width in ((96, 128), (60, 200), (333, 517), (100, 37), (512, 640)):
-        visible, thermal = image(height, width)
-        for fixed in (None, (128, 192)):
-            placement = place((height, width), 128, fixed)
-            got = np.empty((*placement.network, 4), np.uint8)
-            fill(got, placement, visible, thermal)
-            letterbox = LetterBox(fixed or (128, 128), auto=fixed is None, stride=32)
-            np.testing.assert_array_equal(got, letterbox(image=stack_pair(visible, thermal)))
-
-
 @pytest.mark.parametrize("conf", [0.001, 0.25])
 def test_suppression_keeps_what_ultralytics_keeps(conf: float) -> None:
     rng = np.random.default_rng(0)
@@ -294,3 +282,13 @@ def test_suppression_keeps_what_ultralytics_keeps(conf: float) -> None:
         expected = non_max_suppression(torch.from_numpy(answer.copy()), conf, 0.7, max_det=50, max_time_img=10.0)
         for a, b in zip(suppress(answer, conf, 0.7, 50), expected):
             np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_its_help_names_the_formats_without_torch() -> None:
+    code = (
+        "import sys; from rscmd_model import export; sys.argv = ['export', '--help']\n"
+        "try: export.main()\nexcept SystemExit: print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "{onnx,openvino,engine}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rscmd_model.inference import Predictor
 from rscmd_model.methods import method_config
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
+from rscmd_model.registration import Registration
 from rscmd_model.thermal import ThermalContract
 
 NAMES = {0: "person", 1: "car"}
@@ -150,3 +152,57 @@ def test_absent_device_and_half_on_the_cpu(tmp_path: Path) -> None:
 
 def test_warm_up_runs_every_branch(predictor: Predictor) -> None:
     predictor.warm_up()
+
+
+def test_one_call_s_registration_is_not_the_next_one_s(predictor: Predictor) -> None:
+    visible, thermal = image(96, 128)
+    before = predictor.predict(visible, thermal)
+    aside = Registration(((1, 0, 20), (0, 1, 14), (0, 0, 1)), (128, 96), (128, 96))
+    expected = predictor.predict(visible, aside.warp(thermal, (128, 96)))
+    assert_same(predictor.predict(visible, thermal, registration=aside), expected, 1e-3)
+    (moved,) = predictor.predict_batch([None], [thermal], registration=aside)
+    assert_same(moved, predictor.predict(None, aside.warp(thermal, (128, 96))), 1e-3)
+    view = predictor.thermal_view(visible, thermal, registration=aside)
+    assert (view == aside.warp(thermal, (128, 96))).all()
+    assert predictor.registration is None
+    assert (predictor.thermal_view(visible, thermal) == thermal).all()
+    assert_same(predictor.predict(visible, thermal), before, 1e-3)
+
+
+def test_a_timed_answer_is_the_untimed_one(predictor: Predictor) -> None:
+    visible, thermal = image(96, 128)
+    found, times = predictor.predict_timed([visible, None], [thermal, thermal])
+    for got, expected in zip(found, predictor.predict_batch([visible, None], [thermal, thermal]), strict=True):
+        assert_same(got, expected, 1e-3)
+    assert min(times.preprocess, times.inference, times.postprocess) > 0
+
+
+@pytest.mark.parametrize(("backend", "packages"), [("torch", ()), ("onnxruntime", ("onnx",)), ("openvino", ("onnx",))])
+def test_threads_share_a_predictor(
+    backend: str, packages: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes and answers at once, none of them asked for before, against one after the other."""
+    for package in (backend, *packages):
+        pytest.importorskip(package)
+    shared = Predictor(model_file(tmp_path / "model.safetensors"), device="cpu", backend=backend, conf=0.05)
+    forward = shared.backend.forward
+    inside, most = [], []
+
+    def watched(batch: np.ndarray, answer: str) -> np.ndarray:
+        inside.append(answer)
+        most.append(len(inside))
+        try:
+            return forward(batch, answer)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(shared.backend, "forward", watched)
+    asked: list[tuple[np.ndarray | None, np.ndarray | None]] = []
+    for seed, (height, width) in enumerate([(96, 128), (128, 64)] * 6):
+        visible, thermal = image(height, width, seed)
+        asked += [(visible, thermal), (None, thermal)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda pair: shared.predict(*pair), asked))
+    assert max(most) == 1  # two in a network at once may well go right, which proves nothing
+    for got, pair in zip(together, asked, strict=True):
+        assert_same(got, shared.predict(*pair), 1e-3)

@@ -24,12 +24,12 @@ from rscmd_ros.pairing import STREAMS
 
 OUT_OF_MEMORY = """
 import os, torch, rscmd_model.inference as inference
-ask = inference.Predictor.predict
-def predict(self, visible, thermal, **options):
+ask = inference.Predictor.predict_timed
+def predict_timed(self, visibles, thermals, **options):
     if os.path.exists({flag!r}):
         torch.empty(1 << 50)  # the allocator's own refusal
-    return ask(self, visible, thermal, **options)
-inference.Predictor.predict = predict
+    return ask(self, visibles, thermals, **options)
+inference.Predictor.predict_timed = predict_timed
 """
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import glance, read_orientation, read_thermal, read_visible
+from rscmd_model.images import glance, read_thermal, read_thermal_with_orientation, read_visible
 from rscmd_model.pictures import decode, picture_header, turn
 
 RNG = np.random.default_rng(0)
@@ -61,10 +61,10 @@ def test_an_orientation_is_obeyed_as_viewers_of_files_do(orientation: int, order
         np.testing.assert_array_equal(read_visible(file), decode(data))
         np.testing.assert_array_equal(glance(file).small.shape, np.array(expected.shape[:2]) // 8)
         assert glance(file)[1:] == (expected.shape[1::-1], orientation)
-        assert read_orientation(file) == orientation
     grey = tmp_path / "t.png"
     grey.write_bytes(with_orientation(encode(PICTURE[..., 0], "png"), orientation))
     np.testing.assert_array_equal(read_thermal(grey), turn(PICTURE[..., 0], orientation))
+    assert read_thermal_with_orientation(grey)[1] == orientation
 
 
 @pytest.mark.parametrize("tiff", [b"", b"II", b"MM\0*\xff\xff\xff\xff", exif(0), exif(9), exif(65535), exif(6)[:12]])

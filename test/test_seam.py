@@ -18,7 +18,7 @@ from test_train import two_class_world
 from torch import Tensor, nn
 
 from rscmd_model.errors import UserError
-from rscmd_model.export import export
+from rscmd_model.export_file import export
 from rscmd_model.inference import Predictor
 from rscmd_model.methods import METHODS, parse_method
 from rscmd_model.methods.base import Features, number

@@ -14,7 +14,7 @@ import numpy as np
 
 from rscmd_model.datasets.pairs import KINDS, DataConfig, PairFiles, Problem, first
 from rscmd_model.errors import UserError
-from rscmd_model.images import glance, read_orientation, read_thermal, read_visible
+from rscmd_model.images import glance, read_thermal_with_orientation, read_visible
 from rscmd_model.pictures import LYING
 from rscmd_model.thermal import PaletteError
 
@@ -55,13 +55,13 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
     problems: list[Problem] = []
     visible_size, thermal_size = (0, 0), (0, 0)
     visible, thermal = None, None
-    orientation = 1
+    orientation = thermal_orientation = 1
     try:
         visible, visible_size, orientation = glance(pair.visible)
     except UserError as error:
         problems.append(Problem("unreadable", pair.visible, str(error)))
     try:
-        thermal = read_thermal(pair.thermal, data.thermal_contract)
+        thermal, thermal_orientation = read_thermal_with_orientation(pair.thermal, data.thermal_contract)
         thermal_size = (thermal.shape[1], thermal.shape[0])
         if data.thermal_contract.misses(thermal):
             low, high = data.thermal_contract.scale
@@ -84,7 +84,7 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
         text = f"{pair.visible} is {_text(visible_size)} px and {pair.thermal} is {_text(thermal_size)} px"
         problems.append(Problem("size_mismatch", pair.thermal, text))
     if visible is not None and thermal is not None:
-        problems += _turned(pair, orientation, visible_size, thermal_size)
+        problems += _turned(pair, (orientation, thermal_orientation), visible_size, thermal_size)
     labels = data.reader.labels(pair, data.names)
     problems.extend(labels.problems)
     known = {size for size in (visible_size, thermal_size) if size != (0, 0)}
@@ -147,12 +147,19 @@ def summary(problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
-def _turned(pair: PairFiles, orientation: int, visible: tuple[int, int], thermal: tuple[int, int]) -> list[Problem]:
+def _turned(
+    pair: PairFiles, orientations: tuple[int, int], visible: tuple[int, int], thermal: tuple[int, int]
+) -> list[Problem]:
     """The problem that EXIF turns one image of a pair and not the other, where the shapes leave open which is right.
 
     A picture stored lying, with the tag that puts it upright, fits its upright partner only when it is turned.
+
+    Args:
+        pair: its files.
+        orientations: EXIF's, 1 to 8, of the visible and the thermal image.
+        visible, thermal: (width, height) px of the two, turned.
     """
-    other = read_orientation(pair.thermal)
+    orientation, other = orientations
     if orientation == other:
         return []
     stored = visible[::-1] if orientation in LYING else visible

@@ -2,6 +2,10 @@
 
 Geometry (mosaic, affine, flips, letterbox) acts on the stack and so on both images alike. Photometric changes act on
 each in its own way, see `PairedPhotometric`.
+
+An image is resized to the size that `preprocess.place` gives. What is validated has the pixels that the predictor
+shows the network, if the pairs of its batch are of one shape; other batches have more grey around some of them. What
+is trained on goes through ultralytics' augmentation, which places it in a square.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.images import read_thermal, read_visible, stack_pair
+from rscmd_model.preprocess import place
+from rscmd_model.registration import FILL
 
 
 class PairedPhotometric(RandomHSV):
@@ -59,7 +65,7 @@ class ThermalShift(BaseTransform):
         dx, dy = np.random.randint(-self.most, self.most + 1, 2)
         matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
         plane = np.ascontiguousarray(stack[..., 3])
-        plane = cv2.warpAffine(plane, matrix, plane.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=(114,))
+        plane = cv2.warpAffine(plane, matrix, plane.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=(FILL,))
         labels["img"] = np.dstack((stack[..., :3], plane))
         return labels
 
@@ -117,6 +123,16 @@ class PairedDataset(YOLODataset):
             for file, check in zip(self.im_files, checked)
         ]
 
+    def set_rectangle(self) -> None:
+        """Sort the pairs by their shape; those of a batch share the smallest input that holds them all.
+
+        The parent leaves half a stride of grey around the images that are validated, and the predictor leaves none.
+        """
+        frames = {label["im_file"]: label["shape"] for label in self.labels}
+        super().set_rectangle()  # sorts the labels, and takes the shapes out of them
+        networks = np.array([place(frames[label["im_file"]], self.imgsz).network for label in self.labels])
+        self.batch_shapes = np.array([networks[self.batch == number].max(0) for number in range(self.batch[-1] + 1)])
+
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
@@ -132,16 +148,9 @@ class PairedDataset(YOLODataset):
             thermal = contract.apply(read_thermal(pair.thermal, contract))
             stack = stack_pair(read_visible(pair.visible), thermal, config.registration)
             h0, w0 = stack.shape[:2]
-            if rect_mode:
-                ratio = self.imgsz / max(h0, w0)
-                size = (
-                    min(-(-w0 * self.imgsz // max(h0, w0)), self.imgsz),
-                    min(-(-h0 * self.imgsz // max(h0, w0)), self.imgsz),
-                )
-                if ratio != 1:
-                    stack = cv2.resize(stack, size, interpolation=cv2.INTER_LINEAR)
-            else:
-                stack = cv2.resize(stack, (self.imgsz, self.imgsz), interpolation=cv2.INTER_LINEAR)
+            height, width = place((h0, w0), self.imgsz).inner if rect_mode else (self.imgsz, self.imgsz)
+            if (height, width) != (h0, w0):
+                stack = cv2.resize(stack, (width, height), interpolation=cv2.INTER_LINEAR)
             if not self.augment or self.cache == "ram":
                 return stack, (h0, w0), stack.shape[:2]
             # The mosaic takes its partners from images that are in memory already, as in the parent class.

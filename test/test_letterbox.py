@@ -1,0 +1,105 @@
+"""One letterbox: what the predictor shows the network is what a training validates on, and ultralytics' LetterBox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from test_inference import NAMES, image, model_file
+from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import LetterBox
+
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.paired import PairedDataset
+from rscmd_model.images import stack_pair
+from rscmd_model.inference import Predictor
+from rscmd_model.preprocess import fill, place
+from rscmd_model.registration import FILL
+
+SIDE = 128
+# (height, width): the network's own, larger, smaller, upright, thin, and shorter sides that fall between two pixels.
+SIZES = [(128, 128), (96, 128), (512, 640), (480, 640), (540, 960), (60, 80), (200, 60), (37, 100), (333, 517)]
+SIZES += [(301, 400), (257, 400), (129, 130), (31, 500), (77, 123), (123, 77)]
+
+
+def pairs(root: Path, batch: int, rect: bool = True) -> PairedDataset:
+    """A pair of each of the sizes, as a training validates on them; its name says which."""
+    for kind in ("visible", "thermal", "labels"):
+        (root / kind / "val").mkdir(parents=True)
+    for n, size in enumerate(SIZES):
+        visible, thermal = image(*size, n)
+        cv2.imwrite(str(root / f"visible/val/{n}.png"), visible)
+        cv2.imwrite(str(root / f"thermal/val/{n}.png"), thermal)
+        (root / f"labels/val/{n}.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    file = root / "data.yaml"
+    folders = {kind: {split: f"{kind}/{split}" for split in ("train", "val")} for kind in ("visible", "thermal")}
+    file.write_text(yaml.safe_dump({**folders["visible"], "thermal": folders["thermal"], "names": NAMES}))
+    data = {"config": open_data(file), "names": NAMES, "nc": 2, "channels": 4}
+    options = get_cfg(overrides={"imgsz": SIDE})
+    return PairedDataset(
+        img_path="val",
+        imgsz=SIDE,
+        augment=False,
+        hyp=options,
+        rect=rect,
+        batch_size=batch,
+        stride=32,
+        pad=0.5,
+        data=data,
+    )
+
+
+def pixels(dataset: PairedDataset, index: int) -> tuple[int, np.ndarray]:
+    """Which of the sizes it is, and the network's input (H, W, 4) uint8."""
+    item = dataset[index]
+    return int(Path(item["im_file"]).stem), item["img"].permute(1, 2, 0).numpy()
+
+
+def test_what_is_validated_has_the_predictor_s_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = pairs(tmp_path, 1)
+    predictor = Predictor(model_file(tmp_path / "model.safetensors"), device="cpu")
+    shown: list[np.ndarray] = []
+    forward = predictor.backend.forward
+    monkeypatch.setattr(
+        predictor.backend, "forward", lambda batch, a: (shown.append(batch.copy()), forward(batch, a))[1]
+    )
+    for index in range(len(SIZES)):
+        n, validated = pixels(dataset, index)
+        predictor.predict(*image(*SIZES[n], n))
+        np.testing.assert_array_equal(shown[-1][0], validated)
+
+
+@pytest.mark.parametrize("rect", [True, False])
+def test_in_a_batch_of_several_shapes_there_is_more_grey_and_nothing_else(tmp_path: Path, rect: bool) -> None:
+    """Without `rect` everything is a square, as in the recorder of gradients."""
+    dataset = pairs(tmp_path, 4, rect)
+    more = 0
+    for index in range(len(SIZES)):
+        n, validated = pixels(dataset, index)
+        height, width = validated.shape[:2]
+        own, here = place(SIZES[n], SIDE), place(SIZES[n], SIDE, (height, width))
+        assert here.inner == own.inner
+        expected = np.empty(validated.shape, np.uint8)
+        fill(expected, here, *image(*SIZES[n], n))
+        np.testing.assert_array_equal(validated, expected)
+        more += own.network != (height, width)
+    assert more > 0
+    assert max(dataset.batch_shapes.max(0)) == SIDE if rect else more > len(SIZES) // 2
+
+
+def test_placing_is_ultralytics_letterbox() -> None:
+    for height, width in SIZES:
+        visible, thermal = image(height, width)
+        for fixed in (None, (128, 192)):
+            placement = place((height, width), SIDE, fixed)
+            got = np.empty((*placement.network, 4), np.uint8)
+            fill(got, placement, visible, thermal)
+            letterbox = LetterBox(fixed or (SIDE, SIDE), auto=fixed is None, stride=32)
+            np.testing.assert_array_equal(got, letterbox(image=stack_pair(visible, thermal)))
+
+
+def test_grey_is_ultralytics() -> None:
+    assert LetterBox().padding_value == FILL
