@@ -11,8 +11,11 @@ from rscmd_model.errors import UserError
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
+FAMILIES = {"yolov8": "YOLOv8"}
+"""Families of layers: their names and how their authors write them. See `network/families.py`."""
 CHOICES = {
     "scale": SCALES,
+    "family": tuple(FAMILIES),
     "rsc": ("off", "own", "shared", "aux"),
     "md": ("off", "stop", "map", "project"),
     "branch": ("lean", "full"),
@@ -46,7 +49,8 @@ class ModelConfig:
     """Architecture and objective of one detector.
 
     Attributes:
-        scale: width and depth of YOLOv8: n, s, m, l or x.
+        scale: width and depth of the family: n, s, m, l or x.
+        family: the layers that the streams and their answers are built of, one of `FAMILIES`.
         modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
         rsc: representation space constraint, the loss that each modality bears alone. "off", "own" (a detection branch
             for each modality, thrown in at training and shipped), "shared" (the fused branch's weights answer for
@@ -76,6 +80,7 @@ class ModelConfig:
     fusion: str = "sum"
     lambda_visible: float = 1.0
     lambda_thermal: float = 1.0
+    family: str = "yolov8"
 
     def __post_init__(self) -> None:
         if not isinstance(self.modalities, list | tuple):

@@ -45,6 +45,7 @@ UNWRITTEN: dict[str, Any] = {
     "fusion": "sum",
     "lambda_visible": 1.0,
     "lambda_thermal": 1.0,
+    "family": "yolov8",
 }
 """What a setting is that a header does not name. Never change a value here: files would be misread. A setting that is
 new in `ModelConfig` gets the value that means "as before"."""
