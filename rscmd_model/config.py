@@ -11,7 +11,7 @@ from rscmd_model.errors import UserError
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
-FAMILIES = {"yolov8": "YOLOv8"}
+FAMILIES = {"yolov8": "YOLOv8", "yolo11": "YOLO11"}
 """Families of layers: their names and how their authors write them. See `network/families.py`."""
 CHOICES = {
     "scale": SCALES,
