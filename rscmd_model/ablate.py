@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.ablation_plot import answer_name, plot_ablation
-from rscmd_model.config import SCALES, parse_method
+from rscmd_model.config import FAMILIES, SCALES, parse_method
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device
@@ -71,7 +71,10 @@ def main() -> None:
         help="separated by commas, each with its changes: rscmd+md=map (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
-    parser.add_argument("--model", choices=SCALES, default="n", help="YOLOv8 scale (default: %(default)s)")
+    parser.add_argument("--model", choices=SCALES, default="n", help="scale of both streams (default: %(default)s)")
+    parser.add_argument(
+        "--family", choices=FAMILIES, default="yolov8", help="layers of both streams (default: %(default)s)"
+    )
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/ablation"), help="folder for everything (default: %(default)s)"
@@ -100,7 +103,10 @@ def main() -> None:
 
         args.jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     lock = lock_folder(args.out, "ablation")
-    claim(args.out, {"data": data.spec, "split": args.split, "model": args.model, "options": options})
+    claim(
+        args.out,
+        {"data": data.spec, "split": args.split, "model": args.model, "family": args.family, "options": options},
+    )
 
     # Seed by seed, so that an ablation that is interrupted has whole seeds to show.
     runs = [Run(method, seed) for seed in range(args.seeds) for method in methods]
@@ -128,8 +134,9 @@ def claim(out: Path, recipe: dict[str, Any]) -> None:
     file = out / "recipe.json"
     if file.is_file():
         try:
-            before = dict(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError:
+            # Ablations from before there were families do not name theirs.
+            before = {"family": "yolov8", **json.loads(file.read_text(encoding="utf-8"))}
+        except (TypeError, ValueError):
             raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
         if before != json.loads(json.dumps(recipe)):
             changed = sorted(k for k in before.keys() | recipe.keys() if before.get(k) != recipe.get(k))
@@ -200,7 +207,7 @@ def command(run: Run, data: str, args: argparse.Namespace, options: dict[str, An
         return [*start, f"resume={last}"]
     words = [word(key, value) for key, value in options.items()]
     words += [f"project={args.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
-    return [*start, "--data", data, "--method", run.method, "--model", args.model, *words]
+    return [*start, "--data", data, "--method", run.method, "--model", args.model, "--family", args.family, *words]
 
 
 def read_rows(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:

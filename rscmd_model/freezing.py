@@ -38,7 +38,8 @@ def frozen_parts(model: RscmdModel, freeze: int | Sequence[int | str] | None) ->
         if not here and not isinstance(freeze, int):
             raise UserError(
                 f"freeze={quoted(item)}: this model has no such weights; give numbers of layers of "
-                f"{model.config.family}.yaml ({', '.join(map(str, layers))}) or names as in backbones.{model.config.modalities[0]}"
+                f"{model.config.family}.yaml ({', '.join(map(str, layers))}) or names as in "
+                f"backbones.{model.config.modalities[0]}"
             )
         parts += here
     held = {id(weight) for part in parts for weight in modules[part].parameters()}

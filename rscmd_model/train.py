@@ -21,7 +21,16 @@ from typing import Any
 
 import yaml
 
-from rscmd_model.config import CHOICES, METHODS, MODALITIES, NO_AUGMENTATION, SCALES, Augmentation, parse_method
+from rscmd_model.config import (
+    CHOICES,
+    FAMILIES,
+    METHODS,
+    MODALITIES,
+    NO_AUGMENTATION,
+    SCALES,
+    Augmentation,
+    parse_method,
+)
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
@@ -47,7 +56,7 @@ def train(
         data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
-        weights: a YOLOv8 checkpoint to start from.
+        weights: an ultralytics checkpoint of the config's family to start from.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
         diagnose: measure the gradients at the features every so many epochs, see `gradients`. A run that was started
             with it and is resumed goes on with it.
@@ -167,9 +176,12 @@ def main() -> None:
         help=f"{', '.join(METHODS)}: a control is trained with the same recipe. With changes to the model's settings: "
         "rscmd+md=map (default: rscmd)",
     )
-    parser.add_argument("--model", choices=SCALES, help="YOLOv8 scale of both streams (default: n)")
+    parser.add_argument("--model", choices=SCALES, help="scale of both streams (default: n)")
+    parser.add_argument("--family", choices=FAMILIES, help="layers of both streams (default: yolov8)")
     parser.add_argument(
-        "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
+        "--weights",
+        type=Path,
+        help="yolov8*.pt, or of --family, whose COCO weights start both streams (never downloaded)",
     )
     parser.add_argument(
         "--rsc", choices=CHOICES["rsc"], help="unimodal branches: own, or sharing the fused one; aux: a control"
@@ -206,7 +218,7 @@ def main() -> None:
     if args.data is None and not options.get("resume"):
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
     if options.get("resume"):
-        for name in ("method", "model", "weights", "rsc", "md", "lambda_visible", "lambda_thermal"):
+        for name in ("method", "model", "family", "weights", "rsc", "md", "lambda_visible", "lambda_thermal"):
             if getattr(args, name) is not None:
                 raise UserError(f"a resumed run keeps its own model: leave out --{name.replace('_', '-')}")
     if args.score and options.get("single_cls"):
@@ -222,6 +234,7 @@ def main() -> None:
     config = parse_method(
         method,
         scale=args.model,
+        family=args.family,
         rsc=args.rsc,
         md=args.md,
         lambda_visible=args.lambda_visible,
