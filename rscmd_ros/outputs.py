@@ -12,6 +12,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSPolicyKind, QoSP
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass, VisionInfo
 
+from rscmd_model.config import FAMILIES
 from rscmd_ros.camera import image_topic, info_topic
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Outputs:
         threshold  lowest score that is published
         """
         config = predictor.config
-        method = f"two-stream YOLOv8{config.scale}, rsc {config.rsc}, md {config.md}; {', '.join(config.branches)}"
+        layers = f"{FAMILIES[config.family]}{config.scale}"
+        method = f"two-stream {layers}, rsc {config.rsc}, md {config.md}; {', '.join(config.branches)}"
         vision = VisionInfo(method=method, database_location=self._label_info.topic_name, database_version=1)
         label, chosen = LabelInfo(threshold=float(threshold)), set(wanted)
         label.class_map = [
