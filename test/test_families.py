@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel, parse_model, yaml_model_load
 
+from rscmd_model.ablate import claim
 from rscmd_model.choice import SUFFIXES
 from rscmd_model.config import FAMILIES, SCALES, ModelConfig, method_config
 from rscmd_model.errors import UserError
 from rscmd_model.export import export
 from rscmd_model.freezing import frozen_parts
+from rscmd_model.gradient_recorder import ProbeBranches
 from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
@@ -185,6 +187,22 @@ def test_checkpoints_of_before_find_their_layers(name: str) -> None:
     """They name the classes as those of rscmd_model.model."""
     layer = pickle.load(io.BytesIO(f"crscmd_model.model\n{name}\n.".encode()))
     assert issubclass(layer, nn.Module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_branches_are_of_the_model_s_family(family: str) -> None:
+    model = build("rscmd", family)
+    features = model.features(torch.rand(1, 4, 64, 64), "visible")
+    branches = ProbeBranches(model, 0)
+    assert {type(branch) for branch in branches.values()} == {find_family(family).Branch}
+    assert branches["visible"](features)["scores"].shape == (1, len(NAMES), 64 + 16 + 4)
+
+
+def test_an_ablation_from_before_families_goes_on_with_the_first(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"model": "n"}')
+    claim(tmp_path, {"model": "n", "family": "yolov8"})
+    with pytest.raises(UserError, match="holds an ablation with another family"):
+        claim(tmp_path, {"model": "n", "family": "yolo11"})
 
 
 def write_model(path: Path, family: str) -> Path:
