@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rscmd_model.arguments import command_parser, given_scale, option_words, parse, scale_argument
+from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError, run_cli
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
     scale_argument(parser)
+    family_argument(parser)
     parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/ablation"), help="folder for everything (default: %(default)s)"
@@ -51,16 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
     if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
-    scale = given_scale(args) or "n"
+    scale, family = given_scale(args) or "n", args.family or "yolov8"
     for method in methods:
-        parse_method(method, scale=scale)
+        parse_method(method, scale=scale, family=family)
     options = {**RECIPE, **parse_options(args.options)}
     for taken in OWN_OPTIONS:
         if taken in options:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
     if options.get("single_cls"):
         raise UserError("single_cls=True: an ablation scores the data's own classes, leave it out")
-    ablation = Ablation(args.out, open_given(args), args.split, scale, options)
+    ablation = Ablation(args.out, open_given(args), args.split, scale, family, options)
     check_device(options.get("device"))
     ablate(ablation, methods, args.seeds, args.jobs or _usual_jobs(), lambda line: print(line, flush=True))
 

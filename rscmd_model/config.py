@@ -11,6 +11,8 @@ from rscmd_model.errors import UserError, quoted
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
+FAMILIES = {"yolov8": "YOLOv8", "yolo11": "YOLO11"}
+"""Families of layers: their names and how their authors write them. See `network/families.py`."""
 MOST_CLASSES = 10_000
 _LONGEST_NAME = 200
 _LARGEST_NUMBER = 1e6
@@ -44,6 +46,7 @@ class ModelConfig:
 
     Attributes:
         scale: width and depth of the layers: n, s, m, l or x.
+        family: the layers that the streams and their answers are built of, one of `FAMILIES`.
         method: a key of `methods.METHODS`.
         settings: the settings of the method that are not what a missing one stands for; texts and numbers by name.
         modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
@@ -54,6 +57,7 @@ class ModelConfig:
     """
 
     scale: str = "n"
+    family: str = "yolov8"
     method: str = "rscmd"
     settings: Mapping[str, str | float] = field(default_factory=dict)
     modalities: tuple[str, ...] = MODALITIES
@@ -62,6 +66,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise UserError(f"scale {quoted(self.scale)} is not one of {', '.join(SCALES)}")
+        if not isinstance(self.family, str) or self.family not in FAMILIES:
+            raise UserError(f"family {quoted(self.family)} is not one of {', '.join(FAMILIES)}")
         if not _is_name(self.method):
             raise UserError(f"method {quoted(self.method)} is no name of a method")
         if not isinstance(self.settings, Mapping) or len(self.settings) > _MOST_SETTINGS:
@@ -142,6 +148,7 @@ class ModelConfig:
         """Plain JSON types; `from_dict` reads them back."""
         return {
             "scale": self.scale,
+            "family": self.family,
             "method": self.method,
             "settings": dict(self.settings),
             "modalities": list(self.modalities),

@@ -1,7 +1,7 @@
 """Layers that a training holds still: the engine's option freeze=, in the names of this network.
 
-The engine looks for model.0, model.1 and so on, which this network does not have. Its parts carry the layer numbers of
-yolov8.yaml in their names: b0 to b9 in each backbone, n12 to n21 and head (layer 22) in each branch.
+The engine looks for model.0, model.1 and so on, which this network does not have. Its parts have the layer numbers of
+the family's yaml (`Family.coco_layers`): of YOLOv8, b0 to b9 in each backbone, n12 to n21 and head (22) in each branch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.model import RscmdModel
-
-HEAD = 22  # the last layer of yolov8.yaml
+from rscmd_model.network.families import find_family
 
 
 def frozen_parts(model: RscmdModel, freeze: int | Sequence[int | str] | None) -> list[str]:
@@ -20,26 +19,27 @@ def frozen_parts(model: RscmdModel, freeze: int | Sequence[int | str] | None) ->
 
     Args:
         model: the network.
-        freeze: how many layers of yolov8.yaml from the first, or a list of layer numbers and names: of a module, as
-            "backbones.thermal", or of a part of a layer, as "22.cv2".
+        freeze: how many layers of the family's yaml from the first, or a list of layer numbers and names: of a module,
+            as "backbones.thermal", or of a part of a layer, as "22.cv2".
 
     Raises:
         UserError: nothing bears a number or name of the list, or nothing would be left to train.
     """
     parts: list[str] = []
+    layers = {number: part for part, number in find_family(model.config.family).coco_layers.items()}
     modules = dict(model.named_modules())
     for item in range(freeze) if isinstance(freeze, int) else freeze or ():
         name = str(item)
         layer, _, rest = name.partition(".")
         here = [name] if name in modules else []
-        if layer.isdigit():
-            own = "head" if int(layer) == HEAD else f"[bn]{int(layer)}"
-            place = rf"\w+\.\w+\.{own}" + (re.escape(f".{rest}") if rest else "")
+        if layer.isdigit() and int(layer) in layers:
+            place = rf"\w+\.\w+\.{layers[int(layer)]}" + (re.escape(f".{rest}") if rest else "")
             here = [path for path in modules if re.fullmatch(place, path)]
         if not here and not isinstance(freeze, int):
             raise UserError(
-                f"freeze={quoted(item)}: this model has no such weights; give numbers of layers of yolov8.yaml "
-                f"(0 to 9, 12, 15, 16, 18, 19, 21, 22) or names as in backbones.{model.config.modalities[0]}"
+                f"freeze={quoted(item)}: this model has no such weights; give numbers of layers of "
+                f"{model.config.family}.yaml ({', '.join(map(str, layers))}) or names as in "
+                f"backbones.{model.config.modalities[0]}"
             )
         parts += here
     held = {id(weight) for part in parts for weight in modules[part].parameters()}

@@ -75,7 +75,8 @@ class ReferenceBranches(nn.ModuleDict):
     def __init__(self, model: RscmdModel, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            solo = {m: RscmdModel(method_config(m, scale=model.config.scale), model.names) for m in MODALITIES}
+            like = {"scale": model.config.scale, "family": model.config.family}
+            solo = {m: RscmdModel(method_config(m, **like), model.names) for m in MODALITIES}
         super().__init__({m: solo[m].branch(m) for m in MODALITIES})
 
 

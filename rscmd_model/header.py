@@ -36,6 +36,7 @@ _LARGEST_INDEX = 8 << 20  # of a safetensors file: some 100 bytes for each tenso
 
 UNWRITTEN: dict[str, Any] = {
     "scale": "n",
+    "family": "yolov8",
     "settings": {},
     "modalities": ["visible", "thermal"],
     "answers": ["fused", "visible", "thermal"],

@@ -1,4 +1,4 @@
-"""The network: two YOLOv8 streams, fusion by sum at strides 8, 16 and 32, a neck and head for each answer it gives."""
+"""The network: a backbone for each camera, and a neck and head for each answer it gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules import SPPF, C2f, Concat, Conv, Detect
+from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
 
@@ -16,116 +16,18 @@ from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_class
 from rscmd_model.methods.base import Features, drawn
+
+# Checkpoints of earlier versions name these layers as this module's.
 from rscmd_model.methods.sum import Adapter
+from rscmd_model.network.families import find_family
+from rscmd_model.network.lean import LeanBranch, LeanHead
+from rscmd_model.network.yolov8 import Backbone, Branch, Head
 from rscmd_model.objective import Objective
 
-__all__ = ["Adapter", "RscmdModel"]  # checkpoints from before there were methods name Adapter here
+__all__ = ["STRIDES", "Adapter", "Backbone", "Branch", "Head", "LeanBranch", "LeanHead", "RscmdModel"]
 
 STRIDES = (8, 16, 32)
 _CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
-# Depth multiple, width multiple and most channels of the YOLOv8 scales (ultralytics/cfg/models/v8/yolov8.yaml).
-_SCALING = {
-    "n": (0.33, 0.25, 1024),
-    "s": (0.33, 0.50, 1024),
-    "m": (0.67, 0.75, 768),
-    "l": (1.00, 1.00, 512),
-    "x": (1.00, 1.25, 512),
-}
-
-
-def _width(channels: int, scale: str) -> int:
-    _, width, most = _SCALING[scale]
-    return -(-int(min(channels, most) * width) // 8) * 8
-
-
-def _depth(repeats: int, scale: str) -> int:
-    return max(round(repeats * _SCALING[scale][0]), 1)
-
-
-class Backbone(nn.Module):
-    """YOLOv8's backbone for one modality. The names carry the layer numbers of yolov8.yaml (`b4` is its layer 4)."""
-
-    def __init__(self, channels: int, scale: str) -> None:
-        super().__init__()
-        w = {c: _width(c, scale) for c in (64, 128, 256, 512, 1024)}
-        d = {r: _depth(r, scale) for r in (3, 6)}
-        self.b0 = Conv(channels, w[64], 3, 2)
-        self.b1 = Conv(w[64], w[128], 3, 2)
-        self.b2 = C2f(w[128], w[128], d[3], True)
-        self.b3 = Conv(w[128], w[256], 3, 2)
-        self.b4 = C2f(w[256], w[256], d[6], True)
-        self.b5 = Conv(w[256], w[512], 3, 2)
-        self.b6 = C2f(w[512], w[512], d[6], True)
-        self.b7 = Conv(w[512], w[1024], 3, 2)
-        self.b8 = C2f(w[1024], w[1024], d[3], True)
-        self.b9 = SPPF(w[1024], w[1024], 5)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) in [0, 1], H and W multiples of 32 -> features at strides 8, 16 and 32."""
-        p3 = self.b4(self.b3(self.b2(self.b1(self.b0(x)))))
-        p4 = self.b6(self.b5(p3))
-        return [p3, p4, self.b9(self.b8(self.b7(p4)))]
-
-
-class Head(Detect):
-    """The decoupled anchor-free head in the form that YOLOv8 uses."""
-
-    legacy = True
-
-
-class LeanHead(Detect):
-    """A lighter head: depthwise convolutions for the classes, as YOLO11's, and one convolution for the boxes."""
-
-    legacy = False
-
-    def __init__(self, nc: int, ch: tuple[int, ...]) -> None:
-        super().__init__(nc=nc, ch=ch)
-        for tower in self.cv2:
-            del tower[1]  # the second of two 3x3 convolutions of equal width
-
-
-class Branch(nn.Module):
-    """Neck and head of one answer, after YOLOv8; `n12` is layer 12 of yolov8.yaml, `head` its layer 22."""
-
-    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
-        super().__init__()
-        c3, c4, c5 = channels
-        d = _depth(3, scale)
-        self.up = nn.Upsample(None, 2, "nearest")
-        self.cat = Concat(1)
-        self.n12 = C2f(c5 + c4, c4, d)
-        self.n15 = C2f(c4 + c3, c3, d)
-        self.n16 = Conv(c3, c3, 3, 2)
-        self.n18 = C2f(c3 + c4, c4, d)
-        self.n19 = Conv(c4, c4, 3, 2)
-        self.n21 = C2f(c4 + c5, c5, d)
-        self.head = Head(nc=classes, ch=channels)
-
-    def forward(self, features: list[Tensor]) -> Any:
-        """Features at the three strides -> what `ultralytics.nn.modules.Detect` returns for them."""
-        p3, p4, p5 = features
-        n4 = self.n12(self.cat([self.up(p5), p4]))
-        n3 = self.n15(self.cat([self.up(n4), p3]))
-        n4 = self.n18(self.cat([self.n16(n3), n4]))
-        return self.head([n3, n4, self.n21(self.cat([self.n19(n4), p5]))])
-
-
-class LeanBranch(nn.Module):
-    """A unimodal answer at a quarter of a branch's arithmetic: coarse features added to fine ones, and a light head."""
-
-    def __init__(self, channels: tuple[int, ...], scale: str, classes: int) -> None:
-        super().__init__()
-        c3, c4, c5 = channels
-        self.up = nn.Upsample(None, 2, "nearest")
-        self.top5 = Conv(c5, c4, 1)
-        self.top4 = Conv(c4, c3, 1)
-        self.head = LeanHead(nc=classes, ch=channels)
-
-    def forward(self, features: list[Tensor]) -> Any:
-        """As `Branch.forward`."""
-        p3, p4, p5 = features
-        p4 = p4 + self.up(self.top5(p5))
-        return self.head([p3 + self.up(self.top4(p4)), p4, p5])
 
 
 class RscmdModel(BaseModel):
@@ -154,13 +56,14 @@ class RscmdModel(BaseModel):
         self.task = "detect"
         self.yaml = {**config.to_dict(), "nc": self.nc, "channels": 4}
         self.criterion: Objective | None = None
-        channels = (_width(256, config.scale), _width(512, config.scale), _width(1024, config.scale))
+        family = find_family(config.family)
+        channels = family.channels(config.scale)
         self.backbones, self.branches = nn.ModuleDict(), nn.ModuleDict()
         for m in config.modalities:
-            self.backbones[m] = drawn(f"backbone {m}", Backbone, 3 if m == "visible" else 1, config.scale)
+            self.backbones[m] = drawn(f"backbone {m}", family.Backbone, 3 if m == "visible" else 1, config.scale)
         method = kind(settings, channels)
         for name, of in method.branches.items():
-            branch = LeanBranch if of == "lean" else Branch
+            branch = family.LeanBranch if of == "lean" else family.Branch
             self.branches[name] = drawn(f"branch {name}", branch, channels, config.scale, self.nc)
         self.method = method  # after the others: the optimizer's state in a checkpoint follows this order
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)

@@ -113,15 +113,15 @@ def read_classes(value: Any) -> list[int]:
 
 
 def read_freeze(value: Any) -> Any:
-    """A number of layers, or a list of layers by number or by the name of a module."""
+    """A number of layers, as far as any family has them, or a list of layers by number or by the name of a module."""
     try:
-        return read_whole(value, 0, 23)
+        return read_whole(value, 0, 24)
     except ValueError:
         pass
     items: list[int | str] = []
     for item in read_items(value):
         try:
-            items.append(read_whole(item, 0, 22))
+            items.append(read_whole(item, 0, 23))
         except ValueError:
             if not re.fullmatch(r"([a-z]\w*|\d{1,2})(\.\w+)*", str(item), re.ASCII) or str(item).isdigit():
                 raise

@@ -93,8 +93,8 @@ OPTIONS: dict[str, Option] = {
     ),
     "profile": Option("measures ONNX and TensorRT files of plain YOLO"),
     "freeze": Option(
-        "holds layers still, by their numbers in yolov8.yaml (0 to 9: both backbones; 12 to 22: neck and head of every "
-        "answer) or by their names in the model",
+        "holds layers still, by their numbers in the family's yaml (0 to 9, with YOLO11 0 to 10: both backbones; those "
+        "after: neck and head of every answer) or by their names in the model",
         "a number of layers, or a list of layers and names as in [0,1,backbones.thermal]",
         read_freeze,
     ),
@@ -117,7 +117,7 @@ OPTIONS: dict[str, Option] = {
     "quantize": Option("training is in 16 or 32 bits, see amp"),
     "dnn": Option(_PREDICTION),
     "plots": switch("draws labels, batches and curves into the run's folder"),
-    "nms": Option("YOLOv8's head needs it"),
+    "nms": Option("the head needs it"),
     "source": Option(_PREDICTION),
     "vid_stride": Option(_PREDICTION),
     "stream_buffer": Option(_PREDICTION),

@@ -96,7 +96,7 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
     header = read_header(model)
     if list(header.names.values()) != list(open_data(data).names.values()):
         raise UserError(f"{model} finds {', '.join(header.names.values())}, which is not what {data} has")
-    config = method_config(modality, scale=header.config.scale)
+    config = method_config(modality, scale=header.config.scale, family=header.config.family)
     options = {"imgsz": header.image_size, **options}
     return train(data, config, options, weights=model, trainer_class=FrozenBackboneTrainer)
 

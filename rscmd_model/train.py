@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.arguments import command_parser, given_scale, option_words, parse, scale_argument
+from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
 from rscmd_model.config import Augmentation
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import find_pairs
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     method, scale = args.method or "rscmd", given_scale(args)
     # Both are read here, so that a mistake is told before torch is loaded.
     data = _data(args)
-    config = parse_method(method, scale=scale)
+    config = parse_method(method, scale=scale, family=args.family)
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
@@ -79,8 +79,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "rscmd+md=map (default: rscmd)",
     )
     scale_argument(parser)
+    family_argument(parser)
     parser.add_argument(
-        "--weights", type=Path, help="yolov8*.pt whose COCO weights start both streams (never downloaded)"
+        "--weights",
+        type=Path,
+        help="yolov8*.pt, or of --family, whose COCO weights start both streams (never downloaded)",
     )
     parser.add_argument(
         "--modality-dropout",
@@ -123,7 +126,7 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     resumes = options.get("resume")
     if args.data is None and not resumes:
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
-    for name in ("method", "scale", "model", "weights") if resumes else ():
+    for name in ("method", "scale", "model", "family", "weights") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
     if args.score and options.get("single_cls"):

@@ -41,7 +41,7 @@ from rscmd_model.header import check_image_size
 from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import ModelHeader, save_model
 from rscmd_model.objective import PARTS
-from rscmd_model.pretrained import load_yolov8, read_yolov8
+from rscmd_model.pretrained import load_weights
 from rscmd_model.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
 _KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the engine starts for several GPUs
@@ -188,7 +188,7 @@ class PairedTrainer(DetectionTrainer):
         weights: str | Path | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
-        """Begin a new model, drawn from the run's seed, or from a YOLOv8 checkpoint's weights (prints the count).
+        """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count).
 
         The augmentation is kept with the model: that is what a checkpoint and the engine's other processes receive.
         """
@@ -209,7 +209,7 @@ class PairedTrainer(DetectionTrainer):
                 f"thermal shift up to {augmentation.thermal_shift} px"
             )
         if weights is not None:
-            LOGGER.info(f"{weights}: {load_yolov8(self.model, read_yolov8(weights))}")
+            LOGGER.info(f"{weights}: {load_weights(self.model, weights)}")
 
     def run_callbacks(self, event: str) -> None:
         """ultralytics' callbacks; at the start of an epoch all that is random is set first."""

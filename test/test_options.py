@@ -107,7 +107,7 @@ def test_a_name_is_a_string(name: str) -> None:
         (["optimiser=SGD"], "did you mean optimizer"),
         (["name=a\nb"], "name takes a name"),
         (["name=" + "x" * 300], "name takes a name"),
-        (["freeze=24"], "freeze takes"),
+        (["freeze=25"], "freeze takes"),
     ],
 )
 def test_odd_words_are_one_line(words: list[str], says: str) -> None:

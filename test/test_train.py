@@ -21,10 +21,8 @@ from rscmd_model.errors import UserError
 from rscmd_model.evaluation.sweep import evaluate
 from rscmd_model.inference import Predictor
 from rscmd_model.methods import METHODS, method_config
-from rscmd_model.model import RscmdModel
 from rscmd_model.model_file import load_model, read_header
 from rscmd_model.options import parse_options
-from rscmd_model.pretrained import load_yolov8, read_yolov8
 from rscmd_model.training.run import train
 
 QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}
@@ -186,33 +184,3 @@ def test_cli_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "no weights file" in error(
         "--data", str(data), "--weights", "yolov8n.pt", f"project={tmp_path}", "plots=False"
     )
-
-
-def test_yolov8_weights_start_both_streams(tmp_path: Path) -> None:
-    """A plain YOLOv8 in our network answers as it does in its own; the thermal stem sums the colours."""
-    from ultralytics.nn.tasks import DetectionModel
-
-    torch.manual_seed(0)
-    names = {i: str(i) for i in range(80)}
-    plain = DetectionModel("yolov8n.yaml", verbose=False)
-    plain.args = {}
-    torch.save({"model": plain, "ema": None, "train_args": {}}, tmp_path / "yolov8n.pt")
-    state = read_yolov8(tmp_path / "yolov8n.pt")
-    visible = RscmdModel(method_config("visible"), names)
-    count = load_yolov8(visible, state)
-    assert count.kept == ()
-    assert "all" not in str(count)
-    x = torch.rand(1, 4, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(visible.eval()(x)[0], plain.eval()(x[:, :3])[0])
-    both = RscmdModel(method_config("rscmd", branch="full"), {0: "person"})
-    count = load_yolov8(both, state)
-    assert count.loaded > 700
-    assert all(".head." in name for name in count.kept)
-    grey = torch.rand(1, 1, 64, 64)
-    with torch.no_grad():
-        a = both.backbones["visible"].b0.conv(grey.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(both.backbones["thermal"].b0.conv(grey), a, rtol=1e-4, atol=1e-5)
-    (tmp_path / "junk.pt").write_bytes(b"junk")
-    with pytest.raises(UserError, match="no ultralytics checkpoint"):
-        read_yolov8(tmp_path / "junk.pt")

@@ -56,7 +56,8 @@ class Ablation:
         out: folder of everything.
         data: the data set.
         split: what is scored.
-        scale: YOLOv8 scale of both streams.
+        scale: of both streams.
+        family: of the layers of both streams.
         options: ultralytics' options, without `OWN_OPTIONS`.
     """
 
@@ -64,6 +65,7 @@ class Ablation:
     data: DataConfig
     split: str
     scale: str
+    family: str
     options: Mapping[str, Any]
 
     def command(self, run: Run) -> list[str]:
@@ -74,7 +76,8 @@ class Ablation:
             return [*start, f"resume={last}"]
         words = [word(key, value) for key, value in self.options.items()]
         words += [f"project={self.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
-        return [*start, "--data", self.data.spec, "--method", run.method, "--scale", self.scale, *words]
+        size = ["--scale", self.scale, "--family", self.family]
+        return [*start, "--data", self.data.spec, "--method", run.method, *size, *words]
 
     def is_finished(self, run: Run) -> bool:
         """Whether a run is trained and scored."""
@@ -136,6 +139,7 @@ def claim(ablation: Ablation) -> None:
         "data": ablation.data.spec,
         "split": ablation.split,
         "model": ablation.scale,
+        "family": ablation.family,
         "options": dict(ablation.options),
     }
     file = ablation.out / "recipe.json"
@@ -143,8 +147,9 @@ def claim(ablation: Ablation) -> None:
         write_json(file, recipe)
         return
     try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError:
+        # Ablations from before there were families do not name theirs.
+        before = {"family": "yolov8", **json.loads(file.read_text(encoding="utf-8"))}
+    except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != json.loads(json.dumps(recipe)):
         changed = sorted(k for k in before.keys() | recipe.keys() if before.get(k) != recipe.get(k))

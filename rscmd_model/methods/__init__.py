@@ -37,41 +37,28 @@ def method_class(name: str) -> type[Method]:
     return kind
 
 
-def method_config(method: str, *, scale: str | None = None, **settings: Any) -> ModelConfig:
+def method_config(method: str, *, scale: str | None = None, family: str | None = None, **settings: Any) -> ModelConfig:
     """The configuration of a model of one method.
 
     Args:
         method: a key of `METHODS`.
         scale: n, s, m, l or x; None means n.
+        family: a key of `config.FAMILIES`; None means yolov8.
         settings: of the method's `Settings`; None leaves one at its default.
 
     Raises:
-        UserError: no such method, scale or setting, a value out of range, or a combination that makes no sense.
+        UserError: no such method, scale, family or setting, a value out of range, or a combination that makes no sense.
     """
-    kind = method_class(method)
     given = {name: value for name, value in settings.items() if value is not None}
-    known = kind.Settings.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
-            raise UserError(f"method {method} has no setting {quoted(name)}{hint}")
-    chosen = kind.Settings(**given)
-    return ModelConfig(
-        scale=scale or ModelConfig.scale,
-        method=method,
-        settings=chosen.written(),
-        modalities=kind.modalities,
-        answers=kind.shipped(chosen),
-    )
+    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, given)
 
 
-def parse_method(text: str, *, scale: str | None = None) -> ModelConfig:
+def parse_method(text: str, *, scale: str | None = None, family: str | None = None) -> ModelConfig:
     """The configuration that a command line names, as "rscmd" or "rsc+rsc=shared+lambda_visible=2".
 
     Args:
         text: name of a method, then settings of it, each after a "+".
-        scale: as for `method_config`.
+        scale, family: as for `method_config`.
 
     Raises:
         UserError: as `method_config`, or a setting without a value, or given twice.
@@ -86,4 +73,23 @@ def parse_method(text: str, *, scale: str | None = None) -> ModelConfig:
         if name in given:
             raise UserError(f"method {text!r}: {name} is given twice")
         given[name] = kind.Settings.parsed(name, value)
-    return method_config(method, scale=scale, **given)
+    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, given)
+
+
+def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> ModelConfig:
+    kind = method_class(method)
+    known = kind.Settings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
+            raise UserError(f"method {method} has no setting {quoted(name)}{hint}")
+    chosen = kind.Settings(**given)
+    return ModelConfig(
+        scale=scale,
+        family=family,
+        method=method,
+        settings=chosen.written(),
+        modalities=kind.modalities,
+        answers=kind.shipped(chosen),
+    )
