@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 
 MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
@@ -105,8 +104,7 @@ class ModelConfig:
         known = [f.name for f in fields(ModelConfig)]
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+                hint = did_you_mean(key, known, f"known: {', '.join(known)}")
                 raise UserError(f"unknown model setting {quoted(key)}{hint}")
         return ModelConfig(**data)
 

@@ -7,12 +7,11 @@ header of an exported model are read without torch.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.errors import UserError, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted
 
 if TYPE_CHECKING:
     from rscmd_model.methods.base import Method
@@ -81,8 +80,7 @@ def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> Mode
     known = kind.Settings.__dataclass_fields__
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
+            hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
             raise UserError(f"method {method} has no setting {quoted(name)}{hint}")
     chosen = kind.Settings(**given)
     return ModelConfig(
