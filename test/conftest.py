@@ -7,11 +7,13 @@ the tests; its child processes inherit them and LD_LIBRARY_PATH, and are not res
 
 import fcntl
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,10 @@ os.environ.update(
     # Kept from run to run, since matplotlib takes seconds to list the fonts.
     MPLCONFIGDIR=str(ROOT / ".pytest_cache" / "matplotlib"),
 )
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # Dozens of processes would compile torch's sources, each anew. The bytecode lies apart from them.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors run other tests
 for folder in ("ROS_LOG_DIR", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
@@ -106,3 +112,28 @@ def installed_package(colcon: str, tmp_path_factory: pytest.TempPathFactory) -> 
     assert build.returncode == 0, build.stdout + build.stderr
     yield workspace / "install" / "rscmd_ros"
     shutil.rmtree(workspace)
+
+
+@pytest.fixture
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`python -m MODULE WORDS` in this process: what it says and its exit code, without seconds of importing torch.
+
+    For a command whose start, signals or memory are not what the test is about.
+    """
+
+    def run(module: str, *words: object) -> "subprocess.CompletedProcess[str]":
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+            try:
+                runpy.run_module(module, run_name="__main__")
+                code = 0
+            except SystemExit as exit:
+                code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess([module, *map(str, words)], code, said.out, said.err)
+
+    return run

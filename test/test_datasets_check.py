@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,14 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         run(monkeypatch, "--data", data, "--sheet", tmp_path / "sheet.png")
 
 
-def test_exit_codes_of_the_process(tmp_path: Path) -> None:
+def test_exit_codes_of_the_process(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     data = open_tiny("mfad", tmp_path / "set")
-    words = [sys.executable, "-m", "rscmd_model.datasets", "check", "--data", "mfad", "--root"]
-    done = subprocess.run([*words, str(data.root)], capture_output=True, text=True)
+    words = ["rscmd_model.datasets", "check", "--data", "mfad", "--root"]
+    done = command(*words, data.root)
     assert done.returncode == 1  # six pairs are not the whole set
     assert "2 x pair_count" in done.stdout
     assert "Traceback" not in done.stderr
-    failed = subprocess.run([*words, str(tmp_path / "absent")], capture_output=True, text=True)
+    failed = command(*words, tmp_path / "absent")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: no folder")
     assert failed.stderr.count("\n") == 1

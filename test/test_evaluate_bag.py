@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -319,10 +318,11 @@ def test_bags_that_are_none(world: Path, model: Path, tmp_path: Path) -> None:
         fails(bag / name, "damaged, cut short")
 
 
-def test_a_mistake_is_one_line(world: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(
+    command: Callable[..., subprocess.CompletedProcess[str]], world: Path, tmp_path: Path
+) -> None:
     """As a user sees it: exit code 2 and a single line, without a traceback."""
-    command = [sys.executable, "-m", "rscmd_ros.evaluate_bag", str(tmp_path / "no_bag"), "--model", "m"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = command("rscmd_ros.evaluate_bag", tmp_path / "no_bag", "--model", "m")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

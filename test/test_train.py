@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -170,10 +170,9 @@ def test_absent_device_is_named() -> None:
         check_device("99")
 
 
-def test_cli_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_cli_mistakes_are_one_line(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     def error(*words: str) -> str:
-        command = [sys.executable, "-m", "rscmd_model.train", *words]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = command("rscmd_model.train", *words)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         return done.stderr.strip().splitlines()[-1]
