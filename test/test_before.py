@@ -18,7 +18,7 @@ from test_train import two_class_world
 from rscmd_model.inference import Predictor
 from rscmd_model.methods import method_config
 from rscmd_model.model_file import load_model, read_header
-from rscmd_model.train import train
+from rscmd_model.training.run import train
 
 BEFORE = Path(__file__).parent / "before"
 MADE_IN = "/tmp/before"  # where they were made: the checkpoint names it

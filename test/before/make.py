@@ -13,9 +13,9 @@ import torch
 from test_before import BEFORE, MADE_IN, pair
 from test_train import QUICK, two_class_world
 
+from rscmd_model.config import parse_method
 from rscmd_model.export import export
 from rscmd_model.inference import Predictor
-from rscmd_model.methods import parse_method
 from rscmd_model.model_file import load_model, save_model
 from rscmd_model.trainer import PairedTrainer
 
@@ -82,7 +82,7 @@ def make(method: str, name: str, whole: bool) -> None:
     answers = {}
     visible, thermal = pair()
     pairs = {"both": (visible, thermal), "visible": (visible, None), "thermal": (None, thermal)}
-    for kind in ("both", *header.config.answers[1:]):
+    for kind in ("both", *header.config.branches[1:]):
         found = Predictor(file, device="cpu", conf=0.1).predict(*pairs[kind])
         answers[kind] = {
             "count": len(found),
