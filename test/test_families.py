@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,19 @@ import torch
 from test_golden import summary
 from test_inference import NAMES, image
 from test_objective import make_batch
+from test_train import two_class_world
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel, parse_model, yaml_model_load
 
-from rscmd_model.ablate import claim
 from rscmd_model.choice import SUFFIXES
 from rscmd_model.config import FAMILIES, SCALES, ModelConfig
+from rscmd_model.datasets.opening import open_data
 from rscmd_model.errors import UserError
-from rscmd_model.export import export
+from rscmd_model.evaluation.ablation import Ablation, claim
+from rscmd_model.export_file import export
 from rscmd_model.freezing import frozen_parts
-from rscmd_model.gradient_recorder import ProbeBranches
+from rscmd_model.gradient_recorder import ReferenceBranches
 from rscmd_model.header import ModelHeader
 from rscmd_model.images import stack_pair
 from rscmd_model.inference import Predictor
@@ -194,16 +197,20 @@ def test_checkpoints_of_before_find_their_layers(name: str) -> None:
 def test_reference_branches_are_of_the_model_s_family(family: str) -> None:
     model = build("rscmd", family)
     features = model.features(torch.rand(1, 4, 64, 64), "visible")
-    branches = ProbeBranches(model, 0)
+    branches = ReferenceBranches(model, 0)
     assert {type(branch) for branch in branches.values()} == {find_family(family).Branch}
     assert branches["visible"](features)["scores"].shape == (1, len(NAMES), 64 + 16 + 4)
 
 
 def test_an_ablation_from_before_families_goes_on_with_the_first(tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text('{"model": "n"}')
-    claim(tmp_path, {"model": "n", "family": "yolov8"})
+    data = open_data(two_class_world(tmp_path))
+    ablation = Ablation(tmp_path, data, "val", "n", "yolov8", {})
+    claim(ablation)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    (tmp_path / "recipe.json").write_text(json.dumps({k: v for k, v in recipe.items() if k != "family"}))
+    claim(ablation)
     with pytest.raises(UserError, match="holds an ablation with another family"):
-        claim(tmp_path, {"model": "n", "family": "yolo11"})
+        claim(replace(ablation, family="yolo11"))
 
 
 def write_model(path: Path, family: str) -> Path:
