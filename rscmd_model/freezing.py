@@ -1,6 +1,6 @@
-"""Layers that a training holds still: the engine's option freeze=, in the names of this network.
+"""Layers that a training holds still: ultralytics' option freeze=, in the names of this network.
 
-The engine looks for model.0, model.1 and so on, which this network does not have. Its parts have the layer numbers of
+The ultralytics trainer looks for model.0, model.1 and so on, which this network does not have. Its parts have the layer numbers of
 the family's yaml (`Family.coco_layers`): of YOLOv8, b0 to b9 in each backbone, n12 to n21 and head (22) in each branch.
 """
 

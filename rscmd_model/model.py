@@ -134,12 +134,12 @@ class RscmdModel(BaseModel):
         return out
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
-        """What the ultralytics engine calls: every answer in training, the main one in evaluation."""
+        """What the ultralytics trainer calls: every answer in training, the main one in evaluation."""
         main = self.config.answers[0]
         return self.answers(x) if self.training else self.answers(x, [main])[main]
 
     def init_criterion(self) -> Objective:
-        """The training objective; called by the ultralytics engine."""
+        """The training objective; called by the ultralytics trainer."""
         return Objective(self)
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +163,7 @@ class RscmdModel(BaseModel):
         return super().load_state_dict(renamed, *args, **kwargs)
 
     def set_head_attr(self, **attributes: Any) -> None:
-        """Set attributes on every detection head; called by the ultralytics engine."""
+        """Set attributes on every detection head; called by the ultralytics trainer."""
         for head in self.heads():
             for name, value in attributes.items():
                 setattr(head, name, value)

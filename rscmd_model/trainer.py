@@ -1,6 +1,6 @@
-"""Training on the ultralytics engine: the thin subclass that gives it pairs, our network and our model file.
+"""Training on the ultralytics trainer: the thin subclass that gives it pairs, our network and our model file.
 
-What each of the engine's options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
+What each of ultralytics' options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
 as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py` and
 `datasets/paired.py` are the ones that name its internals.
 """
@@ -44,7 +44,7 @@ from rscmd_model.objective import PARTS
 from rscmd_model.pretrained import load_weights
 from rscmd_model.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
-_KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the engine starts for several GPUs
+_KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the parent starts for several GPUs
 
 
 class PairedTrainer(DetectionTrainer):
@@ -65,9 +65,9 @@ class PairedTrainer(DetectionTrainer):
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
         overrides = dict(overrides or {})
-        ranked = RANK != -1  # one process of several, started by torchrun or by the engine itself
+        ranked = RANK != -1  # one process of several, started by torchrun or by the parent itself
         if RANK > 0:
-            # The run's folder is rank 0's alone, and may not be there on another node. The engine would name it anew
+            # The run's folder is rank 0's alone, and may not be there on another node. The parent would name it anew
             # in each process, and each would remove the results.csv it finds there.
             self.scratch = TemporaryDirectory(prefix="rscmd_rank_")
             overrides["save_dir"] = self.scratch.name
@@ -77,7 +77,7 @@ class PairedTrainer(DetectionTrainer):
         if ranked and self.device.type == "cuda":
             if len(self.args.device.split(",")) <= LOCAL_RANK:
                 raise UserError(f"device={self.args.device} is too few GPUs: name one for each process of this node")
-            self.world_size = WORLD_SIZE  # the engine counts the GPUs of one node
+            self.world_size = WORLD_SIZE  # the parent counts the GPUs of one node
         self.meter = StepMeter(self)
         self.save_period = -1  # `save_model` does it
         if ranked and self.args.rect:
@@ -90,7 +90,7 @@ class PairedTrainer(DetectionTrainer):
 
     @property
     def save_dir(self) -> Path:
-        """The run's folder. Nothing is written before the engine sets it, and then it is kept from other trainings."""
+        """The run's folder. Nothing is written before the parent sets it, and then it is kept from other trainings."""
         return self._save_dir
 
     @save_dir.setter
@@ -104,7 +104,7 @@ class PairedTrainer(DetectionTrainer):
         level = LOGGER.level
         if not self.args.verbose:
             LOGGER.setLevel(logging.WARNING)
-        if self.ddp:  # processes that the engine starts write into the folder that this one keeps
+        if self.ddp:  # processes that the parent starts write into the folder that this one keeps
             os.environ[_KEPT] = str(self.save_dir)
         try:
             super().train()
@@ -115,7 +115,7 @@ class PairedTrainer(DetectionTrainer):
                 self._lock.close()
 
     def get_dataset(self) -> dict[str, Any]:
-        """The data as the mapping that the engine hands around; what they are is kept in the run's `data.yaml`.
+        """The data as the mapping that the parent hands around; what they are is kept in the run's `data.yaml`.
 
         Raises:
             UserError: the description is wrong, or lacks the splits train and val, or pairs are missing; or the option
@@ -124,7 +124,7 @@ class PairedTrainer(DetectionTrainer):
         config = open_data(self.args.data)
         if beyond := [c for c in self.args.classes or () if c >= len(config.names)]:
             raise UserError(f"classes={beyond[0]}: the data have classes 0 to {len(config.names) - 1}")
-        names = {0: "item"} if self.args.single_cls else config.names  # the engine's word
+        names = {0: "item"} if self.args.single_cls else config.names  # the parent's word
         pairs = {split: find_pairs(config, split) for split in ("train", self.args.split)}
         if RANK in {-1, 0}:
             for split, found in pairs.items():
@@ -156,7 +156,6 @@ class PairedTrainer(DetectionTrainer):
             cache=self.args.cache or None,
             single_cls=self.args.single_cls,
             stride=32,
-            pad=0.0 if mode == "train" else 0.5,
             prefix=f"{mode}: ",
             classes=self.args.classes,
             data=self.data,
@@ -190,7 +189,7 @@ class PairedTrainer(DetectionTrainer):
     ) -> None:
         """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count).
 
-        The augmentation is kept with the model: that is what a checkpoint and the engine's other processes receive.
+        The augmentation is kept with the model: that is what a checkpoint and the parent's other processes receive.
         """
         if len(config.modalities) == 1 and augmentation != NO_AUGMENTATION:
             raise UserError(
@@ -221,7 +220,7 @@ class PairedTrainer(DetectionTrainer):
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Optimizer:
         """ultralytics' optimizer, whose saved state carries the exact state of the run. What is frozen is so from here
-        on: before, the engine thaws what it does not know as frozen."""
+        on: before, the parent thaws what it does not know as frozen."""
         optimizer = super().build_optimizer(model, *args, **kwargs)
         if unwrap_model(model) is unwrap_model(self.model):
             self.frozen = self.parts_to_freeze(unwrap_model(model))
@@ -250,7 +249,7 @@ class PairedTrainer(DetectionTrainer):
 
     def _setup_train(self) -> None:
         if self.device.type == "cpu":
-            self.args.amp = False  # as the engine's check finds, but it asks rank 0 alone
+            self.args.amp = False  # as the parent's check finds, but it asks rank 0 alone
         super()._setup_train()
         # What the model file would refuse, before hours of training and not after.
         check_names(self.data["names"])
@@ -258,21 +257,21 @@ class PairedTrainer(DetectionTrainer):
 
     def _build_train_pipeline(self) -> None:
         if self.device.type == "cpu" and self.args.channels_last is not False:
-            self.model.to(memory_format=torch.channels_last)  # the engine does so on GPUs; it is faster here, too
+            self.model.to(memory_format=torch.channels_last)  # the parent does so on GPUs; it is faster here, too
         if RANK != -1 and self.device.type == "cpu" and not self.world_size:
-            # The engine knows no processes on CPUs: it would wrap the model for a GPU. Its other steps are the same.
+            # The parent knows no processes on CPUs: it would wrap the model for a GPU. Its other steps are the same.
             self.world_size = WORLD_SIZE
             self.model = DistributedDataParallel(self.model, find_unused_parameters=True)
         try:
             super()._build_train_pipeline()
         except ValueError as error:  # a last batch of one pair at so small an imgsz that BatchNorm has one value
             raise UserError(first_line(error)) from None
-        # The engine now calls optimizer_step after every batch, which does the counting.
+        # The parent now calls optimizer_step after every batch, which does the counting.
         self.batches_per_step, self.accumulate = self.accumulate, 1
 
     def optimizer_step(self) -> None:
         """Called after every batch: a step for each `batches_per_step` batches (ramped up in the warm-up), and at an
-        epoch's end. The engine carries gradients over into the next epoch, where a resumed run has none.
+        epoch's end. The parent carries gradients over into the next epoch, where a resumed run has none.
 
         Raises:
             UserError: the loss is not finite. The weights are still those of the step before.

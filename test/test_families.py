@@ -182,7 +182,7 @@ def test_a_header_names_the_family_unless_it_is_the_first() -> None:
 
     assert "family" not in settings("yolov8")
     assert settings("yolo11")["family"] == "yolo11"
-    with pytest.raises(UserError, match="model family 'yolo3' is not one of yolov8, yolo11"):
+    with pytest.raises(UserError, match="family 'yolo3' is not one of yolov8, yolo11"):
         ModelConfig(family="yolo3")
 
 

@@ -277,12 +277,14 @@ def test_what_a_scored_split_is_judged_by(world: Path, tmp_path: Path) -> None:
     assert left(agnostic_nms=False, conf=0.001, max_det=1) == 1
 
 
-def paired(world: Path, augment: bool = True, *, rect: bool = False, cache: Any = None, **hyp: Any) -> PairedDataset:
+def paired(
+    world: Path, augment: bool = True, *, rect: bool = False, cache: Any = None, side: int = 64, **hyp: Any
+) -> PairedDataset:
     config = open_data(world)
     mapping = {"config": config, "names": config.names, "nc": 2, "channels": 4}
-    options = get_cfg(overrides={"imgsz": 64, **PLAIN, **hyp})
+    options = get_cfg(overrides={"imgsz": side, **PLAIN, **hyp})
     more = {"rect": rect, "cache": cache, "batch_size": 2}
-    return PairedDataset(img_path="train", imgsz=64, augment=augment, hyp=options, data=mapping, **more)
+    return PairedDataset(img_path="train", imgsz=side, augment=augment, hyp=options, data=mapping, **more)
 
 
 def sample(data: PairedDataset, seed: int = 3) -> np.ndarray:
@@ -328,8 +330,8 @@ def test_the_parts_of_the_loss_are_weighted() -> None:
 def test_the_pairs_that_are_read(world: Path) -> None:
     assert all(image is None for image in paired(world).ims)
     assert all(image is not None for image in paired(world, cache="ram").ims)
-    assert paired(world, rect=True)[0]["img"].shape == (4, 64, 96)
-    assert paired(world)[0]["img"].shape == (4, 64, 64)
+    assert paired(world, side=128, rect=True)[0]["img"].shape == (4, 96, 128)
+    assert paired(world, side=128)[0]["img"].shape == (4, 128, 128)
 
 
 def test_workers_on_the_cpu_are_told_of(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
