@@ -1,7 +1,8 @@
 """Layers that a training holds still: ultralytics' option freeze=, in the names of this network.
 
-The ultralytics trainer looks for model.0, model.1 and so on, which this network does not have. Its parts have the layer numbers of
-the family's yaml (`Family.coco_layers`): of YOLOv8, b0 to b9 in each backbone, n12 to n21 and head (22) in each branch.
+The ultralytics trainer looks for model.0, model.1 and so on, which this network does not have. Its parts have the layer
+numbers of the family's yaml (`Family.coco_layers`): of YOLOv8, b0 to b9 in each backbone, n12 to n21 and head (22) in
+each branch.
 """
 
 from __future__ import annotations
