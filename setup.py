@@ -35,7 +35,7 @@ setup(
     description=" ".join((manifest.findtext("description") or "").split()),
     license=manifest.findtext("license"),
     packages=find_packages(include=["rscmd_model", "rscmd_model.*", "rscmd_ros", "rscmd_ros.*"]),
-    package_data={"rscmd_model.datasets": ["splits/*.txt"], "rscmd_ros": ["report.html"]},
+    package_data={"rscmd_model.datasets": ["splits/*.txt"], "rscmd_ros.bags": ["report.html"]},
     python_requires=">=3.10",
     install_requires=["setuptools"],
     zip_safe=False,

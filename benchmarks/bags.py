@@ -24,19 +24,19 @@ from pathlib import Path
 
 import torch
 
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
-from rscmd_model.inference import Predictor
-from rscmd_ros.bag_answers import Answers, answer_pairs
-from rscmd_ros.bag_job import BATCH, LOWEST_SCORE
-from rscmd_ros.bag_pairs import Pairing, read_pairs
-from rscmd_ros.bag_score import Outcome, figures, outcome
-from rscmd_ros.bag_topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag
+from rscmd_model.inference.predictor import Predictor
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags.answers import Answers, answer_pairs
+from rscmd_ros.bags.job import BATCH, LOWEST_SCORE
+from rscmd_ros.bags.pairs import Pairing, read_pairs
+from rscmd_ros.bags.reader import open_bag
+from rscmd_ros.bags.score import Outcome, figures, outcome
+from rscmd_ros.bags.topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags.truth import truth_from_topic
 from rscmd_ros.make_bag import main as make_bag
-from rscmd_ros.pairing_options import PairingOptions
-from rscmd_ros.truth import truth_from_topic
+from rscmd_ros.pairing.options import PairingOptions
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 

@@ -46,7 +46,7 @@ start = float(sys.argv[2])
 at = lambda: time.time() - start
 marks = {"interpreter": at()}
 import numpy as np
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 marks["imports"] = at()
 predictor = Predictor(sys.argv[1], device="cpu")
 marks["load"] = at()
@@ -92,11 +92,11 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
     """A model with random weights, and what can be exported of it here: format to file."""
     import torch
 
-    from rscmd_model.export_file import export
+    from rscmd_model.imaging.thermal import ThermalContract
+    from rscmd_model.inference.export_file import export
     from rscmd_model.methods import method_config
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
 
     torch.manual_seed(0)
     model = RscmdModel(method_config("rscmd", scale=scale), {0: "person", 1: "car"})
@@ -115,7 +115,7 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
 
 def make_smaller(model: Path, folder: Path) -> dict[str, Path]:
     """The model in 16 and 8 bits: name to file. The time does not depend on what the 8 bits were calibrated on."""
-    from rscmd_model.export_file import export
+    from rscmd_model.inference.export_file import export
 
     world = folder / "world"
     if not world.is_dir():
@@ -139,9 +139,9 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
     import torch
     from ultralytics import YOLO
 
-    from rscmd_model.cost import gflops
-    from rscmd_model.inference import Predictor
-    from rscmd_model.model_file import load_model
+    from rscmd_model.inference.predictor import Predictor
+    from rscmd_model.network.model_file import load_model
+    from rscmd_model.training.cost import gflops
 
     rng = np.random.default_rng(0)
     width, height = SIZE
@@ -267,8 +267,8 @@ def print_startup(scale: str, results: dict[str, dict[str, float]]) -> None:
 def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
     """mAP of each backend on a val split, 0 to 100, printed."""
     from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
-    from rscmd_model.export_file import export
-    from rscmd_model.inference import Predictor
+    from rscmd_model.inference.export_file import export
+    from rscmd_model.inference.predictor import Predictor
 
     data = open_data(spec)
     pairs = find_pairs(data, "val")

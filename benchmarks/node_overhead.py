@@ -38,7 +38,7 @@ from running_node import OtherSide, detector_command, environment, make_image, p
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
-from rscmd_ros.frames import STREAMS
+from rscmd_ros.pairing.frames import STREAMS
 
 HZ = 30
 GAP = 0.005
@@ -58,7 +58,7 @@ def run_baseline() -> None:
     from sensor_msgs.msg import Image
     from vision_msgs.msg import Detection2DArray
 
-    from rscmd_ros.parameters import Settings
+    from rscmd_ros.node.parameters import Settings
 
     settings = Settings()
     rclpy.init(args=[])
@@ -78,8 +78,8 @@ def run_baseline() -> None:
 
 def run_without_inference(arguments: Sequence[str]) -> None:
     """The detector node whose Predictor finds nothing, at once."""
-    from rscmd_model import inference
     from rscmd_model.detections import Detections
+    from rscmd_model.inference import predictor as inference
     from rscmd_ros import detector_node
 
     class Blind(inference.Predictor):
@@ -96,7 +96,7 @@ def run_without_inference(arguments: Sequence[str]) -> None:
 
 def send_and_receive(seconds: float, warmup: float, log: Path) -> dict[str, Any]:
     """The other side: sends pairs, waits for their answers."""
-    from rscmd_ros.conversions import stamp_ns, time_msg
+    from rscmd_ros.cameras.conversions import stamp_ns, time_msg
 
     received: dict[int, int] = {}
     sent: dict[int, int] = {}

@@ -15,13 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rscmd_model.alignment import Estimate, GreyPair, from_images
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
-from rscmd_model.datasets.synthetic_world import WorldConfig, generate
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.images import read_thermal, read_visible
-from rscmd_model.registration import corners, map_points
+from rscmd_model.imaging.estimate_registration import Estimate, GreyPair, from_images
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.registration import corners, map_points
+from rscmd_model.synthetic.world import WorldConfig, generate
 
 LLVIP_MINI = Path(__file__).resolve().parent.parent.parent / "shared" / "llvip_mini" / "data.yaml"
 

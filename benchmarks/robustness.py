@@ -13,14 +13,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.curves import draw_curves
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.evaluation.curves import draw_curves
+from rscmd_model.evaluation.faults import Fault, describe
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
-from rscmd_model.faults import Fault, describe
 from rscmd_model.files import whole_file, write_json
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 
 LOST = [
     Fault(),

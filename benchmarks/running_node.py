@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_ros.frames import COUNTERS, STREAMS, Stream
+from rscmd_ros.pairing.frames import COUNTERS, STREAMS, Stream
 from rscmd_ros.transport import config_file, free_domain
 
 PATIENCE = 120.0
@@ -38,10 +38,10 @@ def random_model(path: Path, image_size: int) -> Path:
     """Write a model of random weights, scale n, for images of this size."""
     import torch
 
+    from rscmd_model.imaging.thermal import ThermalContract
     from rscmd_model.methods import method_config
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
 
     torch.manual_seed(1)
     config, names = method_config("rscmd"), {0: "person", 1: "car"}
@@ -152,7 +152,7 @@ def make_image(stream: Stream, width: int, height: int) -> Any:
     """A picture of noise; the caller sets the stamp."""
     from std_msgs.msg import Header
 
-    from rscmd_ros.conversions import thermal_to_image, visible_to_image
+    from rscmd_ros.cameras.conversions import thermal_to_image, visible_to_image
 
     rng = np.random.default_rng(0)
     header = Header(frame_id=f"{stream}_optical")

@@ -49,7 +49,7 @@ from running_node import (
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
-from rscmd_ros.frames import STREAMS, Stream
+from rscmd_ros.pairing.frames import STREAMS, Stream
 
 HZ = 30
 SECOND = 1_000_000_000
@@ -81,7 +81,7 @@ def play_camera(stream: Stream, seed: str) -> None:
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    from rscmd_ros.conversions import time_msg
+    from rscmd_ros.cameras.conversions import time_msg
 
     leaving: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: leaving.append(number))
@@ -262,7 +262,7 @@ def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def flood(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Ten times as many pairs as can be inferred: what becomes of latency and counts, and `problems`."""
-    from rscmd_ros.conversions import stamp_ns, time_msg
+    from rscmd_ros.cameras.conversions import stamp_ns, time_msg
 
     variables = environment(large_messages=True)
     os.environ.update(variables)

@@ -36,7 +36,7 @@ from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.methods import METHODS, parse_method
-from rscmd_model.model import RscmdModel
+from rscmd_model.network.model import RscmdModel
 
 PARTS = ("forward", "loss", "backward", "update")
 

@@ -60,7 +60,7 @@ def run_gradients(words: Sequence[str]) -> None:
     data = open_given(args).spec if args.data else ""
     require("torch", "ultralytics")
     from rscmd_model.diagnosis.files import gradients_of_model, gradients_of_run, short_names
-    from rscmd_model.gradient_course import common_reference, describe, plot, write_rows
+    from rscmd_model.diagnosis.gradient_table import common_reference, describe, plot, write_rows
 
     courses = {
         name: gradients_of_run(path)
@@ -96,8 +96,8 @@ def run_probe(words: Sequence[str]) -> None:
     require("torch", "ultralytics")
     options = parse_options(args.options)
     from rscmd_model.diagnosis.files import short_names
-    from rscmd_model.model_file import read_header
-    from rscmd_model.probe import format_table, probe, write_table
+    from rscmd_model.diagnosis.probe import format_table, probe, write_table
+    from rscmd_model.network.model_file import read_header
 
     models = short_names(args.model)
     for file in models.values():  # a wrong one is told before hours of training

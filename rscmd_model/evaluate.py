@@ -22,14 +22,14 @@ import numpy as np
 
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
-from rscmd_model.curves import check_plot, plot_sweep
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.evaluation.curves import check_plot, plot_sweep
+from rscmd_model.evaluation.faults import Fault, describe
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
-from rscmd_model.faults import Fault, describe
 from rscmd_model.files import write_json
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 
 AXES = ("time_offset", "shift", "dark", "noise")  # the faults that have a size; also names of arguments
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import cv2
 
 from rscmd_model.arguments import command_parser, parse
-from rscmd_model.draw import side_by_side
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file, write_json
-from rscmd_model.images import read_thermal, read_visible
-from rscmd_model.inference import Predictor
-from rscmd_model.registration import load_registration
+from rscmd_model.imaging.draw import side_by_side
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.registration import load_registration
+from rscmd_model.inference.predictor import Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> None:

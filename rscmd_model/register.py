@@ -19,17 +19,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rscmd_model.alignment import Estimate, GreyPair, from_images, from_points
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.datasets.opening import data_arguments, open_given, palette_argument
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
-from rscmd_model.images import read_thermal, read_visible
+from rscmd_model.imaging.estimate_registration import Estimate, GreyPair, from_images, from_points
+from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.imaging.picked_points import read_points
+from rscmd_model.imaging.registration import save_registration
 from rscmd_model.imaging.registration_overlay import overlay
-from rscmd_model.registration import save_registration
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.imaging.thermal import ThermalContract
 
 _SHOWN = 3  # pairs in the overlay
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.setdefault("name", method)
     every = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
 
-    from rscmd_model.gradient_recorder import GradientRecorder
+    from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
     from rscmd_model.training.run import score_answers, train
 
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)

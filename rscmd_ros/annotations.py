@@ -14,8 +14,8 @@ import sys
 import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rscmd_model.draw import colour
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.imaging.draw import colour
 from rscmd_ros.transport import heed_help
 
 if TYPE_CHECKING:

@@ -72,9 +72,9 @@ def _run(words: list[str], stopping: threading.Event) -> int:
 
         from rscmd_model.errors import UserError
         from rscmd_model.versions import EVERYWHERE, require
-        from rscmd_ros.guard import GuardedExecutor
-        from rscmd_ros.node import DetectorNode
-        from rscmd_ros.unused_parameters import unreached
+        from rscmd_ros.node.detector import DetectorNode
+        from rscmd_ros.node.guard import GuardedExecutor
+        from rscmd_ros.node.unused_parameters import unreached
     except ImportError as error:
         return _refuse(error, _which_python())
     try:

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
-from rscmd_ros.bag_job import BATCH, Job
-from rscmd_ros.bag_topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.pairing import POLICIES
-from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.bags.job import BATCH, Job
+from rscmd_ros.bags.topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.pairing.nearest import POLICIES
+from rscmd_ros.pairing.options import PairingOptions
 
 if TYPE_CHECKING:
-    from rscmd_ros.bag_evaluation import Evaluation
+    from rscmd_ros.bags.evaluation import Evaluation
 
 _WHICH_FRAMES_COUNT = """\
 mAP is taken over the visible frames that belong to a pair (by the pairing options, over the bag's own stamps) and
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
-    from rscmd_ros.bag_evaluation import SAMPLES, evaluate_directly, evaluate_live, evaluate_many
+    from rscmd_ros.bags.evaluation import SAMPLES, evaluate_directly, evaluate_live, evaluate_many
 
     options = PairingOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PairingOptions)})
     many = len(args.bags) > 1 or args.ray is not None

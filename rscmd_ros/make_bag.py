@@ -20,7 +20,7 @@ from typing import NoReturn
 from rscmd_model.datasets.opening import data_arguments, open_data, palette_argument
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import run_cli
-from rscmd_ros.bag_timing import Timing
+from rscmd_ros.bags.timing import Timing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
     parser.add_argument("--force", action="store_true", help="replace an earlier bag at --out")
     args = parser.parse_args(argv)
-    from rscmd_ros.bag_writing import write_bag
+    from rscmd_ros.bags.writing import write_bag
 
     timing = Timing(args.rate_visible, args.rate_thermal, args.thermal_offset_ms, args.jitter_ms, args.drop, args.seed)
     data = open_data(args.data, args.root, args.split_file, palette_ok=args.palette_ok)

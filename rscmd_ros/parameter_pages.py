@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rscmd_model.errors import run_cli
-from rscmd_ros.parameters import TABLE, descriptor_of
-from rscmd_ros.unused_parameters import reaches
+from rscmd_ros.node.parameters import TABLE, descriptor_of
+from rscmd_ros.node.unused_parameters import reaches
 
 _NODES = ("/rscmd_detector", "/front/rscmd_detector")
 _SECTIONS = (

@@ -24,8 +24,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 from vision_msgs.msg import Detection2DArray
 
-from rscmd_ros.conversions import stamp_ns, thermal_to_image, time_msg, visible_to_image
-from rscmd_ros.pairing import COUNTERS, STREAMS
+from rscmd_ros.cameras.conversions import stamp_ns, thermal_to_image, time_msg, visible_to_image
+from rscmd_ros.pairing.nearest import COUNTERS, STREAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 MS = 1_000_000
@@ -250,10 +250,10 @@ def random_model(path: Path, image_size: int) -> Path:
     """Write a model of random weights."""
     import torch
 
+    from rscmd_model.imaging.thermal import ThermalContract
     from rscmd_model.methods import method_config
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
 
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from rscmd_ros.bag_topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import typestore
+from rscmd_ros.bags.reader import typestore
+from rscmd_ros.bags.topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
 
 START = 1_700_000_000 * 10**9
 STEP = 100_000_000  # ns

@@ -16,10 +16,10 @@ import psutil
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.cost import gflops
 from rscmd_model.evaluation.ablation import compare, copy_output, markdown, summarize
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.training.cost import gflops
 
 OPTIONS = ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0"]
 

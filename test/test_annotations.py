@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2D, Detection2DArray
 
 from rscmd_model.detections import Detections
-from rscmd_ros.conversions import detections_to_msg, time_msg
+from rscmd_ros.cameras.conversions import detections_to_msg, time_msg
 
 foxglove = pytest.importorskip("foxglove_msgs.msg", reason="foxglove_msgs is not installed")
 from rscmd_ros.annotations import to_annotations  # noqa: E402

@@ -13,12 +13,12 @@ from ultralytics.cfg import get_cfg
 
 from rscmd_model.config import Augmentation
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.paired import PairedDataset, ThermalShift
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.training.paired_dataset import PairedDataset, ThermalShift
 from rscmd_model.training.run import train
+from rscmd_model.training.trainer import PairedTrainer
 
 NAMES = {0: "person", 1: "car"}
 

@@ -13,13 +13,13 @@ import pytest
 
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_thermal, read_visible
-from rscmd_ros.bag_timing import START, Timing, plan
-from rscmd_ros.bag_topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag, typestore
-from rscmd_ros.conversions import image_to_thermal, image_to_visible, stamp_ns
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags.reader import open_bag, typestore
+from rscmd_ros.bags.timing import START, Timing, plan
+from rscmd_ros.bags.topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.cameras.conversions import image_to_thermal, image_to_visible, stamp_ns
 from rscmd_ros.make_bag import main as make
 
 MS = 1_000_000

@@ -15,9 +15,9 @@ import pytest
 import torch
 from test_train import two_class_world
 
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model_file import load_model, read_header
+from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.training.run import train
 
 BEFORE = Path(__file__).parent / "before"

@@ -7,7 +7,7 @@ import random
 import pytest
 from frame_streams import MS, SECOND, Event, camera
 
-from rscmd_ros.clock_offset import LATENCY_DOUBT, ClockOffset
+from rscmd_ros.pairing.clock_offset import LATENCY_DOUBT, ClockOffset
 
 
 def feed(estimator: ClockOffset, *streams: list[Event], offset: int = 0, scale: float = 1.0) -> None:

@@ -14,7 +14,7 @@ from test_train import QUICK
 from rscmd_model import train
 from rscmd_model.arguments import command_parser, given_scale, option_words, parse, scale_argument
 from rscmd_model.errors import UserError, did_you_mean
-from rscmd_model.model_file import read_header
+from rscmd_model.network.model_file import read_header
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every module that is started by its name.

@@ -16,14 +16,14 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from rscmd_ros.camera import Camera
-from rscmd_ros.compressed import (
+from rscmd_ros.cameras.camera import Camera
+from rscmd_ros.cameras.compressed import (
     check_compressed_thermal,
     check_compressed_visible,
     compressed_to_thermal,
     compressed_to_visible,
 )
-from rscmd_ros.conversions import NO_LIMITS, ConversionError, Limits, image_to_visible
+from rscmd_ros.cameras.conversions import NO_LIMITS, ConversionError, Limits, image_to_visible
 
 RNG = np.random.default_rng(0)
 PICTURE = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)

@@ -13,14 +13,14 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_pairs import Pairing, load_pictures, pair_up, read_pairs
-from rscmd_ros.bag_topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag, typestore
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags.pairs import Pairing, load_pictures, pair_up, read_pairs
+from rscmd_ros.bags.reader import open_bag, typestore
+from rscmd_ros.bags.topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.pairing.options import PairingOptions
 
 RAW = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 COMPRESSED = {stream: f"{topic}/compressed" for stream, topic in RAW.items()}
@@ -86,7 +86,7 @@ def test_no_picture_is_decoded_to_learn_which_stamps_pair(
     with open_bag(raw if topics is RAW else compress(raw, tmp_path / "png", "png")) as bag:
         expected = Pairing()
         assert len(list(read_pairs(bag, topics, PairingOptions(), expected))) == 4
-        monkeypatch.setattr("rscmd_ros.camera.Camera.decode", lambda *_: pytest.fail("a picture was decoded"))
+        monkeypatch.setattr("rscmd_ros.cameras.camera.Camera.decode", lambda *_: pytest.fail("a picture was decoded"))
         assert pair_up(bag, topics, PairingOptions()) == expected
 
 

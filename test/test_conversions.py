@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_ros.conversions import (
+from rscmd_ros.cameras.conversions import (
     THERMAL_ENCODINGS,
     VISIBLE_ENCODINGS,
     ConversionError,

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import json, os, sys, torch
 from rscmd_model.methods import method_config
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.trainer import PairedTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 
 options, method, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -16,12 +16,12 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 from detector_process import MS, images
 
 from rscmd_model.detections import Detections
-from rscmd_model.inference import StageTimes
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros.conversions import stamp_ns
-from rscmd_ros.detection import PairDetector, out_of_memory
-from rscmd_ros.frames import Arrival, Frame, Pair
-from rscmd_ros.parameters import Settings
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import StageTimes
+from rscmd_ros.cameras.conversions import stamp_ns
+from rscmd_ros.node.detection import PairDetector, out_of_memory
+from rscmd_ros.node.parameters import Settings
+from rscmd_ros.pairing.frames import Arrival, Frame, Pair
 
 
 class Known:

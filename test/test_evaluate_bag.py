@@ -14,18 +14,18 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.scoring import Truth
-from rscmd_ros.bag_timing import START
-from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag, typestore
-from rscmd_ros.conversions import image_to_visible, stamp_ns
+from rscmd_model.evaluation.scoring import Truth
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags.reader import open_bag, typestore
+from rscmd_ros.bags.report import ReportData, Sample, write_report
+from rscmd_ros.bags.timing import START
+from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.cameras.conversions import image_to_visible, stamp_ns
 from rscmd_ros.evaluate_bag import main as evaluate
-from rscmd_ros.frames import COUNTERS
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.report import ReportData, Sample, write_report
+from rscmd_ros.pairing.frames import COUNTERS
 
 MS = 1_000_000
 HOSTILE = """</table><script>alert(1)</script><img src=x onerror=alert(1)>"'&amp;{{ 7 * 7 }}"""
@@ -42,9 +42,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real model file with the weights it was born with: it finds little, but all the machinery runs."""
     import torch
 
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.imaging.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
 
     torch.manual_seed(0)
     names = {0: "person", 1: "car", 2: "bicycle"}
@@ -179,7 +179,7 @@ def test_a_detector_that_knows_the_truth_scores_one(
     world: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Truth, stamps and pixels line up all the way: answers made from the labels themselves give mAP 1."""
-    from rscmd_model.inference import Predictor
+    from rscmd_model.inference.predictor import Predictor
 
     bag = write(world, tmp_path / "bag", "--rate-visible", "20", "--rate-thermal", "10")
     answers = {}

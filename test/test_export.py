@@ -18,18 +18,18 @@ import torch
 from test_inference import image, model_file
 from ultralytics.utils.nms import non_max_suppression
 
-from rscmd_model import export_file
-from rscmd_model.backends import read_archive, write_archive
-from rscmd_model.choice import SUFFIXES
 from rscmd_model.errors import UserError
-from rscmd_model.export_file import Bound, export
-from rscmd_model.header import ModelHeader
-from rscmd_model.images import stack_pair
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.images import stack_pair
+from rscmd_model.imaging.preprocess import fill, place
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference import export_file
+from rscmd_model.inference.backends import read_archive, write_archive
+from rscmd_model.inference.export_file import Bound, export
+from rscmd_model.inference.opening import SUFFIXES
+from rscmd_model.inference.predictor import Predictor
+from rscmd_model.inference.suppression import suppress
 from rscmd_model.methods import method_config
-from rscmd_model.preprocess import fill, place
-from rscmd_model.suppression import suppress
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.header import ModelHeader
 
 NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
@@ -88,7 +88,7 @@ def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path
     out = tmp_path / f"m{SUFFIXES[form]}"
     export(model, form, out, size=(128, 96))
     code = (
-        "import sys; from rscmd_model.inference import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
+        "import sys; from rscmd_model.inference.predictor import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
         "p.warm_up(); print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)

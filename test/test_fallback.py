@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rscmd_ros.fallback import Fallback, fingerprint
+from rscmd_ros.pairing.fallback import Fallback, fingerprint
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -22,23 +22,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel, parse_model, yaml_model_load
 
-from rscmd_model.choice import SUFFIXES
 from rscmd_model.config import FAMILIES, SCALES, ModelConfig
 from rscmd_model.datasets.opening import open_data
+from rscmd_model.diagnosis.gradient_recorder import ReferenceBranches
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.ablation import Ablation, claim
-from rscmd_model.export_file import export
-from rscmd_model.freezing import frozen_parts
-from rscmd_model.gradient_recorder import ReferenceBranches
-from rscmd_model.header import ModelHeader
-from rscmd_model.images import stack_pair
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.images import stack_pair
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.export_file import export
+from rscmd_model.inference.opening import SUFFIXES
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import load_model, save_model
 from rscmd_model.network.families import find_family
-from rscmd_model.pretrained import load_weights
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.header import ModelHeader
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import load_model, save_model
+from rscmd_model.network.pretrained import load_weights
+from rscmd_model.training.freezing import frozen_parts
 
 GOLDEN = Path(__file__).with_name("golden_families.json")
 EIGHTY = {i: str(i) for i in range(80)}
@@ -188,7 +188,7 @@ def test_a_header_names_the_family_unless_it_is_the_first() -> None:
 
 @pytest.mark.parametrize("name", ["Backbone", "Branch", "LeanBranch", "Head", "LeanHead", "Adapter"])
 def test_checkpoints_of_before_find_their_layers(name: str) -> None:
-    """They name the classes as those of rscmd_model.model."""
+    """They name the classes as those of rscmd_model.network.model."""
     layer = pickle.load(io.BytesIO(f"crscmd_model.model\n{name}\n.".encode()))
     assert issubclass(layer, nn.Module)
 

@@ -13,14 +13,22 @@ from test_inference import model_file
 from test_pairs import write_world
 
 from rscmd_model import evaluate as evaluation
-from rscmd_model.curves import horizontal
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
 from rscmd_model.errors import UserError
+from rscmd_model.evaluation.curves import horizontal
+from rscmd_model.evaluation.faults import (
+    Fault,
+    add_noise,
+    counts_per_level,
+    darken,
+    frame_of,
+    shift_thermal,
+    with_neighbours,
+)
 from rscmd_model.evaluation.sweep import evaluate, sweep
-from rscmd_model.faults import Fault, add_noise, counts_per_level, darken, frame_of, shift_thermal, with_neighbours
-from rscmd_model.inference import Predictor
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import Predictor
 
 STEMS = tuple(f"{sequence:06d}_{frame:02d}" for sequence in (0, 1) for frame in range(3))
 

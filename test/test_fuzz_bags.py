@@ -20,10 +20,10 @@ from mutations import examples, mutated, odd_json
 from small_bags import TOPICS, content
 
 from rscmd_model.errors import UserError
-from rscmd_ros.bag_storage import DamagedError, unzstd, zstd
-from rscmd_ros.bag_topics import DETECTIONS, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag
-from rscmd_ros.truth import truth_from_topic
+from rscmd_ros.bags.reader import open_bag
+from rscmd_ros.bags.storage import DamagedError, unzstd, zstd
+from rscmd_ros.bags.topics import DETECTIONS, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags.truth import truth_from_topic
 
 KINDS = {
     "mcap": ("MCAP", None),

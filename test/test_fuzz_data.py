@@ -30,8 +30,8 @@ from rscmd_model.datasets.voc import read_voc
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.picked_points import read_points
-from rscmd_model.registration import load_registration
-from rscmd_ros.truth import truth_from_file
+from rscmd_model.imaging.registration import load_registration
+from rscmd_ros.bags.truth import truth_from_file
 
 NAMES = {0: "person", 1: "car"}
 YOLO = b"0 0.5 0.5 0.2 0.4\n1 0.25 0.25 0.125 0.5\r\n1 0.1 0.1 0.3 0.1 0.3 0.4 0.1 0.4\n"

@@ -31,23 +31,23 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.detections import Detections
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros import parameters
-from rscmd_ros.camera import Camera
-from rscmd_ros.conversions import (
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_ros.cameras.camera import Camera
+from rscmd_ros.cameras.conversions import (
     THERMAL_ENCODINGS,
     VISIBLE_ENCODINGS,
     ConversionError,
     Limits,
     msg_to_detections,
 )
-from rscmd_ros.detection import make_rig
-from rscmd_ros.diagnostics import Tally
-from rscmd_ros.frames import COUNTERS, STREAMS
-from rscmd_ros.guard import GuardedExecutor
-from rscmd_ros.intake import Intake
-from rscmd_ros.node import DetectorNode
-from rscmd_ros.parameters import Settings
+from rscmd_ros.node import parameters
+from rscmd_ros.node.detection import make_rig
+from rscmd_ros.node.detector import DetectorNode
+from rscmd_ros.node.diagnostics import Tally
+from rscmd_ros.node.guard import GuardedExecutor
+from rscmd_ros.node.intake import Intake
+from rscmd_ros.node.parameters import Settings
+from rscmd_ros.pairing.frames import COUNTERS, STREAMS
 
 LIMITS = Limits(pixels=1e6, decoded_bytes=4e6)
 SLACK = 100e6

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from mutations import examples, mutated, odd_json
 from safetensors.torch import load, save
 
-from rscmd_model.backends import ARCHIVE_HEADER, broken_seal, read_archive, sealed, write_archive
 from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
-from rscmd_model.header import HEADER, ModelHeader, parse_header, read_header, read_metadata
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.registration import Registration
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.backends import ARCHIVE_HEADER, broken_seal, read_archive, sealed, write_archive
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import save_model
-from rscmd_model.registration import Registration
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.header import HEADER, ModelHeader, parse_header, read_header, read_metadata
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import save_model
 
 NAMES = {0: "person", 1: "car"}
 # Every field there is, and every setting by name, as files from before `UNWRITTEN` have them.

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from mutations import examples, mutated, odd_json
 
 from rscmd_model.errors import as_line, several, shown
-from rscmd_ros.parameter_pages import to_yaml
-from rscmd_ros.parameters import (
+from rscmd_ros.node.parameters import (
     TABLE,
     Settings,
     as_double,
@@ -26,7 +25,8 @@ from rscmd_ros.parameters import (
     unknown_classes,
     wanted_classes,
 )
-from rscmd_ros.unused_parameters import reaches, sections, unreached, unused
+from rscmd_ros.node.unused_parameters import reaches, sections, unreached, unused
+from rscmd_ros.parameter_pages import to_yaml
 
 DEFAULTS = asdict(Settings())
 LONG = "y" * 1_000_000

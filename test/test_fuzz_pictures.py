@@ -16,8 +16,8 @@ from mutations import examples, mutated
 from test_pictures import JPEG, PICTURE, PNG, PROGRESSIVE, chunk, encode, with_orientation
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import Glance, glance, read_thermal, read_visible
-from rscmd_model.pictures import PictureHeader, decode, picture_header
+from rscmd_model.imaging.images import Glance, glance, read_thermal, read_visible
+from rscmd_model.imaging.pictures import PictureHeader, decode, picture_header
 
 SOUND = (
     JPEG,

@@ -14,7 +14,7 @@ from test_objective import make_batch
 
 from rscmd_model.config import Augmentation
 from rscmd_model.methods import parse_method
-from rscmd_model.model import RscmdModel
+from rscmd_model.network.model import RscmdModel
 
 FILE = Path(__file__).with_name("golden.json")
 VARIANTS = (

@@ -15,17 +15,17 @@ from test_pairs import write_world
 from test_train import QUICK
 from torch import Tensor, nn
 
-from rscmd_model import gradient_recorder
 from rscmd_model.diagnose import main
+from rscmd_model.diagnosis import gradient_recorder
 from rscmd_model.diagnosis.files import short_names
+from rscmd_model.diagnosis.gradient_recorder import FixedPairs, GradientRecorder
+from rscmd_model.diagnosis.gradient_table import common_reference, describe, plot, read_rows, write_rows
+from rscmd_model.diagnosis.gradients import GradientRow, OpenModel, measure
 from rscmd_model.errors import UserError
-from rscmd_model.gradient_course import common_reference, describe, plot, read_rows, write_rows
-from rscmd_model.gradient_recorder import FixedPairs, GradientRecorder
-from rscmd_model.gradients import GradientRow, OpenModel, measure
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import method_config
-from rscmd_model.model_file import ModelHeader, save_model
-from rscmd_model.objective import Detection
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model_file import ModelHeader, save_model
+from rscmd_model.network.objective import Detection
 from rscmd_model.training.run import train
 
 

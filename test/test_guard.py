@@ -29,9 +29,9 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from type_description_interfaces.srv import GetTypeDescription
 
-from rscmd_ros.conversions import time_msg
-from rscmd_ros.guard import GuardedExecutor
-from rscmd_ros.pairing import STREAMS
+from rscmd_ros.cameras.conversions import time_msg
+from rscmd_ros.node.guard import GuardedExecutor
+from rscmd_ros.pairing.nearest import STREAMS
 
 
 class Log(list[str]):
@@ -230,7 +230,7 @@ def test_calls_and_messages_that_nobody_should_send(detector: Detector, cameras:
 def test_it_still_ends_when_told_to(tmp_path: Path, number: int) -> None:
     """While a timer raises all the time."""
     spoilt = """
-from rscmd_ros.node import DetectorNode
+from rscmd_ros.node.detector import DetectorNode
 def report(self):
     raise ValueError("no report")
 DetectorNode._each_second = report

@@ -20,13 +20,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from rscmd_model.errors import UserError, as_line, origin, several, shown
-from rscmd_ros.camera import Camera
-from rscmd_ros.causes import topic_problem
-from rscmd_ros.condition import Condition
-from rscmd_ros.conversions import ConversionError, check_header, time_msg
-from rscmd_ros.diagnostics import Throttle, pairing_status
-from rscmd_ros.log import clean_logger
-from rscmd_ros.pairing import STREAMS
+from rscmd_ros.cameras.camera import Camera
+from rscmd_ros.cameras.conversions import ConversionError, check_header, time_msg
+from rscmd_ros.node.causes import topic_problem
+from rscmd_ros.node.condition import Condition
+from rscmd_ros.node.diagnostics import Throttle, pairing_status
+from rscmd_ros.node.log import clean_logger
+from rscmd_ros.pairing.nearest import STREAMS
 
 FORGED = "x\n[INFO] [1.0] [rscmd_detector]: forged\x1b]0;title\x07\u202e"
 MEGABYTE = "y" * 1_000_000
@@ -122,7 +122,7 @@ def test_the_kind_of_a_refusal_is_where_it_comes_from():
 
 def test_what_is_said_together_is_said_again_together(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("rscmd_ros.diagnostics.time.monotonic", lambda: now)
+    monkeypatch.setattr("rscmd_ros.node.diagnostics.time.monotonic", lambda: now)
     throttle, said = Throttle(10.0), []
     for now in range(100, 140):
         causes = ("a",) if now < 103 or now % 3 else ("a", "b")

@@ -11,12 +11,12 @@ import torch
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.registration import Registration
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import ModelHeader, save_model
-from rscmd_model.registration import Registration
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, save_model
 
 NAMES = {0: "person", 1: "car"}
 

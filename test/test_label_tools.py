@@ -19,7 +19,7 @@ from rscmd_model.datasets.pairs import DataConfig, find_pairs, list_pairs, read_
 from rscmd_model.datasets.two_labels import Boxes
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
-from rscmd_model.registration import Registration
+from rscmd_model.imaging.registration import Registration
 
 NAMES = {0: "person", 1: "car"}
 

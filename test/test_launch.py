@@ -23,10 +23,10 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import ModelHeader, save_model
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, save_model
 
 if launch_folder() is None and not (installed("launch") and installed("launch_ros")):
     pytest.skip("no launch among the wheels of ROS: make test LAUNCH=FOLDER", allow_module_level=True)

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from rscmd_ros import transport
-from rscmd_ros.parameters import TABLE
+from rscmd_ros.node.parameters import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch" / "detector.launch.py"

@@ -13,11 +13,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import LetterBox
 
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.paired import PairedDataset
-from rscmd_model.images import stack_pair
-from rscmd_model.inference import Predictor
-from rscmd_model.preprocess import fill, place
-from rscmd_model.registration import FILL
+from rscmd_model.imaging.images import stack_pair
+from rscmd_model.imaging.preprocess import fill, place
+from rscmd_model.imaging.registration import FILL
+from rscmd_model.inference.predictor import Predictor
+from rscmd_model.training.paired_dataset import PairedDataset
 
 SIDE = 128
 # (height, width): the network's own, larger, smaller, upright, thin, and shorter sides that fall between two pixels.

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_ros import many_bags
-from rscmd_ros.bag_answers import Answers, ahead, answer_pairs
-from rscmd_ros.bag_job import Job
-from rscmd_ros.bag_pairs import Pairing, load_pictures, pair_up, read_pairs
-from rscmd_ros.bag_results import load_result, result_file, save_result
-from rscmd_ros.bag_run import run
-from rscmd_ros.bag_score import figures
-from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags import many as many_bags
+from rscmd_ros.bags.answers import Answers, ahead, answer_pairs
+from rscmd_ros.bags.job import Job
+from rscmd_ros.bags.pairs import Pairing, load_pictures, pair_up, read_pairs
+from rscmd_ros.bags.reader import open_bag
+from rscmd_ros.bags.results import load_result, result_file, save_result
+from rscmd_ros.bags.run import run
+from rscmd_ros.bags.score import figures
+from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.pairing_options import PairingOptions
+from rscmd_ros.pairing.options import PairingOptions
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
@@ -48,9 +48,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real model file with the weights it was born with, loud enough to find things everywhere."""
     import torch
 
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.imaging.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
 
     torch.manual_seed(0)
     network = RscmdModel(ModelConfig(), NAMES)
@@ -81,7 +81,7 @@ def assert_equal(one: Answers, other: Answers, px: float) -> None:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_reading_ahead_and_batches_change_nothing(bags: list[Path], model: Path, which: int) -> None:
-    from rscmd_model.inference import Predictor
+    from rscmd_model.inference.predictor import Predictor
 
     predictor = Predictor(model, device="cpu", conf=0.01)
 

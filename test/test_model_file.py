@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from rscmd_model.config import ModelConfig
 from rscmd_model.errors import UserError
-from rscmd_model.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_class, method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import ModelHeader, load_model, read_header, save_model
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, load_model, read_header, save_model
 
 NAMES = {0: "person", 1: "car"}
 
@@ -285,7 +285,7 @@ def test_a_method_of_tomorrow_is_named(tmp_path: Path) -> None:
 _LOADING = """
 import sys, time
 from rscmd_model.errors import UserError
-from rscmd_model.model_file import load_model
+from rscmd_model.network.model_file import load_model
 print("ready", flush=True)
 end = time.monotonic() + 4
 while time.monotonic() < end:

@@ -31,8 +31,8 @@ from detector_process import (
 from rcl_interfaces.srv import DescribeParameters
 from sensor_msgs.msg import CompressedImage
 
-from rscmd_ros.conversions import msg_to_detections, thermal_to_image
-from rscmd_ros.pairing import STREAMS
+from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image
+from rscmd_ros.pairing.nearest import STREAMS
 
 SHARED: list[Detector] = []
 
@@ -86,8 +86,8 @@ def active(running: Detector, cameras: Cameras) -> Iterator[Detector]:
 
 
 def test_detections_are_the_predictors_in_pixels_of_the_visible_image(active, cameras, model):
-    from rscmd_model.inference import Predictor
-    from rscmd_ros.conversions import image_to_thermal, image_to_visible
+    from rscmd_model.inference.predictor import Predictor
+    from rscmd_ros.cameras.conversions import image_to_thermal, image_to_visible
 
     predictor = Predictor(model, device="cpu", conf=0.0, max_det=5)
     for _ in range(3):

@@ -21,10 +21,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from test_node import NAMES, random_model
 
-from rscmd_model.inference import Predictor
-from rscmd_ros.conversions import msg_to_detections, thermal_to_image, time_msg, visible_to_image
-from rscmd_ros.detection import make_rig
-from rscmd_ros.parameters import Settings
+from rscmd_model.inference.predictor import Predictor
+from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image, time_msg, visible_to_image
+from rscmd_ros.node.detection import make_rig
+from rscmd_ros.node.parameters import Settings
 
 BEST = {"confidence_threshold": 0, "max_detections": 5}
 

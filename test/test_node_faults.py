@@ -19,11 +19,11 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 from vision_msgs.msg import LabelInfo, VisionInfo
 
-from rscmd_ros.conversions import stamp_ns
-from rscmd_ros.pairing import STREAMS
+from rscmd_ros.cameras.conversions import stamp_ns
+from rscmd_ros.pairing.nearest import STREAMS
 
 OUT_OF_MEMORY = """
-import os, torch, rscmd_model.inference as inference
+import os, torch, rscmd_model.inference.predictor as inference
 ask = inference.Predictor.predict_timed
 def predict_timed(self, visibles, thermals, **options):
     if os.path.exists({flag!r}):

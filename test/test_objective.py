@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.methods.decoupling import GradientMap
-from rscmd_model.model import RscmdModel
-from rscmd_model.objective import Detection
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.objective import Detection
 
 NAMES = {0: "person", 1: "car"}
 

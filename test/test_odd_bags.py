@@ -16,8 +16,8 @@ import yaml
 from small_bags import TOPICS, Message, content, write
 
 from rscmd_model.errors import UserError
-from rscmd_ros.bag_topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag
+from rscmd_ros.bags.reader import open_bag
+from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
 
 INSTANTS = 12
 PLUGINS = pytest.mark.parametrize("plugin", ["MCAP", "SQLITE3"])
@@ -309,9 +309,9 @@ def test_notes_are_in_output_json_and_report(
     recorded: list[Message], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rscmd_model.config import ModelConfig
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.model_file import ModelHeader, save_model
-    from rscmd_model.thermal import ThermalContract
+    from rscmd_model.imaging.thermal import ThermalContract
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.model_file import ModelHeader, save_model
     from rscmd_ros.evaluate_bag import main as evaluate
 
     names = {0: "person"}

@@ -18,7 +18,7 @@ from rscmd_model.datasets.check import check
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.pairs import DataConfig, find_pairs, read_labels
 from rscmd_model.errors import UserError
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.imaging.thermal import ThermalContract
 
 DEEP = {"source": "mono16", "scale": {"percentile": [1, 99]}}
 

@@ -18,16 +18,16 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.devices import check_device, inference_device, read_device, scoring_device
 from rscmd_model.errors import UserError
-from rscmd_model.freezing import frozen_parts
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import load_model
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import load_model
 from rscmd_model.options import OPTIONS, check_options, defaults, parse_options, to_markdown, word
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.freezing import frozen_parts
+from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import score_answers, train
+from rscmd_model.training.trainer import PairedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 HONOURED = [name for name, option in OPTIONS.items() if option.read]

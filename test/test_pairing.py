@@ -10,11 +10,11 @@ from frame_streams import MS, SECOND, camera, check_ledger, counts, feed, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rscmd_ros.pairing import DEFAULT_CAPACITY, STREAMS, NearestPairer, Pair, make_pairer
+from rscmd_ros.pairing.nearest import DEFAULT_CAPACITY, STREAMS, NearestPairer, Pair, make_pairer
 
 
 def by_the_rule(visible: Sequence[int], thermal: Sequence[int], slop: int) -> list[tuple[int, int]]:
-    """The rule of `rscmd_ros.pairing` word for word: nearest first, nobody twice, no crossing; earlier of equals."""
+    """The rule of `pairing.nearest` word for word: nearest first, nobody twice, no crossing; earlier of equals."""
     possible = [(v, t) for v in visible for t in thermal if abs(t - v) <= slop]
     candidates = sorted((abs(t - v), min(v, t), max(v, t), v, t) for v, t in possible)
     taken: list[tuple[int, int]] = []

@@ -15,8 +15,8 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_thermal, read_visible, stack_pair
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
+from rscmd_model.imaging.thermal import ThermalContract
 
 
 def write_world(root: Path, stems: tuple[str, ...] = ("a", "b")) -> Path:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rscmd_ros.parameter_pages import to_markdown, to_yaml
-from rscmd_ros.parameters import (
+from rscmd_ros.node.parameters import (
     TABLE,
     Settings,
     as_double,
@@ -20,7 +19,8 @@ from rscmd_ros.parameters import (
     problem_with_change,
     unknown_classes,
 )
-from rscmd_ros.unused_parameters import unused
+from rscmd_ros.node.unused_parameters import unused
+from rscmd_ros.parameter_pages import to_markdown, to_yaml
 
 DEFAULTS = asdict(Settings())
 FILE = Path(__file__).resolve().parent.parent / "config" / "detector.yaml"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import glance, read_thermal, read_thermal_with_orientation, read_visible
-from rscmd_model.pictures import decode, picture_header, turn
+from rscmd_model.imaging.images import glance, read_thermal, read_thermal_with_orientation, read_visible
+from rscmd_model.imaging.pictures import decode, picture_header, turn
 
 RNG = np.random.default_rng(0)
 PICTURE = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)

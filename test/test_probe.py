@@ -14,11 +14,11 @@ from test_pairs import write_world
 from test_train import QUICK
 
 from rscmd_model.diagnose import main
+from rscmd_model.diagnosis.probe import ProbeScore, format_table, train_probe
 from rscmd_model.errors import UserError
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import method_config
-from rscmd_model.model_file import ModelHeader, load_model, save_model
-from rscmd_model.probe import ProbeScore, format_table, train_probe
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model_file import ModelHeader, load_model, save_model
 
 
 def save(folder: Path, method: str, seed: int) -> Path:

@@ -19,9 +19,9 @@ from rscmd_model.datasets.pairs import DataConfig, find_pairs, list_pairs, read_
 from rscmd_model.datasets.published import read_split_file
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.sweep import evaluate
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model_file import read_header
+from rscmd_model.network.model_file import read_header
 from rscmd_model.training.run import train
 from rscmd_ros.make_bag import main as make_bag
 

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from rscmd_model.alignment import from_images, from_points
-from rscmd_model.datasets.synthetic_world import WorldConfig, generate
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_thermal, read_visible
+from rscmd_model.imaging.estimate_registration import from_images, from_points
+from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.imaging.picked_points import read_points
+from rscmd_model.imaging.registration import Registration, corners, load_registration, map_points
 from rscmd_model.register import main as register
-from rscmd_model.registration import Registration, corners, load_registration, map_points
+from rscmd_model.synthetic.world import WorldConfig, generate
 
 SIZE = (320, 256)
 

@@ -16,15 +16,15 @@ from ultralytics.cfg import get_cfg
 
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.sweep import evaluate
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.registration import Registration, save_registration, scaling
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model_file import load_model, read_header, save_model
-from rscmd_model.registration import Registration, save_registration, scaling
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model_file import load_model, read_header, save_model
+from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
 
 SIZE = (128, 96)
@@ -223,11 +223,11 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
     from std_msgs.msg import Header
 
-    from rscmd_ros.conversions import msg_to_detections, thermal_to_image, visible_to_image
-    from rscmd_ros.detection import PairDetector, load_predictor
-    from rscmd_ros.frames import Arrival
-    from rscmd_ros.pairing import Frame, Pair
-    from rscmd_ros.parameters import Settings
+    from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image, visible_to_image
+    from rscmd_ros.node.detection import PairDetector, load_predictor
+    from rscmd_ros.node.parameters import Settings
+    from rscmd_ros.pairing.frames import Arrival
+    from rscmd_ros.pairing.nearest import Frame, Pair
 
     save_registration(tmp_path / "r.yaml", WIDE)
     settings = Settings(
@@ -250,12 +250,12 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
 
 def test_a_bag_is_registered_as_files_are(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
-    from rscmd_ros.bag_answers import answer_pairs
-    from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
-    from rscmd_ros.bags import open_bag
+    from rscmd_ros.bags.answers import answer_pairs
+    from rscmd_ros.bags.reader import open_bag
+    from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
     from rscmd_ros.evaluate_bag import main as evaluate_bag
     from rscmd_ros.make_bag import main as make_bag
-    from rscmd_ros.pairing_options import PairingOptions
+    from rscmd_ros.pairing.options import PairingOptions
 
     save_registration(tmp_path / "r.yaml", WIDE)
     answers = []

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rscmd_model.errors import UserError
-from rscmd_model.images import lay_over, stack_pair
-from rscmd_model.registration import (
+from rscmd_model.imaging.images import lay_over, stack_pair
+from rscmd_model.imaging.registration import (
     FILL,
     Registration,
     corners,

@@ -15,22 +15,22 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.inference import Predictor
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import ModelHeader, save_model
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros.bag_answers import answer_pairs
-from rscmd_ros.bag_pairs import BagPair, Pairing, pair_up
-from rscmd_ros.bag_topics import THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags import open_bag
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import Predictor
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, save_model
+from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags.answers import answer_pairs
+from rscmd_ros.bags.pairs import BagPair, Pairing, pair_up
+from rscmd_ros.bags.reader import open_bag
+from rscmd_ros.bags.replay import replay
+from rscmd_ros.bags.replay_account import account
+from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.pairing import COUNTERS
-from rscmd_ros.pairing_options import PairingOptions
-from rscmd_ros.replay import replay
-from rscmd_ros.replay_account import account
+from rscmd_ros.pairing.nearest import COUNTERS
+from rscmd_ros.pairing.options import PairingOptions
 
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}

@@ -17,9 +17,9 @@ from test_train import QUICK, two_class_world
 
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
-from rscmd_model.resume import drop_rows_after, is_finished
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.resume import drop_rows_after, is_finished
 from rscmd_model.training.run import train
+from rscmd_model.training.trainer import PairedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 # Three batches of two pairs, a step for two batches: an epoch ends in the middle of an accumulation. The last epoch

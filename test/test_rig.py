@@ -16,14 +16,14 @@ from dataclasses import replace
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.extrinsics import registration_at_depth, rotation
-from rscmd_model.lens import Lens
-from rscmd_model.registration import Registration, map_points
-from rscmd_model.thermal import ThermalContract
-from rscmd_ros.camera import Camera, image_topic, info_topic
-from rscmd_ros.conversions import ConversionError
-from rscmd_ros.detection import make_rig
-from rscmd_ros.parameters import Settings
+from rscmd_model.imaging.extrinsics import registration_at_depth, rotation
+from rscmd_model.imaging.lens import Lens
+from rscmd_model.imaging.registration import Registration, map_points
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_ros.cameras.camera import Camera, image_topic, info_topic
+from rscmd_ros.cameras.conversions import ConversionError
+from rscmd_ros.node.detection import make_rig
+from rscmd_ros.node.parameters import Settings
 
 SIZES = {"visible": (640, 480), "thermal": (320, 256)}
 LENSES = {

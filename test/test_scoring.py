@@ -9,7 +9,7 @@ import pytest
 
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.scoring import Score, Truth, score
+from rscmd_model.evaluation.scoring import Score, Truth, score
 
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
 

@@ -18,14 +18,14 @@ from test_train import two_class_world
 from torch import Tensor, nn
 
 from rscmd_model.errors import UserError
-from rscmd_model.export_file import export
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.export_file import export
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import METHODS, parse_method
 from rscmd_model.methods.base import Features, number
 from rscmd_model.methods.rsc import Rsc, RscSettings
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import load_model
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import load_model
+from rscmd_model.training.trainer import PairedTrainer
 
 NAME = "balanced"
 

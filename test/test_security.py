@@ -17,11 +17,11 @@ import torch
 from detector_process import ROOT, Cameras, Detector
 
 from rscmd_model.errors import UserError
-from rscmd_model.inference import Predictor
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
-from rscmd_model.model import RscmdModel
-from rscmd_model.model_file import ModelHeader, load_model, save_model
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, load_model, save_model
 
 POLICY = ROOT / "config" / "sros2_policy.xml"
 NODE = "/rscmd_detector"

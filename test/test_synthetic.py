@@ -11,11 +11,11 @@ import yaml
 
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, read_labels
-from rscmd_model.datasets.synthetic_world import CLASS_NAMES, WorldConfig, generate
-from rscmd_model.datasets.synthetic_writing import write_world
 from rscmd_model.errors import UserError
-from rscmd_model.images import read_thermal, read_visible
-from rscmd_model.synthetic import main
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.synthetic.__main__ import main
+from rscmd_model.synthetic.world import CLASS_NAMES, WorldConfig, generate
+from rscmd_model.synthetic.writing import write_world
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rscmd_model.errors import UserError
-from rscmd_model.thermal import PaletteError, ThermalContract, thermal_plane
+from rscmd_model.imaging.thermal import PaletteError, ThermalContract, thermal_plane
 
 PERCENT = {True: (1.0, 99.0), False: (20000.0, 31000.0)}
 images = st.sampled_from(("mono8", "mono16")).flatmap(

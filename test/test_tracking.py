@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rscmd_model.detections import Detections
-from rscmd_ros.overlay import draw_overlay
-from rscmd_ros.tracking import MOST_TRACKED, Tracker
+from rscmd_ros.node.overlay import draw_overlay
+from rscmd_ros.node.tracking import MOST_TRACKED, Tracker
 
 
 def scene(step: int, scores: tuple[float, float] = (0.9, 0.8)) -> Detections:
@@ -68,7 +68,7 @@ def test_nothing_is_installed(there: bool) -> None:
         "sys.addaudithook(watch)\n"
         f"{hide}\n"
         "from rscmd_model.errors import run_cli\n"
-        "from rscmd_ros.tracking import Tracker\n"
+        "from rscmd_ros.node.tracking import Tracker\n"
         "run_cli(lambda: Tracker() and None)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,15 +14,15 @@ from test_pairs import write_world
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.paired import PairedDataset
 from rscmd_model.datasets.pairs import find_pairs, split_hash
 from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.sweep import evaluate
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import METHODS, method_config
-from rscmd_model.model_file import load_model, read_header
+from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.options import parse_options
+from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
 
 QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rscmd_ros.unused_parameters import reaches, sections, unreached
+from rscmd_ros.node.unused_parameters import reaches, sections, unreached
 
 SECTION = "{}:\n  ros__parameters:\n    slop_ms: 9.0\n"
 
@@ -164,7 +164,7 @@ def detector(*words: str) -> Iterator:
     """A DetectorNode that was started with these words after --ros-args."""
     rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed")
     pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
-    from rscmd_ros.node import DetectorNode
+    from rscmd_ros.node.detector import DetectorNode
 
     rclpy.init(args=["--ros-args", *words])
     try:
@@ -229,7 +229,7 @@ def test_names_that_are_no_parameter_are_warned_of(rule, words, capfd):
 def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(override, words, capfd):
     from sensor_msgs.msg import Image
 
-    from rscmd_ros.inputs import follow_overrides, image_names
+    from rscmd_ros.node.inputs import follow_overrides, image_names
 
     with detector("-p", f"qos_overrides.{override}.subscription.depth:=3", *words) as node:
         assert "[WARN]" not in capfd.readouterr().err
@@ -237,7 +237,7 @@ def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(overr
         follow_overrides(node, names)
         from rclpy.qos_overriding_options import QoSOverridingOptions
 
-        from rscmd_ros.inputs import OVERRIDABLE, image_qos
+        from rscmd_ros.node.inputs import OVERRIDABLE, image_qos
 
         options = QoSOverridingOptions(OVERRIDABLE)
         qos = image_qos("best_effort", 30)
@@ -247,7 +247,7 @@ def test_qos_is_overridden_by_the_topic_s_own_name_and_by_the_remapped_one(overr
 
 
 def test_the_override_by_the_name_in_force_wins():
-    from rscmd_ros.inputs import follow_overrides, image_names
+    from rscmd_ros.node.inputs import follow_overrides, image_names
 
     rules = [f"qos_overrides.{name}.subscription.depth:={n}" for name, n in (("/visible/image", 3), ("/cam", 4))]
     with detector("-p", rules[0], "-p", rules[1], "-r", "visible/image:=/cam") as node:
@@ -267,7 +267,7 @@ def test_the_override_by_the_name_in_force_wins():
     ],
 )
 def test_a_camera_info_is_the_sibling_of_its_image_unless_remapped_by_itself(words, topic):
-    from rscmd_ros.inputs import info_name
+    from rscmd_ros.node.inputs import info_name
 
     with detector(*words) as node:
         assert info_name(node, "visible") == topic

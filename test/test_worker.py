@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rscmd_ros.worker import Latencies, StoppedError, Worker, run_unless
+from rscmd_ros.node.worker import Latencies, StoppedError, Worker, run_unless
 
 PATIENCE = 30.0
 
@@ -103,7 +103,7 @@ def test_what_keeps_images_from_coming_is_named():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from rclpy.qos import QoSReliabilityPolicy
 
-    from rscmd_ros.causes import IMAGE_TYPES, topic_problem
+    from rscmd_ros.node.causes import IMAGE_TYPES, topic_problem
 
     image = IMAGE_TYPES["raw"]
 
@@ -124,7 +124,7 @@ def test_what_keeps_images_from_coming_is_named():
 
 def test_throttle_keeps_subjects_apart():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
-    from rscmd_ros.diagnostics import Throttle
+    from rscmd_ros.node.diagnostics import Throttle
 
     throttle = Throttle(seconds=1000.0)
     assert [throttle.allows(subject) for subject in ("a", "b", "a", "b", "c")] == [True, True, False, False, True]

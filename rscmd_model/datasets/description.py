@@ -22,9 +22,9 @@ from rscmd_model.datasets.published import PUBLISHED, open_published
 from rscmd_model.datasets.two_labels import CHOICES, Boxes
 from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError, did_you_mean, quoted
-from rscmd_model.registration import Registration, load_registration
+from rscmd_model.imaging.registration import Registration, load_registration
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.text import parse_yaml
-from rscmd_model.thermal import ThermalContract
 
 _COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration")
 _BOXES = ("boxes", "match_iou")

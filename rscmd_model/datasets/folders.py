@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rscmd_model.datasets.pairs import Problem
 from rscmd_model.errors import UserError
-from rscmd_model.images import IMAGE_SUFFIXES
+from rscmd_model.imaging.images import IMAGE_SUFFIXES
 
 _MOST = 1_000_000  # entries below a folder
 

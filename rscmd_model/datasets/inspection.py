@@ -14,9 +14,9 @@ import numpy as np
 
 from rscmd_model.datasets.pairs import KINDS, DataConfig, PairFiles, Problem, first
 from rscmd_model.errors import UserError
-from rscmd_model.images import glance, read_thermal_with_orientation, read_visible
-from rscmd_model.pictures import LYING
-from rscmd_model.thermal import PaletteError
+from rscmd_model.imaging.images import glance, read_thermal_with_orientation, read_visible
+from rscmd_model.imaging.pictures import LYING
+from rscmd_model.imaging.thermal import PaletteError
 
 THREADS = min(16, os.cpu_count() or 1)  # decoding releases the interpreter lock
 

@@ -19,7 +19,7 @@ from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Proble
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
 from rscmd_model.datasets.voc import FRACTIONS
 from rscmd_model.errors import UserError, quoted
-from rscmd_model.images import IMAGE_SUFFIXES
+from rscmd_model.imaging.images import IMAGE_SUFFIXES
 
 _LOADERS: Mapping[str, Callable[[Path], Listed]] = {
     "coco": coco.load,

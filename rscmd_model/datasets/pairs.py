@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.registration import Registration
-from rscmd_model.thermal import ThermalContract
+from rscmd_model.imaging.registration import Registration
+from rscmd_model.imaging.thermal import ThermalContract
 
 # What a published set is known to have: read over, counted and said. In data of one's own each is a mistake to mend.
 # In both the box is clipped or left out, or the pair is used as it is.

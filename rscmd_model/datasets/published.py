@@ -18,8 +18,8 @@ from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, P
 from rscmd_model.datasets.voc import read_voc
 from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError, quoted
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.text import read_text
-from rscmd_model.thermal import ThermalContract
 
 # SHA-256 of the lists that come with this package.
 _SHIPPED = {

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
-from rscmd_model.draw import draw_boxes
 from rscmd_model.errors import UserError
-from rscmd_model.images import lay_over, read_thermal, read_visible
+from rscmd_model.imaging.draw import draw_boxes
+from rscmd_model.imaging.images import lay_over, read_thermal, read_visible
 
 WIDTH = 384  # px of one image
 COLUMNS = 2

@@ -8,7 +8,7 @@ import numpy as np
 
 from rscmd_model.datasets.pairs import Labels
 from rscmd_model.errors import UserError
-from rscmd_model.registration import Registration, map_points
+from rscmd_model.imaging.registration import Registration, map_points
 
 CHOICES = ("visible", "thermal", "union")
 

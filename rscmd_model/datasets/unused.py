@@ -12,7 +12,7 @@ from rscmd_model.datasets.folders import walk
 from rscmd_model.datasets.pairs import DataConfig, Listing, Place, Problem, list_pairs
 from rscmd_model.datasets.yolo import is_label
 from rscmd_model.errors import UserError, quoted
-from rscmd_model.images import IMAGE_SUFFIXES
+from rscmd_model.imaging.images import IMAGE_SUFFIXES
 from rscmd_model.text import read_text
 
 # Pictures that are not read, raw recordings of thermal cameras among them.

@@ -8,12 +8,12 @@ from pathlib import Path
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.datasets.opening import open_data
+from rscmd_model.diagnosis.gradient_recorder import FixedPairs
+from rscmd_model.diagnosis.gradient_table import read_rows
+from rscmd_model.diagnosis.gradients import GradientRow, OpenModel, measure
 from rscmd_model.errors import UserError
-from rscmd_model.gradient_course import read_rows
-from rscmd_model.gradient_recorder import FixedPairs
-from rscmd_model.gradients import GradientRow, OpenModel, measure
-from rscmd_model.model_file import load_model
-from rscmd_model.torch_backends import select_device
+from rscmd_model.inference.torch_backends import select_device
+from rscmd_model.network.model_file import load_model
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.ablation_plot import answer_name, plot_ablation
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError
+from rscmd_model.evaluation.ablation_plot import answer_name, plot_ablation
 from rscmd_model.files import lock_folder, whole_file, write_json
 from rscmd_model.options import word
 

@@ -12,10 +12,10 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.faults import Fault, with_neighbours
-from rscmd_model.images import read_thermal, read_visible
-from rscmd_model.inference import Predictor
-from rscmd_model.scoring import Truth, score
+from rscmd_model.evaluation.faults import Fault, with_neighbours
+from rscmd_model.evaluation.scoring import Truth, score
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.inference.predictor import Predictor
 
 LOWEST_SCORE = 0.001  # below it the precision-recall curve has nothing more to gain
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from rscmd_model.alignment import GreyPair
-from rscmd_model.images import lay_over
-from rscmd_model.registration import Registration
+from rscmd_model.imaging.estimate_registration import GreyPair
+from rscmd_model.imaging.images import lay_over
+from rscmd_model.imaging.registration import Registration
 
 _PANEL = 800  # px, width of each panel
 _ORANGE, _BLUE, _WHITE = (0, 140, 255), (233, 180, 86), (255, 255, 255)  # BGR

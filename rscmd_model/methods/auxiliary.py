@@ -13,7 +13,7 @@ from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
-    from rscmd_model.model import RscmdModel
+    from rscmd_model.network.model import RscmdModel
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from rscmd_model.config import MODALITIES, is_number
 from rscmd_model.errors import UserError, quoted
 
 if TYPE_CHECKING:
-    from rscmd_model.model import RscmdModel
-    from rscmd_model.objective import Scored
+    from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.objective import Scored
 
 Features = list[Tensor]
 """One tensor (B, C, H, W) for each of the strides 8, 16 and 32."""

@@ -19,7 +19,7 @@ from rscmd_model.methods.decoupling import decouple
 from rscmd_model.methods.rsc import Rsc, RscSettings
 
 if TYPE_CHECKING:
-    from rscmd_model.model import RscmdModel
+    from rscmd_model.network.model import RscmdModel
 
 
 @dataclass(frozen=True)

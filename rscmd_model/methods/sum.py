@@ -11,7 +11,7 @@ from ultralytics.nn.modules import Conv
 from rscmd_model.methods.base import Features, Method, MethodSettings, choice, drawn
 
 if TYPE_CHECKING:
-    from rscmd_model.model import RscmdModel
+    from rscmd_model.network.model import RscmdModel
 
 
 class Adapter(nn.ModuleList):

@@ -16,13 +16,13 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted
+from rscmd_model.evaluation.faults import Fault
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
-from rscmd_model.faults import Fault
 from rscmd_model.files import write_json
-from rscmd_model.inference import Predictor
+from rscmd_model.inference.predictor import Predictor
 from rscmd_model.options import RESUMABLE, check_options, without_effect
-from rscmd_model.resume import is_finished, options_of
-from rscmd_model.trainer import PairedTrainer
+from rscmd_model.training.resume import is_finished, options_of
+from rscmd_model.training.trainer import PairedTrainer
 
 
 def train(

@@ -1,0 +1,5 @@
+"""Answering pairs with a trained model. May import the network, imaging and, to check an export, data sets."""
+
+from rscmd_model.inference.predictor import Predictor, StageTimes
+
+__all__ = ["Predictor", "StageTimes"]

@@ -1,0 +1,314 @@
+"""What runs a network: one face for torch, ONNX Runtime, OpenVINO and TensorRT.
+
+A backend takes (B, H, W, 4) uint8 (red, green, blue, thermal; H and W multiples of 32) and gives one branch's answer.
+Nothing here imports torch: an exported model starts without it.
+
+`model.openvino` and `model.engine` are zip archives, not compressed, of what the runtime reads (`model.xml` and
+`model.bin`, or one engine for each branch) and `header.json`: two files that belong together cannot be parted.
+
+A runtime's parser is written in C++ and trusts its input more than it should, so damage is told before it is called: by
+the checksums of an archive's members, and by a digest at the end of a model.onnx (`sealed`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import os
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rscmd_model.errors import UserError, first_line, shown
+from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, STRIDE, ModelHeader, parse_header, read_whole
+
+INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
+ARCHIVE_HEADER = "header.json"
+BFLOAT16 = "bfloat16"  # marks an OpenVINO model that is to run in bfloat16
+_HEX = 64  # digits of a SHA-256
+_LARGEST_BATCH = 1 << 28  # pixels of a batch: 16 pairs at the largest size
+_FATAL = 4  # of onnxruntime's severities: what it would print is in the exception
+
+
+class Backend(Protocol):
+    """A loaded network.
+
+    Attributes:
+        name: "torch", "onnxruntime", "openvino" or "tensorrt".
+        device: "cpu" or "cuda:N".
+        header: of the file it was loaded from.
+        fixed: (batch, height, width) of a file exported for that input alone; None takes any.
+    """
+
+    name: str
+    device: str
+    header: ModelHeader
+    fixed: tuple[int, int, int] | None
+
+    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+        """The answer of a branch to a batch, (B, 4 + classes, N) float32, as `suppression.suppress` takes it.
+
+        Raises `UserError` naming the file where the runtime finds, only now, that it cannot run what the file holds.
+        """
+
+
+def needed(package: str, why: str) -> Any:
+    """Import a package that not every installation has. Raises `UserError` naming it when it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise UserError(f"{why} needs {package}, which is not installed: pip install {package}") from None
+
+
+def threads() -> int:
+    """The processors this process may use; the runtimes would count all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class OnnxBackend:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        source: path of a model.onnx, or its bytes.
+        where: what to call it in messages.
+    """
+
+    name, device = "onnxruntime", "cpu"
+
+    def __init__(self, source: Path | bytes, where: Path) -> None:
+        self._runtime = needed("onnxruntime", str(where))
+        self._runtime.set_default_logger_severity(_FATAL)
+        onnx = needed("onnx", str(where))
+        self._where = where
+        content = source if isinstance(source, bytes) else read_whole(source)
+        if broken_seal(content):
+            raise UserError(
+                f"{where} is not what rscmd_model.export wrote (its {DIGEST} differs): copy or export it again. A file "
+                "that was edited on purpose is taken without that entry of its metadata_props"
+            )
+        try:
+            self._model = onnx.load_model_from_string(content)
+        except Exception as error:  # protobuf's own kinds, which change between releases
+            raise UserError(f"{where} is cut short or no ONNX file ({type(error).__name__}): export it again") from None
+        self.header = exported_header({e.key: e.value for e in self._model.metadata_props}.get(HEADER), where)
+        elsewhere = any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(self._model.graph))
+        if elsewhere or self._model.functions:
+            raise UserError(
+                f"{where} has functions, or weights in other files, which rscmd_model.export does not write: "
+                "export it again"
+            )
+        shapes = [i.type.tensor_type.shape.dim for i in self._model.graph.input if i.name == INPUT]
+        self.fixed = fixed_input([d.dim_value for d in shapes[0][:3]] if shapes else [], where)
+        self._sessions: dict[str, Any] = {}
+
+    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+        """See `Backend`."""
+        try:
+            if branch not in self._sessions:
+                self._sessions[branch] = self._session(branch)
+            answer: np.ndarray = self._sessions[branch].run([branch], {INPUT: batch})[0]
+        except Exception as error:  # a dozen kinds of onnxruntime and onnx
+            raise not_run(self._where, "ONNX Runtime", error) from None
+        return answer
+
+    def _session(self, branch: str) -> Any:
+        """A session for the nodes one branch needs. Asked for one output, the runtime would compute them all."""
+        from onnx.utils import Extractor
+
+        part = Extractor(self._model).extract_model([INPUT], [branch])
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        # Waiting threads sleep: on a robot the processor is never idle, and spinning ones would hold up the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = _FATAL
+        return self._runtime.InferenceSession(
+            part.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider, with four printed lines
+        )
+
+
+class OpenVinoBackend:
+    """OpenVINO on the CPU. Each branch is compiled for each input size when it is first used.
+
+    Args:
+        source: path of a model.openvino, or the bytes of an ONNX model.
+        where: what to call it in messages.
+        half: bfloat16 where the processor is made for it; a file exported with --half has it anyway. Left to itself
+            OpenVINO would take it there, and the answers would depend on the machine.
+    """
+
+    name, device = "openvino", "cpu"
+    _MOST_COMPILED = 12
+
+    def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
+        openvino = needed("openvino", str(where))
+        self._openvino, self._core = openvino, openvino.Core()
+        self._where = where
+        header, parts = None, [source, b""]
+        if isinstance(source, Path):
+            header, members = read_archive(source)
+            parts = [*pick(members, ("model.xml", "model.bin"), where)]
+        try:
+            self._model = self._core.read_model(*parts)
+            shape = self._model.input(INPUT).get_partial_shape()
+            sizes = [d.get_length() if d.is_static else 0 for d in list(shape)[:3]]
+            text = "" if header else self._model.get_rt_info(["framework", HEADER]).astype(str)
+        except Exception as error:  # RuntimeError as a rule
+            raise UserError(
+                f"{where} is cut short or no OpenVINO model ({shown(first_line(error), 300)}): export it again"
+            ) from None
+        self.header = header or exported_header(text, where)
+        self._hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if half or self._model.has_rt_info(BFLOAT16) else "f32",
+        }
+        self.fixed = fixed_input(sizes, where)
+        self._requests: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+        """See `Backend`."""
+        key = (branch, batch.shape)
+        try:
+            if key not in self._requests:
+                self._requests[key] = self._compiled(branch, batch.shape)
+            found = self._requests[key].infer([batch], share_inputs=True)
+            answer: np.ndarray = found[0]
+        except Exception as error:
+            raise not_run(self._where, "OpenVINO", error) from None
+        return answer
+
+    def _compiled(self, branch: str, shape: tuple[int, ...]) -> Any:
+        """A request for one branch at one size."""
+        if len(self._requests) == self._MOST_COMPILED:  # a camera whose size changes all the time
+            self._requests.pop(next(iter(self._requests)))
+        # A model of its own for each: OpenVINO computes what no output needs, and is faster for one size than any.
+        whole = self._model.clone()
+        part = self._openvino.Model([whole.output(branch)], whole.get_parameters(), branch)
+        part.reshape(shape)
+        return self._core.compile_model(part, "CPU", self._hints).create_infer_request()
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> None:
+    """Write the members into a zip archive at `path`, not compressed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def read_archive(path: Path) -> tuple[ModelHeader, dict[str, bytes]]:
+    """The header and the members of what `write_archive` wrote.
+
+    Raises:
+        UserError: it is anything else, or damaged: a member that is there twice, compressed or encrypted ones, ones
+            that overlap, a checksum that differs, no header.
+    """
+    content = read_whole(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            there = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in there):  # could swell without bound
+                raise UserError(f"{path} holds compressed members, which rscmd_model.export does not write")
+            names = [m.filename for m in there]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{Counter(names).most_common(1)[0][0]!r} is in it more than once")
+            if sum(m.file_size for m in there) > len(content):
+                raise ValueError("its members overlap")
+            members = {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OSError, struct.error, OverflowError) as error:
+        # The encrypted and those of a later version of zip are a RuntimeError; a false offset may be any of them.
+        reason = shown(first_line(error), 300)
+        raise UserError(
+            f"{path} is cut short or was not written by rscmd_model.export ({reason}): export it again"
+        ) from None
+    return exported_header(members.pop(ARCHIVE_HEADER, b"").decode(errors="replace"), path), members
+
+
+def pick(members: Mapping[str, bytes], names: Sequence[str], path: Path) -> list[bytes]:
+    """Those members of the archive `path`. Raises `UserError` where one is missing."""
+    if missing := [name for name in names if name not in members]:
+        raise UserError(f"{path} has no {' and no '.join(missing)}: export it again")
+    return [members[name] for name in names]
+
+
+def sealed(content: bytes) -> bytes:
+    """An ONNX model with a SHA-256 of itself as its last entry of metadata_props, which `broken_seal` checks.
+
+    Protobuf lets a message be continued by more bytes, so that the digest is of everything before it.
+    """
+    return content + _seal(content)
+
+
+def broken_seal(content: bytes) -> bool:
+    """Whether the content of a model.onnx ends in a digest that is not its own. Costs some 1.5 ms for each MB."""
+    length = len(_seal(b""))
+    before, seal = memoryview(content)[:-length], content[-length:]
+    return seal[:-_HEX] == _seal(b"")[:-_HEX] and seal != _seal(before)
+
+
+def _seal(content: bytes | memoryview) -> bytes:
+    """ModelProto.metadata_props (field 14) with one entry: key (1) and value (2)."""
+    key, value = DIGEST.encode(), hashlib.sha256(content).hexdigest().encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor of an ONNX graph, those in attributes and in graphs within it too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def fixed_input(sizes: Sequence[int], where: Path) -> tuple[int, int, int] | None:
+    """`Backend.fixed` from the input's (batch, height, width), where what is open is 0 or less.
+
+    Raises:
+        UserError: the network takes no such input, or one of no sane size.
+    """
+    if len(sizes) != 3:
+        raise UserError(f"{where} was not written by rscmd_model.export: it has no input {INPUT!r} of pairs")
+    batch, height, width = sizes
+    if min(sizes) <= 0:
+        return None
+    if (
+        height % STRIDE
+        or width % STRIDE
+        or max(height, width) > LARGEST_SIDE
+        or batch * height * width > _LARGEST_BATCH
+    ):
+        raise UserError(
+            f"{where} is for {batch} pairs of {width}x{height} px: sides are multiples of {STRIDE} up to "
+            f"{LARGEST_SIDE}, and a batch has at most {_LARGEST_BATCH} px; export it again"
+        )
+    return batch, height, width
+
+
+def not_run(where: Path, runtime: str, error: Exception) -> UserError:
+    """What to say when a runtime fails over what is in a file."""
+    return UserError(
+        f"{where} is damaged, or {runtime} cannot run it ({shown(first_line(error), 300)}): export it again"
+    )
+
+
+def exported_header(text: str | None, where: Path) -> ModelHeader:
+    """The header in an exported file. Raises `UserError` where there is none, or a damaged one."""
+    if not text:
+        raise UserError(f"{where} was not written by rscmd_model.export: it has no {HEADER!r} header")
+    return parse_header(where, text)

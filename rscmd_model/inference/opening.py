@@ -1,0 +1,122 @@
+"""Which backend runs a model file: by its name, by what was asked for, or by a short trial."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rscmd_model.errors import UserError, first_line
+from rscmd_model.inference.backends import Backend, OnnxBackend, OpenVinoBackend
+from rscmd_model.versions import require
+
+if TYPE_CHECKING:
+    from rscmd_model.inference.torch_backends import TorchBackend
+
+SUFFIXES = {
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "openvino": ".openvino",
+    "engine": ".engine",
+}
+BACKENDS = ("torch", "onnxruntime", "openvino")  # for a model.safetensors
+_ROUNDS = 3
+
+
+def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tuple[Backend, str]:
+    """Load a model file of any format.
+
+    Args:
+        path: the suffix tells the format; anything unknown is taken for a model.safetensors.
+        device, half, backend: as `Predictor` takes them.
+
+    Returns:
+        the backend, and what a trial measured in one line (empty without one).
+
+    Raises:
+        UserError: as `Predictor`.
+    """
+    if backend not in (*BACKENDS, "auto"):
+        raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}, auto")
+    if not path.is_file():
+        raise UserError(f"no model file {path}")
+    suffix = path.suffix.lower()
+    if suffix == ".torchscript":
+        raise UserError(
+            f"{path}: TorchScript is a program, which runs on loading, and is not read: give the model.safetensors, or "
+            "what rscmd_model.export makes of it today"
+        )
+    if suffix in (SUFFIXES["onnx"], SUFFIXES["openvino"]):
+        _only_cpu(device, str(path))
+    if half and suffix in SUFFIXES.values() and suffix != SUFFIXES["safetensors"]:
+        raise UserError(
+            f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half"
+        )
+    if suffix == SUFFIXES["onnx"]:
+        return OnnxBackend(path, path), ""
+    if suffix == SUFFIXES["openvino"]:
+        return OpenVinoBackend(path, path), ""
+    if suffix == SUFFIXES["engine"]:
+        from rscmd_model.inference.tensorrt_backend import EngineBackend
+
+        return EngineBackend(path, device), ""
+    require("torch", "ultralytics")
+    from rscmd_model.inference.torch_backends import TorchBackend
+
+    if backend in ("onnxruntime", "openvino"):
+        _only_cpu(device, f"backend {backend}")
+        return _converted(TorchBackend(path, "cpu", None), path, backend, half), ""
+    eager = TorchBackend(path, device, half)
+    return _trial(eager, path, half) if backend == "auto" and eager.device == "cpu" else (eager, "")
+
+
+def _only_cpu(device: str, what: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise UserError(
+            f"{what} runs on the CPU, and device {device!r} was asked for: give the model.safetensors, or export it "
+            "with --format engine for a GPU"
+        )
+
+
+def _converted(eager: TorchBackend, path: Path, backend: str, half: bool | None) -> Backend:
+    """A model on the CPU, converted in memory."""
+    from rscmd_model.inference.graphs import to_onnx
+
+    graph = to_onnx(eager.network, eager.header)
+    return OnnxBackend(graph, path) if backend == "onnxruntime" else OpenVinoBackend(graph, path, half)
+
+
+def _trial(eager: TorchBackend, path: Path, half: bool | None) -> tuple[Backend, str]:
+    """The fastest backend for the main answer to one square pair, and what each took.
+
+    A backend that is not installed, or fails, is left out and named: torch always remains.
+    """
+    side = eager.header.image_size
+    pair = np.random.default_rng(0).integers(0, 256, (1, side, side, 4), np.uint8)
+    best: Backend = eager
+    least = _seconds(eager, pair)
+    measured = [f"torch {1e3 * least:.1f} ms"]
+    for name in BACKENDS[1:]:
+        try:
+            other = _converted(eager, path, name, half)
+            seconds = _seconds(other, pair)
+        except Exception as error:
+            # Whatever goes wrong in a runtime of others, the detector runs; the reason is in the line.
+            measured.append(f"{name} left out ({first_line(error)})")
+            continue
+        measured.append(f"{name} {1e3 * seconds:.1f} ms")
+        if seconds < least:
+            best, least = other, seconds
+    return best, f"trial at {side}x{side} px: {', '.join(measured)}; taken: {best.name}"
+
+
+def _seconds(backend: Backend, pair: np.ndarray) -> float:
+    """The least time of some answers, after one that is not counted."""
+    taken = []
+    for _ in range(_ROUNDS + 1):
+        started = time.perf_counter()
+        backend.forward(pair, backend.header.config.answers[0])
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])

@@ -1,0 +1,188 @@
+"""The network: a backbone for each camera, and a neck and head for each answer it gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules import Conv, Detect
+from ultralytics.nn.tasks import BaseModel
+from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
+
+from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
+from rscmd_model.errors import UserError
+from rscmd_model.methods import method_class
+from rscmd_model.methods.base import Features, drawn
+
+# Checkpoints of earlier versions name these layers as this module's.
+from rscmd_model.methods.sum import Adapter
+from rscmd_model.network.families import find_family
+from rscmd_model.network.lean import LeanBranch, LeanHead
+from rscmd_model.network.objective import Objective
+from rscmd_model.network.yolov8 import Backbone, Branch, Head
+
+__all__ = ["STRIDES", "Adapter", "Backbone", "Branch", "Head", "LeanBranch", "LeanHead", "RscmdModel"]
+
+STRIDES = (8, 16, 32)
+_CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
+
+
+class RscmdModel(BaseModel):
+    """An RGB-thermal detector, taught by a method.
+
+    Args:
+        config: size, method and answers.
+        names: class names by index.
+
+    The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
+
+    Raises:
+        UserError: no such method, a setting it does not have, or answers it does not give.
+    """
+
+    def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
+        super().__init__()
+        kind = method_class(config.method)
+        settings = kind.Settings.read(config.settings)
+        if (config.modalities, config.answers) != (kind.modalities, kind.shipped(settings)):
+            raise UserError(f"method {config.title} does not give {', '.join(config.answers)} to its modalities")
+        self.config = config
+        self.augmentation = Augmentation()  # the trainer sets it; it travels with the model, into checkpoints too
+        self.names = dict(names)
+        self.nc = len(names)
+        self.task = "detect"
+        self.yaml = {**config.to_dict(), "nc": self.nc, "channels": 4}
+        self.criterion: Objective | None = None
+        family = find_family(config.family)
+        channels = family.channels(config.scale)
+        self.backbones, self.branches = nn.ModuleDict(), nn.ModuleDict()
+        for m in config.modalities:
+            self.backbones[m] = drawn(f"backbone {m}", family.Backbone, 3 if m == "visible" else 1, config.scale)
+        method = kind(settings, channels)
+        for name, of in method.branches.items():
+            branch = family.LeanBranch if of == "lean" else family.Branch
+            self.branches[name] = drawn(f"branch {name}", branch, channels, config.scale, self.nc)
+        self.method = method  # after the others: the optimizer's state in a checkpoint follows this order
+        self.stride = torch.tensor(STRIDES, dtype=torch.float32)
+        for head in self.heads():
+            head.stride = self.stride.clone()
+            head.bias_init()
+        initialize_weights(self)
+
+    def heads(self) -> list[Detect]:
+        """The detection heads, the main answer's first."""
+        return [branch.head for branch in self.branches.values()]
+
+    @property
+    def model(self) -> list[Detect]:
+        """Where the ultralytics trainer looks for the head: `model.model[-1]`."""
+        return [self.branches[self.config.answers[0]].head]
+
+    def branch(self, name: str) -> nn.Module:
+        """The neck and head that give the answer `name`: where it has none of its own, the fused one's."""
+        return self.branches[name if name in self.branches else "fused"]
+
+    def features(self, x: Tensor, modality: str) -> Features:
+        """Features of one modality, at strides 8, 16 and 32, from the 4-channel stack."""
+        return self.backbones[modality](x[:, _CHANNELS[modality]])
+
+    def answers(self, x: Tensor, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The answers of some branches ("fused", "visible", "thermal") to a batch of stacks.
+
+        By default all that there are, in training all that are taught. Only what the named answers need is computed: a
+        unimodal answer runs one backbone.
+        """
+        wanted = tuple(names or (self.method.taught if self.training else self.config.answers))
+        needed = self.config.modalities if "fused" in wanted else [m for m in self.config.modalities if m in wanted]
+        return self.answers_to({m: self.features(x, m) for m in needed}, x, wanted)
+
+    def answers_to(self, features: dict[str, Features], x: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
+        """As `answers`, from the features of the modalities that `wanted` needs."""
+        fused, alone = None, features
+        if "fused" in wanted:
+            to_fuse, alone = self.split(features, x)
+            if self.training and self.augmentation.modality_dropout:
+                to_fuse = self._drop_modalities(x, to_fuse)
+            fused = self.method.fuse(self, x, to_fuse)
+        return {name: self.method.answer(self, name, fused, alone) for name in wanted}
+
+    def split(self, features: dict[str, Features], x: Tensor) -> tuple[dict[str, Features], dict[str, Features]]:
+        """Each modality's features for the fusion, and for its own answer, as the method has it."""
+        return self.method.split(self, x, features)
+
+    def _drop_modalities(self, x: Tensor, to_fuse: dict[str, Features]) -> dict[str, Features]:
+        """Modality dropout: in some samples, one camera's features are replaced by those of a black image.
+
+        Only what the fused branch reads is replaced, so a unimodal branch is never taught to find objects in a black
+        image. The black image's features are those that evaluation would compute (running statistics), and no gradient
+        goes through them: there is nothing to be learnt about a camera from an image of nothing.
+        """
+        draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: a camera is lost
+        out: dict[str, Features] = {}
+        for m, lost in zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1))):
+            norms = [n for n in self.backbones[m].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
+            for norm in norms:
+                norm.training = False
+            with torch.no_grad():
+                black = self.features(torch.zeros_like(x[:1]), m)
+            for norm in norms:
+                norm.training = True
+            out[m] = [torch.where(lost.view(-1, 1, 1, 1), b.to(f.dtype), f) for b, f in zip(black, to_fuse[m])]
+        return out
+
+    def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
+        """What the ultralytics trainer calls: every answer in training, the main one in evaluation."""
+        main = self.config.answers[0]
+        return self.answers(x) if self.training else self.answers(x, [main])[main]
+
+    def init_criterion(self) -> Objective:
+        """The training objective; called by the ultralytics trainer."""
+        return Objective(self)
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch.
+
+        Args:
+            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects.
+            preds: the main answer of a validation; without it the losses of a training step are computed.
+        """
+        if self.criterion is None:
+            self.criterion = self.init_criterion()
+        if preds is not None:
+            return self.criterion.of_main(preds, batch)
+        x = batch["img"]
+        features = {m: self.features(x, m) for m in self.config.modalities}
+        return self.criterion(self, self.answers_to(features, x, self.method.taught), features, batch)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; weights from before there were methods are known by their names of then."""
+        renamed = {re.sub(r"^adapters\.", "method.adapters.", name): value for name, value in state_dict.items()}
+        return super().load_state_dict(renamed, *args, **kwargs)
+
+    def set_head_attr(self, **attributes: Any) -> None:
+        """Set attributes on every detection head; called by the ultralytics trainer."""
+        for head in self.heads():
+            for name, value in attributes.items():
+                setattr(head, name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RscmdModel:
+        nn.Module._apply(self, fn, recurse)  # the parent class moves the plain tensors of one head; here are several
+        for head in self.heads():
+            head.stride, head.anchors, head.strides = fn(head.stride), fn(head.anchors), fn(head.strides)
+        return self
+
+    def is_fused(self) -> bool:
+        """Whether BatchNorm has been folded into the convolutions."""
+        return not any(isinstance(m, Conv) and hasattr(m, "bn") for m in self.modules())
+
+    def fuse(self, verbose: bool = False, imgsz: int = 640) -> RscmdModel:
+        """Fold BatchNorm into the convolutions, for inference only."""
+        for m in self.modules():
+            if isinstance(m, Conv) and hasattr(m, "bn"):
+                m.conv = fuse_conv_and_bn(m.conv, m.bn)
+                delattr(m, "bn")
+                m.forward = m.forward_fuse
+        return self

@@ -1,0 +1,173 @@
+"""The paired torch dataset: ultralytics' own, whose image is the 4-channel stack of a pair.
+
+Geometry (mosaic, affine, flips, letterbox) acts on the stack and so on both images alike. Photometric changes act on
+each in its own way, see `PairedPhotometric`.
+
+An image is resized to the size that `preprocess.place` gives. What is validated has the pixels that the predictor
+shows the network, if the pairs of its batch are of one shape; other batches have more grey around some of them. What
+is trained on goes through ultralytics' augmentation, which places it in a square.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from ultralytics.data.augment import BaseTransform, Compose, RandomHSV
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import LOGGER
+
+from rscmd_model.datasets.inspection import check_pairs
+from rscmd_model.datasets.pairs import DataConfig, find_pairs
+from rscmd_model.errors import UserError
+from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
+from rscmd_model.imaging.preprocess import place
+from rscmd_model.imaging.registration import FILL
+
+
+class PairedPhotometric(RandomHSV):
+    """Hue, saturation and value for the visible image; level and contrast for the thermal one.
+
+    The options are ultralytics' own: hsv_h, hsv_s, hsv_v for the visible image as always. For the thermal image hsv_v
+    also bounds the change of contrast about the mean, and a quarter of it the change of level (fractions of full
+    scale).
+    """
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Change labels["img"], (H, W, 4) uint8 red, green, blue, thermal."""
+        stack = labels["img"]
+        # The parent expects blue first. Its random hue shift is symmetric about zero, so the order does not matter.
+        visible = super().apply_image({"img": np.ascontiguousarray(stack[..., :3])}, params)["img"]
+        thermal = stack[..., 3].astype(np.float32)
+        contrast = 1 + np.random.uniform(-1, 1) * self.vgain
+        level = np.random.uniform(-1, 1) * self.vgain / 4 * 255
+        mean = thermal.mean()
+        thermal = (thermal - mean) * contrast + mean + level
+        labels["img"] = np.dstack((visible, np.clip(thermal, 0, 255).astype(np.uint8)))
+        return labels
+
+
+class ThermalShift(BaseTransform):
+    """Moves the thermal channel against the visible ones, by whole pixels drawn evenly from -most to most.
+
+    Args:
+        most: pixels of the network's input, for right and down each.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def apply_image(self, labels: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Change the last channel of labels["img"], (H, W, 4) uint8; what becomes free is the letterbox's grey."""
+        stack = labels["img"]
+        dx, dy = np.random.randint(-self.most, self.most + 1, 2)
+        matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
+        plane = np.ascontiguousarray(stack[..., 3])
+        plane = cv2.warpAffine(plane, matrix, plane.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=(FILL,))
+        labels["img"] = np.dstack((stack[..., :3], plane))
+        return labels
+
+
+class PairedDataset(YOLODataset):
+    """Pairs of a split as the ultralytics trainer wants its data. Writes nothing into the data's folders.
+
+    Args:
+        data: with "config" (a `DataConfig`) and the keys ultralytics looks for.
+        img_path: name of the split.
+        thermal_shift: as in `Augmentation`; acts only when the images are augmented at all.
+        kwargs: as `ultralytics.data.dataset.YOLODataset`.
+
+    Raises:
+        UserError: pairs that cannot be used (their number and the first ones), cache="disk", or a training split
+            without an object.
+    """
+
+    def __init__(
+        self, *args: Any, data: dict[str, Any], hyp: SimpleNamespace, thermal_shift: int = 0, **kwargs: Any
+    ) -> None:
+        self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms
+        if str(kwargs.get("cache")).lower() == "disk":
+            raise UserError("cache=disk would write into the data folder: use cache=ram or none")
+        super().__init__(*args, data=data, hyp=hyp, **kwargs)
+        if self.augment and not any(len(label["cls"]) for label in self.labels):
+            of = f" of classes={kwargs['classes']}" if kwargs.get("classes") else ""
+            raise UserError(f"{data['config'].root}: no label of the training split names an object{of}")
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """Visible images of the split's pairs (all of them, or the first `fraction`)."""
+        config: DataConfig = self.data["config"]
+        pairs = find_pairs(config, str(img_path))
+        count = self.fraction if isinstance(self.fraction, int) else max(1, round(len(pairs) * self.fraction))
+        self.pairs = {str(pair.visible): pair for pair in pairs[:count]}
+        return list(self.pairs)
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Labels of the pairs, after every file has been read once."""
+        config: DataConfig = self.data["config"]
+        checked, read_over = check_pairs(config, list(self.pairs.values()))
+        for line in read_over:
+            LOGGER.warning(f"{self.prefix}{line}")
+        return [
+            {
+                "im_file": file,
+                "shape": check["size"],
+                "cls": check["labels"][:, :1],
+                "bboxes": check["labels"][:, 1:],
+                "segments": [],
+                "keypoints": None,
+                "normalized": True,
+                "bbox_format": "xywh",
+            }
+            for file, check in zip(self.im_files, checked)
+        ]
+
+    def set_rectangle(self) -> None:
+        """Sort the pairs by their shape; those of a batch share the smallest input that holds them all.
+
+        The parent leaves half a stride of grey around the images that are validated, and the predictor leaves none.
+        """
+        frames = {label["im_file"]: label["shape"] for label in self.labels}
+        super().set_rectangle()  # sorts the labels, and takes the shapes out of them
+        networks = np.array([place(frames[label["im_file"]], self.imgsz).network for label in self.labels])
+        self.batch_shapes = np.array([networks[self.batch == number].max(0) for number in range(self.batch[-1] + 1)])
+
+    def load_image(
+        self, i: int, rect_mode: bool = True, resize_short: bool = False
+    ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+        """Stack of pair i, its longer side resized to imgsz (or stretched to a square when not `rect_mode`).
+
+        Returns:
+            (h, w, 4) uint8, original (height, width) of the visible image, and (h, w).
+        """
+        if self.ims[i] is None:
+            pair = self.pairs[self.im_files[i]]
+            config: DataConfig = self.data["config"]
+            contract = config.thermal_contract
+            thermal = contract.apply(read_thermal(pair.thermal, contract))
+            stack = stack_pair(read_visible(pair.visible), thermal, config.registration)
+            h0, w0 = stack.shape[:2]
+            height, width = place((h0, w0), self.imgsz).inner if rect_mode else (self.imgsz, self.imgsz)
+            if (height, width) != (h0, w0):
+                stack = cv2.resize(stack, (width, height), interpolation=cv2.INTER_LINEAR)
+            if not self.augment or self.cache == "ram":
+                return stack, (h0, w0), stack.shape[:2]
+            # The mosaic takes its partners from images that are in memory already, as in the parent class.
+            self.ims[i], self.im_hw0[i], self.im_hw[i] = stack, (h0, w0), stack.shape[:2]
+            self.buffer.append(i)
+            if 1 < len(self.buffer) >= self.max_buffer_length:
+                j = self.buffer.pop(0)
+                self.ims[j] = self.im_hw0[j] = self.im_hw[j] = None
+            return stack, (h0, w0), stack.shape[:2]
+        return self.ims[i], self.im_hw0[i], self.im_hw[i]
+
+    def build_transforms(self, hyp: SimpleNamespace) -> Compose:
+        """The parent's transforms, with `PairedPhotometric` for the photometric one and `ThermalShift` at the end."""
+        transforms = super().build_transforms(hyp)
+        for i, transform in enumerate(transforms.transforms):
+            if type(transform) is RandomHSV:
+                transforms.transforms[i] = PairedPhotometric(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        if self.augment and self.thermal_shift:
+            transforms.insert(len(transforms.transforms) - 1, ThermalShift(self.thermal_shift))  # the last one formats
+        return transforms

@@ -1,0 +1,1 @@
+"""Bags: reading, answering and scoring them, reports. May import the node's parts, cameras and pairing."""

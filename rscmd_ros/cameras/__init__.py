@@ -1,0 +1,1 @@
+"""Messages to images: conversion, decoding, calibration. May import pairing, and `rscmd_model`'s imaging."""

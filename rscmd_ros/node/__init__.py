@@ -1,0 +1,1 @@
+"""The detector node: from messages to detections. May import cameras, pairing, and `rscmd_model`'s inference."""

@@ -1,0 +1,31 @@
+"""Which frames belong together: integers of nanoseconds, no ROS. Imports nothing of the other rooms."""
+
+from rscmd_ros.pairing.nearest import (
+    COUNTERS,
+    DEFAULT_CAPACITY,
+    POLICIES,
+    STREAMS,
+    Counter,
+    Frame,
+    Ledger,
+    NearestPairer,
+    Pair,
+    Pairer,
+    Stream,
+    make_pairer,
+)
+
+__all__ = [
+    "COUNTERS",
+    "DEFAULT_CAPACITY",
+    "POLICIES",
+    "STREAMS",
+    "Counter",
+    "Frame",
+    "Ledger",
+    "NearestPairer",
+    "Pair",
+    "Pairer",
+    "Stream",
+    "make_pairer",
+]
