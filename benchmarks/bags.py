@@ -36,7 +36,7 @@ from rscmd_ros.bags.score import Outcome, figures, outcome
 from rscmd_ros.bags.topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.bags.truth import truth_from_topic
 from rscmd_ros.make_bag import main as make_bag
-from rscmd_ros.pairing.options import PairingOptions
+from rscmd_ros.node.pairing_options import PairingOptions
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 

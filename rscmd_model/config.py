@@ -12,6 +12,8 @@ MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
 FAMILIES = {"yolov8": "YOLOv8", "yolo11": "YOLO11"}
 """Families of layers: their names and how their authors write them. See `network/families.py`."""
+STRIDE = 32
+"""The sides of the network's input are multiples of this, in px."""
 MOST_CLASSES = 10_000
 _LONGEST_NAME = 200
 _LARGEST_NUMBER = 1e6

@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rscmd_model.config import STRIDE
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.inference.export_file import FORMATS, export
 from rscmd_model.inference.opening import SUFFIXES
-from rscmd_model.network.header import STRIDE
 
 
 def main() -> None:

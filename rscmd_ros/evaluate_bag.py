@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NoReturn
 from rscmd_model.errors import UserError, run_cli
 from rscmd_ros.bags.job import BATCH, Job
 from rscmd_ros.bags.topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.pairing.nearest import POLICIES
-from rscmd_ros.pairing.options import PairingOptions
 
 if TYPE_CHECKING:
     from rscmd_ros.bags.evaluation import Evaluation

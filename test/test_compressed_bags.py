@@ -20,7 +20,7 @@ from rscmd_ros.bags.pairs import Pairing, load_pictures, pair_up, read_pairs
 from rscmd_ros.bags.reader import open_bag, typestore
 from rscmd_ros.bags.topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.pairing.options import PairingOptions
+from rscmd_ros.node.pairing_options import PairingOptions
 
 RAW = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 COMPRESSED = {stream: f"{topic}/compressed" for stream, topic in RAW.items()}

@@ -26,7 +26,7 @@ from rscmd_ros.bags.score import figures
 from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
-from rscmd_ros.pairing.options import PairingOptions
+from rscmd_ros.node.pairing_options import PairingOptions
 
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 NAMES = {0: "person", 1: "car", 2: "bicycle"}

@@ -255,7 +255,7 @@ def test_a_bag_is_registered_as_files_are(plain: Path, tmp_path: Path) -> None:
     from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
     from rscmd_ros.evaluate_bag import main as evaluate_bag
     from rscmd_ros.make_bag import main as make_bag
-    from rscmd_ros.pairing.options import PairingOptions
+    from rscmd_ros.node.pairing_options import PairingOptions
 
     save_registration(tmp_path / "r.yaml", WIDE)
     answers = []

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from rscmd_model.config import STRIDE
 from rscmd_model.imaging.images import lay_over
 from rscmd_model.imaging.registration import FILL, Registration
-from rscmd_model.network.header import STRIDE
 
 # Which channel of (blue, green, red, thermal plane) becomes which of (red, green, blue, thermal); -1 is black.
 _PAIR = (2, 0, 1, 1, 0, 2, 3, 3)

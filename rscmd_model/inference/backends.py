@@ -25,8 +25,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rscmd_model.config import STRIDE
 from rscmd_model.errors import UserError, first_line, shown
-from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, STRIDE, ModelHeader, parse_header, read_whole
+from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, ModelHeader, parse_header, read_whole
 
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
 ARCHIVE_HEADER = "header.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model import __version__
-from rscmd_model.config import FLAGS, ModelConfig, check_names, is_number
+from rscmd_model.config import FLAGS, STRIDE, ModelConfig, check_names, is_number
 from rscmd_model.errors import UserError, shown
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
@@ -28,7 +28,6 @@ HEADER = "rscmd"
 DIGEST = "rscmd_sha256"
 """Under this name lies a SHA-256 over the header and all it describes. Files from before it was written have none."""
 
-STRIDE = 32
 LARGEST_SIDE = 4096
 """Of the network's input, in px. A pair of that size takes gigabytes; a number beyond it is damage."""
 LARGEST_FILE = 4 << 30

@@ -18,7 +18,7 @@ from rscmd_ros.bags.job import BATCH
 from rscmd_ros.bags.pairs import Pairing, Pictures, read_pairs
 from rscmd_ros.bags.reader import Bag
 from rscmd_ros.bags.score import Answer, spread
-from rscmd_ros.pairing.options import PairingOptions
+from rscmd_ros.node.pairing_options import PairingOptions
 
 if TYPE_CHECKING:
     from rscmd_model.inference.predictor import Predictor

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.pairing.options import PairingOptions
+from rscmd_ros.node.pairing_options import PairingOptions
 
 BATCH = 8
 """Pairs that go through the network together; docs/bags.md has what that gains."""

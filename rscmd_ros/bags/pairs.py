@@ -18,9 +18,9 @@ from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_ros.bags.reader import Bag
 from rscmd_ros.cameras.camera import Camera
 from rscmd_ros.cameras.conversions import Limits, stamp_ns
+from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.pairing.nearest import COUNTERS, STREAMS, Stream
-from rscmd_ros.pairing.options import PairingOptions
 
 
 @dataclass(frozen=True)

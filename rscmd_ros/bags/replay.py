@@ -20,8 +20,8 @@ from rscmd_ros.bags.pairs import pair_up
 from rscmd_ros.bags.reader import Bag
 from rscmd_ros.bags.replay_account import LiveRun, account
 from rscmd_ros.cameras.camera import image_topic
+from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.pairing.frames import STREAMS
-from rscmd_ros.pairing.options import PairingOptions
 from rscmd_ros.transport import use_large_messages
 
 SETTLE = 10.0  # s; how long the last answers and counts are waited for

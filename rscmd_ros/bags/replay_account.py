@@ -9,8 +9,8 @@ from typing import Any
 from rscmd_ros.bags.pairs import BagPair, Pairing
 from rscmd_ros.bags.score import Answer
 from rscmd_ros.cameras.conversions import msg_to_detections, stamp_ns
+from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.pairing.frames import COUNTERS, STREAMS
-from rscmd_ros.pairing.options import PairingOptions
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from rscmd_ros.cameras.conversions import ConversionError, stamp_ns
 from rscmd_ros.cameras.rig import Rig
 from rscmd_ros.node.diagnostics import Tally
+from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.node.parameters import Settings, differ
 from rscmd_ros.pairing.clock_offset import ClockOffset
 from rscmd_ros.pairing.fallback import Fallback, fingerprint
 from rscmd_ros.pairing.frames import Arrival, Frame, Pair, Stream
-from rscmd_ros.pairing.options import PairingOptions
 
 _SECOND = 1_000_000_000
 _OF_FALLBACK = ("fallback", "stream_timeout", "shutter_time")
