@@ -59,7 +59,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
+    mp.start_processes(worker, args=(str(tmp_path),), nprocs=WORLD, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
 
     expected: dict[str, Tensor] = {}
@@ -88,7 +88,8 @@ def test_torchrun_trains_one_model(nodes: int, method: str, tmp_path: Path) -> N
     (tmp_path / "run").mkdir()
     (tmp_path / "run/results.csv").write_text("of an earlier run")
     place = {"data": str(data), "project": str(tmp_path), "name": "run", "exist_ok": False}
-    options = {**QUICK, "epochs": 1, "model": "rscmd", **place}
+    # Deterministic algorithms, which nothing here asks for, cost each process seconds of importing a compiler.
+    options = {**QUICK, "epochs": 1, "model": "rscmd", "deterministic": False, **place}
     (tmp_path / "program.py").write_text(PROGRAM)
     words = [str(tmp_path / "program.py"), json.dumps(options), method, str(tmp_path / "out")]
     port = free_port()

@@ -44,11 +44,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file(tmp_path_factory.mktemp("export") / "model.safetensors")
 
 
+Exported = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path) -> Exported:
+    """The model in a format, by the options of `export`; each file is made once and must be left as it is."""
+    made: dict[str, Path] = {}
+
+    def file(form: str, **options: Any) -> Path:
+        require(form)
+        name = "-".join([form, *options])
+        if name not in made:
+            out = model.parent / f"{name}{SUFFIXES[form]}"
+            export(model, form, out, **options)
+            made[name] = out
+        return made[name]
+
+    return file
+
+
 @pytest.mark.parametrize("form", NEEDS)
-def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, tmp_path: Path) -> None:
-    require(form)
-    out = tmp_path / f"m{SUFFIXES[form]}"
-    export(model, form, out, dynamic=True)
+def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, exported: Exported) -> None:
+    out = exported(form, dynamic=True)
     eager, made = (Predictor(file, device="cpu", conf=0.05) for file in (model, out))
     assert made.header == eager.header
     assert made.backend.name in ("onnxruntime", "openvino")
@@ -64,10 +82,8 @@ def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, tmp
 
 
 @pytest.mark.parametrize("form", NEEDS)
-def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: Path, tmp_path: Path) -> None:
-    require(form)
-    out = tmp_path / f"m{SUFFIXES[form]}"
-    export(model, form, out, batch=2, size=(128, 96))
+def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: Path, exported: Exported) -> None:
+    out = exported(form, batch=2, size=(128, 96))
     eager, made = (Predictor(file, device="cpu", conf=0.05) for file in (model, out))
     assert made.backend.fixed == (2, 96, 128)
     pairs = [image(96, 128, seed) for seed in range(3)]
@@ -83,10 +99,8 @@ def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: 
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path: Path) -> None:
-    require(form)
-    out = tmp_path / f"m{SUFFIXES[form]}"
-    export(model, form, out, size=(128, 96))
+def test_an_exported_model_starts_without_torch(form: str, exported: Exported) -> None:
+    out = exported(form, batch=2, size=(128, 96))
     code = (
         "import sys; from rscmd_model.inference.predictor import Predictor; p = Predictor(sys.argv[1], device='cpu'); "
         "p.warm_up(); print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
@@ -95,12 +109,11 @@ def test_an_exported_model_starts_without_torch(form: str, model: Path, tmp_path
     assert done.stdout.strip() == "[]"
 
 
-def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(model: Path, tmp_path: Path) -> None:
+def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(exported: Exported) -> None:
     openvino = pytest.importorskip("openvino")
     able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for half in (False, True):
-        out = tmp_path / f"half-{half}.openvino"
-        export(model, "openvino", out, size=(128, 96), half=half)
+        out = exported("openvino", half=True, size=(128, 96)) if half else exported("openvino", dynamic=True)
         backend = Predictor(out, device="cpu").backend
         backend.forward(stack_pair(*image(96, 128))[None], "fused")
         (request,) = backend._requests.values()
@@ -190,12 +203,10 @@ def test_archives_that_zip_allows_and_export_does_not_write_are_one_line(tmp_pat
         Predictor(file, device="cpu")
 
 
-def test_an_onnx_file_that_is_not_what_was_written_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_that_is_not_what_was_written_is_one_line(exported: Exported, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    require("onnx")
+    sound = exported("onnx", dynamic=True).read_bytes()
     file = tmp_path / "m.onnx"
-    export(model, "onnx", file, dynamic=True)
-    sound = file.read_bytes()
     file.write_bytes(bytes([*sound[:9999], sound[9999] ^ 1, *sound[10000:]]))
     with pytest.raises(UserError, match=r"m\.onnx is not what rscmd_model\.export wrote"):
         Predictor(file, device="cpu")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from rscmd_model.training.resume import drop_rows_after, is_finished
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
 
-ROOT = Path(__file__).resolve().parents[1]
 # Three batches of two pairs, a step for two batches: an epoch ends in the middle of an accumulation. The last epoch
 # is without mosaic.
 OPTIONS = {**QUICK, "imgsz": 32, "batch": 2, "nbs": 4, "epochs": 3, "close_mosaic": 1, "optimizer": "SGD"}
@@ -55,12 +55,23 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
     trainer.train()
 
 
+def run_alone(*words: Any) -> None:
+    """`run`, whose loader forks its workers, as in any command; else they would be processes like this one."""
+    multiprocessing.set_start_method("fork", force=True)
+    run(*words)
+
+
 def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "") -> None:
-    """`run` in a process of its own: to be killed, or to fork a loader's workers (not where DDS has threads)."""
-    program = f"from test_resume import Path, run; run(Path({str(data)!r}), Path({str(folder)!r}), {workers}, {kill!r})"
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
-    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
-    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+    """`run` in a process of its own: to be killed, or to fork a loader's workers (not where DDS has threads).
+
+    The process is forked from one that has imported the libraries.
+    """
+    apart = multiprocessing.get_context("forkserver")
+    apart.set_forkserver_preload(["ultralytics.models.yolo.detect", "torch._inductor"])
+    process = apart.Process(target=run_alone, args=(data, folder, workers, kill))
+    process.start()
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if kill else 0)
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -89,15 +100,17 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_killed_run_goes_on_to_the_same_curve(world: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_curve(
+    command: Callable[..., subprocess.CompletedProcess[str]], world: Path, whole: Path, tmp_path: Path
+) -> None:
     """Bit for bit: every column of results.csv but the time, and the weights of the model."""
     folder = tmp_path / "run"
     run_apart(world, folder, kill="batch")
     assert len(curve(folder)) == 1
     last = folder / "weights/last.pt"
     assert not is_finished(last)
-    command = [sys.executable, "-m", "rscmd_model.train", f"resume={last}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = command("rscmd_model.train", f"resume={last}")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(f"model: {folder / 'model.safetensors'}")
     assert_same_run(folder, whole)
 
