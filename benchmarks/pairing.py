@@ -38,7 +38,8 @@ from builtin_interfaces.msg import Time
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_ros.node.parameters import Settings
-from rscmd_ros.pairing.nearest import STREAMS, NearestPairer, Stream
+from rscmd_ros.pairing.frames import STREAMS, Stream
+from rscmd_ros.pairing.nearest import NearestPairer
 
 MS = 1_000_000
 SECOND = 1000 * MS

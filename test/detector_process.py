@@ -25,7 +25,7 @@ from std_msgs.msg import Header, String
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_ros.cameras.conversions import stamp_ns, thermal_to_image, time_msg, visible_to_image
-from rscmd_ros.pairing.nearest import COUNTERS, STREAMS
+from rscmd_ros.pairing.frames import COUNTERS, STREAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 MS = 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from rscmd_ros.pairing.nearest import COUNTERS, Pair, Pairer, Stream
+from rscmd_ros.pairing.frames import COUNTERS, Pair, Pairer, Stream
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -31,7 +31,7 @@ from type_description_interfaces.srv import GetTypeDescription
 
 from rscmd_ros.cameras.conversions import time_msg
 from rscmd_ros.node.guard import GuardedExecutor
-from rscmd_ros.pairing.nearest import STREAMS
+from rscmd_ros.pairing.frames import STREAMS
 
 
 class Log(list[str]):

@@ -26,7 +26,7 @@ from rscmd_ros.node.causes import topic_problem
 from rscmd_ros.node.condition import Condition
 from rscmd_ros.node.diagnostics import Throttle, pairing_status
 from rscmd_ros.node.log import clean_logger
-from rscmd_ros.pairing.nearest import STREAMS
+from rscmd_ros.pairing.frames import STREAMS
 
 FORGED = "x\n[INFO] [1.0] [rscmd_detector]: forged\x1b]0;title\x07\u202e"
 MEGABYTE = "y" * 1_000_000

@@ -32,7 +32,7 @@ from rcl_interfaces.srv import DescribeParameters
 from sensor_msgs.msg import CompressedImage
 
 from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image
-from rscmd_ros.pairing.nearest import STREAMS
+from rscmd_ros.pairing.frames import STREAMS
 
 SHARED: list[Detector] = []
 

@@ -20,7 +20,7 @@ from std_srvs.srv import SetBool
 from vision_msgs.msg import LabelInfo, VisionInfo
 
 from rscmd_ros.cameras.conversions import stamp_ns
-from rscmd_ros.pairing.nearest import STREAMS
+from rscmd_ros.pairing.frames import STREAMS
 
 OUT_OF_MEMORY = """
 import os, torch, rscmd_model.inference.predictor as inference

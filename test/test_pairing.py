@@ -10,7 +10,8 @@ from frame_streams import MS, SECOND, camera, check_ledger, counts, feed, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rscmd_ros.pairing.nearest import DEFAULT_CAPACITY, STREAMS, NearestPairer, Pair, make_pairer
+from rscmd_ros.pairing.frames import STREAMS, Pair
+from rscmd_ros.pairing.nearest import DEFAULT_CAPACITY, NearestPairer, make_pairer
 
 
 def by_the_rule(visible: Sequence[int], thermal: Sequence[int], slop: int) -> list[tuple[int, int]]:

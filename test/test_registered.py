@@ -226,8 +226,7 @@ def test_the_node_registers(plain: Path, tmp_path: Path) -> None:
     from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image, visible_to_image
     from rscmd_ros.node.detection import PairDetector, load_predictor
     from rscmd_ros.node.parameters import Settings
-    from rscmd_ros.pairing.frames import Arrival
-    from rscmd_ros.pairing.nearest import Frame, Pair
+    from rscmd_ros.pairing.frames import Arrival, Frame, Pair
 
     save_registration(tmp_path / "r.yaml", WIDE)
     settings = Settings(

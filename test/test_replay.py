@@ -30,7 +30,7 @@ from rscmd_ros.bags.topics import THERMAL_TOPIC, VISIBLE_TOPIC
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.node.pairing_options import PairingOptions
-from rscmd_ros.pairing.nearest import COUNTERS
+from rscmd_ros.pairing.frames import COUNTERS
 
 NAMES = {0: "person", 1: "car", 2: "bicycle"}
 TOPICS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}

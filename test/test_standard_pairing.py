@@ -7,7 +7,8 @@ from frame_streams import MS, camera, check_ledger, times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rscmd_ros.pairing.nearest import STREAMS, make_pairer
+from rscmd_ros.pairing.frames import STREAMS
+from rscmd_ros.pairing.nearest import make_pairer
 
 streams = st.sampled_from(STREAMS)
 

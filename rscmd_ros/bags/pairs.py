@@ -20,7 +20,7 @@ from rscmd_ros.cameras.camera import Camera
 from rscmd_ros.cameras.conversions import Limits, stamp_ns
 from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.node.parameters import Settings
-from rscmd_ros.pairing.nearest import COUNTERS, STREAMS, Stream
+from rscmd_ros.pairing.frames import COUNTERS, STREAMS, Stream
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from rscmd_ros.cameras.conversions import (
     image_to_thermal,
     image_to_visible,
 )
-from rscmd_ros.pairing.nearest import Stream
+from rscmd_ros.pairing.frames import Stream
 
 TRANSPORTS = ("raw", "compressed")
 

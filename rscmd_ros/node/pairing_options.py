@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from rscmd_model.errors import UserError
 from rscmd_ros.node.parameters import Settings, problem_with
-from rscmd_ros.pairing.nearest import Pairer, make_pairer
+from rscmd_ros.pairing.frames import Pairer
+from rscmd_ros.pairing.nearest import make_pairer
 
 _MS = 1_000_000
 

@@ -17,7 +17,8 @@ from rscmd_model.errors import several, shown
 from rscmd_model.inference.opening import BACKENDS
 from rscmd_ros.node.tracking import MOST_TRACKED, TRACKERS
 from rscmd_ros.pairing.fallback import FALLBACKS
-from rscmd_ros.pairing.nearest import POLICIES, STREAMS
+from rscmd_ros.pairing.frames import STREAMS
+from rscmd_ros.pairing.nearest import POLICIES
 
 if TYPE_CHECKING:
     from rclpy.node import Node

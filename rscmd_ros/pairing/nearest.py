@@ -15,23 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rscmd_ros.pairing.frames import COUNTERS, STREAMS, Counter, Frame, Ledger, Pair, Pairer, Stream
+from rscmd_ros.pairing.frames import Frame, Pair, Pairer, Stream
 from rscmd_ros.pairing.matching import OneToOne, Reusing
-
-__all__ = [
-    "COUNTERS",
-    "DEFAULT_CAPACITY",
-    "POLICIES",
-    "STREAMS",
-    "Counter",
-    "Frame",
-    "Ledger",
-    "NearestPairer",
-    "Pair",
-    "Pairer",
-    "Stream",
-    "make_pairer",
-]
 
 POLICIES = ("nearest", "approximate", "exact")
 
