@@ -21,7 +21,9 @@ OLDEST = {
     "torch": ("torch", "torch", "2.5"),
     "ultralytics": ("ultralytics", "ultralytics", "8.4.130"),
 }
-# An exported model runs without the last two, so model.py asks for them when it is imported.
+TESTED_ULTRALYTICS = "8.4.190"
+"""The newest release whose trainer `training` was tested on; it overrides methods that are not part of its interface."""
+# An exported model runs without the last two, so whoever needs them asks for them.
 EVERYWHERE = ("numpy", "cv2", "yaml", "matplotlib")
 # What to give pip in place of "NAME>=OLDEST": cv_bridge of a distribution that old is built for NumPy 1.
 _ASK_FOR = {"numpy": "numpy>=1.24,<2"}
@@ -49,6 +51,17 @@ def require(*modules: str) -> None:
     found = ", ".join(f"{OLDEST[m][0]} {installed(m)} is installed, rscmd needs {OLDEST[m][2]} or newer" for m in old)
     wanted = [_ASK_FOR.get(m, f"{OLDEST[m][1]}>={OLDEST[m][2]}") for m in old]
     raise UserError(f"{found}: {shlex.join([sys.executable, '-m', 'pip', 'install', *wanted])}")
+
+
+def untested_trainer() -> str | None:
+    """One line to log where ultralytics is newer than what was tested."""
+    version = installed("ultralytics")
+    if version is None or not _older(TESTED_ULTRALYTICS, version):
+        return None
+    return (
+        f"ultralytics {version} is newer than {TESTED_ULTRALYTICS}, the last one whose trainer was tested here: should the "
+        f"training fail, take that one"
+    )
 
 
 def _older(version: str, oldest: str) -> bool:

@@ -11,8 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from rscmd_model import versions
 from rscmd_model.errors import UserError
-from rscmd_model.versions import OLDEST, installed, require
+from rscmd_model.versions import OLDEST, TESTED_ULTRALYTICS, installed, require, untested_trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -130,3 +131,16 @@ def test_docs_name_the_same_versions() -> None:
     text = (ROOT / "docs" / "distributions.md").read_text()
     said = re.findall(r"^\| (\S+) \| ([0-9.]+) \|", text[text.index("## Oldest versions") :], re.MULTILINE)
     assert dict(said) == {name: oldest for name, _, oldest in OLDEST.values()}
+
+
+def test_a_trainer_newer_than_the_one_tested_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = [
+        Requirement(line)
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line and line[:1] != "#"
+    ]
+    (pin,) = (next(iter(p.specifier)).version for p in pins if p.name == "ultralytics")
+    assert pin == TESTED_ULTRALYTICS
+    for version, told in ((pin, False), ("8.4.130", False), ("8.10.0", True), ("9.0", True)):
+        monkeypatch.setattr(versions, "installed", lambda _, version=version: version)
+        assert bool(untested_trainer()) == told, version

@@ -23,6 +23,7 @@ from rscmd_model.inference.predictor import Predictor
 from rscmd_model.options import RESUMABLE, check_options, without_effect
 from rscmd_model.training.resume import is_finished, options_of
 from rscmd_model.training.trainer import PairedTrainer
+from rscmd_model.versions import untested_trainer
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
             return file
         _check_resumed(checkpoint, options, overrides)
     _check_values(overrides)
-    for line in without_effect(options):
+    for line in filter(None, [untested_trainer(), *without_effect(options)]):
         LOGGER.warning(line)
     trainer = trainer_class(overrides=overrides)
     if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
