@@ -22,7 +22,7 @@ OLDEST = {
     "ultralytics": ("ultralytics", "ultralytics", "8.4.130"),
 }
 TESTED_ULTRALYTICS = "8.4.190"
-"""The newest release whose trainer `training` was tested on; it overrides methods that are not part of its interface."""
+"""The newest release whose trainer was tested; `training` overrides methods that are no part of its interface."""
 # An exported model runs without the last two, so whoever needs them asks for them.
 EVERYWHERE = ("numpy", "cv2", "yaml", "matplotlib")
 # What to give pip in place of "NAME>=OLDEST": cv_bridge of a distribution that old is built for NumPy 1.
@@ -59,8 +59,8 @@ def untested_trainer() -> str | None:
     if version is None or not _older(TESTED_ULTRALYTICS, version):
         return None
     return (
-        f"ultralytics {version} is newer than {TESTED_ULTRALYTICS}, the last one whose trainer was tested here: should the "
-        f"training fail, take that one"
+        f"ultralytics {version} is newer than {TESTED_ULTRALYTICS}, the last one whose trainer was tested here: take "
+        "that one should the training fail"
     )
 
 
