@@ -22,7 +22,7 @@ from rscmd_model.errors import UserError, run_cli
 LLVIP_MINI = Path(__file__).resolve().parents[2] / "shared" / "llvip_mini" / "data.yaml"
 METHODS = "visible,thermal,sum,aux,rsc,rscmd"
 # A frame of each scene, since variety teaches more than motion.
-WORLD = "--val 200 --size 128 128 --train-sequence 1 --val-sequence 1"
+WORLD = "--size 128 128 --train-sequence 1 --val-sequence 1"
 WORLD += " --hidden-in-visible 0.3 --hidden-in-thermal 0.3"
 WORLDS = {
     "balanced": "",
@@ -42,6 +42,12 @@ def run(*words: str | Path) -> None:
         raise UserError(f"failed: {' '.join(command[1:])}")
 
 
+def in_place(recipe: str, options: list[str]) -> list[str]:
+    """The words key=value of a recipe, without those that `options` set otherwise, and `options`."""
+    set_otherwise = {word.partition("=")[0] for word in options}
+    return [*(word for word in recipe.split() if word.partition("=")[0] not in set_otherwise), *options]
+
+
 def main() -> None:
     """Parse the command line, paint worlds, run the ablations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="seeds of the trainings (default: 3, and 5 for llvip_mini)")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the worlds (default: %(default)s)")
     parser.add_argument("--train", type=int, default=480, help="a world's pairs to train on (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="a world's pairs to score on (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options in place of the recipe's")
     args = parser.parse_intermixed_args()
@@ -65,12 +72,15 @@ def main() -> None:
             world = args.out / "worlds" / f"{name}-{args.world_seed}"
             if args.train != parser.get_default("train"):
                 world = world.with_name(f"{world.name}-{args.train}")
+            if args.val != parser.get_default("val"):
+                world = world.with_name(f"{world.name}-val{args.val}")
             data, seeds, recipe = world / "data.yaml", 3, WORLD_RECIPE
             if not data.is_file():
-                dials = [*WORLD.split(), *WORLDS[name].split(), "--train", args.train, "--seed", args.world_seed]
+                dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", args.world_seed]
+                dials += ["--train", args.train, "--val", args.val]
                 run("rscmd_model.synthetic", "--out", world, *dials)
         words = ["--data", data, "--methods", args.methods, "--seeds", str(args.seeds or seeds)]
-        run("rscmd_model.ablate", *words, "--out", args.out / name, *recipe.split(), *args.options)
+        run("rscmd_model.ablate", *words, "--out", args.out / name, *in_place(recipe, args.options))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 
-SIZE = (640, 512)
 EXPORTED = ("onnx", "openvino")
 WARMUP = 2
 # Prints when each part was over, seconds after the interpreter started this program.
@@ -50,7 +49,8 @@ from rscmd_model.inference.predictor import Predictor
 marks["imports"] = at()
 predictor = Predictor(sys.argv[1], device="cpu")
 marks["load"] = at()
-predictor.predict(np.zeros((512, 640, 3), np.uint8), np.zeros((512, 640), np.uint8))
+width, height = map(int, sys.argv[3:])
+predictor.predict(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8))
 marks["first detection"] = at()
 predictor.warm_up()
 marks["warm-up of the other branches"] = at()
@@ -63,6 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scales", nargs="+", default=["n", "s"], choices=list("nsmlx"), help="default: n s")
     parser.add_argument("--rounds", type=int, default=50, help="calls of each that are timed (default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 512), metavar=("W", "H"), help="of the pictures")
+    parser.add_argument(
+        "--formats", nargs="*", choices=EXPORTED, default=list(EXPORTED), help="beside torch (default: all)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: %(default)s)")
     parser.add_argument(
         "--accuracy", nargs=2, action="append", default=[], metavar=("MODEL", "DATA"),
@@ -77,18 +81,22 @@ def main() -> None:
         folder = Path(name)
         results: dict[str, Any] = {}
         for scale in args.scales:
-            files = make_files(scale, folder)
+            files = make_files(scale, folder, tuple(args.size), args.formats)
             if not args.startup and args.device == "cpu":
-                files |= make_smaller(files["torch"], folder)
-            results[scale] = startup(files, args.rounds) if args.startup else speed(scale, files, folder, args)
-            (print_startup if args.startup else print_speed)(scale, results[scale])
+                files |= make_smaller(files["torch"], folder, tuple(args.size), args.formats)
+            if args.startup:
+                results[scale] = startup(files, args.rounds, args.size)
+                print_startup(scale, results[scale], args.size)
+            else:
+                results[scale] = speed(scale, files, folder, args)
+                print_speed(scale, results[scale], args.size)
         if not args.startup:
             results["accuracy"] = [accuracy(Path(m), d, folder) for m, d in args.accuracy]
     if args.json:
         write_json(args.json, results)
 
 
-def make_files(scale: str, folder: Path) -> dict[str, Path]:
+def make_files(scale: str, folder: Path, size: tuple[int, int], formats: Sequence[str]) -> dict[str, Path]:
     """A model with random weights, and what can be exported of it here: format to file."""
     import torch
 
@@ -101,33 +109,34 @@ def make_files(scale: str, folder: Path) -> dict[str, Path]:
     torch.manual_seed(0)
     model = RscmdModel(method_config("rscmd", scale=scale), {0: "person", 1: "car"})
     files = {"torch": folder / f"{scale}.safetensors"}
-    save_model(files["torch"], model, ModelHeader(model.config, model.names, max(SIZE), ThermalContract()))
-    for form in EXPORTED:
+    save_model(files["torch"], model, ModelHeader(model.config, model.names, max(size), ThermalContract()))
+    for form in formats:
         out = folder / f"{scale}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(files["torch"], form, out, size=SIZE)
+                export(files["torch"], form, out, size=size)
             files[form] = out
         except UserError as error:
             print(f"left out: {error}")
     return files
 
 
-def make_smaller(model: Path, folder: Path) -> dict[str, Path]:
+def make_smaller(model: Path, folder: Path, size: tuple[int, int], formats: Sequence[str]) -> dict[str, Path]:
     """The model in 16 and 8 bits: name to file. The time does not depend on what the 8 bits were calibrated on."""
     from rscmd_model.inference.export_file import export
 
     world = folder / "world"
     if not world.is_dir():
-        size = [str(side) for side in SIZE]
         command = [sys.executable, "-m", "rscmd_model.synthetic", "--out", str(world), "--train", "4", "--val", "1"]
-        subprocess.run([*command, "--size", *size], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--size", *map(str, size)], check=True, stdout=subprocess.DEVNULL)
     files = {}
     for form, kind in (("onnx", "int8"), ("openvino", "int8"), ("openvino", "half")):
+        if form not in formats:
+            continue
         out = folder / f"{model.stem}-{kind}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(model, form, out, size=SIZE, data=open_data(str(world / "data.yaml")), **{kind: True})
+                export(model, form, out, size=size, data=open_data(str(world / "data.yaml")), **{kind: True})
             files[f"{form} {kind}"] = out
         except UserError as error:
             print(f"left out: {error}")
@@ -144,7 +153,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
     from rscmd_model.training.cost import gflops
 
     rng = np.random.default_rng(0)
-    width, height = SIZE
+    width, height = args.size
     visible = rng.integers(0, 256, (height, width, 3), np.uint8)
     thermal = rng.integers(0, 256, (height, width), np.uint8)
     calls: dict[str, Callable[[], Any]] = {}
@@ -227,24 +236,24 @@ def peak_gflops(device: str) -> float:
     return float(2 * 2048**3 / best / 1e9)
 
 
-def print_speed(scale: str, results: dict[str, dict[str, float]]) -> None:
+def print_speed(scale: str, results: dict[str, dict[str, float]], size: tuple[int, int]) -> None:
     """A table in Markdown."""
     keys = ("p50", "p95", "preprocess", "inference", "postprocess")
     ratios = ("of two predict, same runtime", "of two default predict", "of bare forward")
-    print(f"\nscale {scale}, {SIZE[0]}x{SIZE[1]} px, ms a pair\n\n| | {' | '.join((*keys, *ratios))} |")
+    print(f"\nscale {scale}, {size[0]}x{size[1]} px, ms a pair\n\n| | {' | '.join((*keys, *ratios))} |")
     print("|---|" + "---|" * (len(keys) + len(ratios)))
     for name, row in results.items():
         cells = [f"{row[k]:.1f}" if k in row and row[k] == row[k] else "" for k in keys]
         print(f"| {name} | " + " | ".join([*cells, *(f"{row[r]:.2f}" if r in row else "" for r in ratios)]) + " |")
 
 
-def startup(files: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
+def startup(files: dict[str, Path], rounds: int, size: tuple[int, int]) -> dict[str, dict[str, float]]:
     """Seconds from process start to the end of each part, the medians over fresh processes."""
     results = {}
     for form, file in files.items():
         runs = []
         for _ in range(rounds):
-            command = [sys.executable, "-c", STARTUP, str(file), repr(time.time())]
+            command = [sys.executable, "-c", STARTUP, str(file), repr(time.time()), *map(str, size)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"{form}: the process failed: {done.stderr.strip().splitlines()[-1]}")
@@ -253,10 +262,11 @@ def startup(files: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def print_startup(scale: str, results: dict[str, dict[str, float]]) -> None:
+def print_startup(scale: str, results: dict[str, dict[str, float]], size: tuple[int, int]) -> None:
     """A table in Markdown: the seconds of each part."""
     parts = [key for key in next(iter(results.values())) if key != "torch"]
-    print(f"\nscale {scale}, s\n\n| | {' | '.join(parts)} | to the first detection | imports torch |")
+    print(f"\nscale {scale}, {size[0]}x{size[1]} px, s\n")
+    print(f"| | {' | '.join(parts)} | to the first detection | imports torch |")
     print("|---|" + "---|" * (len(parts) + 2))
     for form, row in results.items():
         lengths = [row[part] - (row[parts[i - 1]] if i else 0) for i, part in enumerate(parts)]

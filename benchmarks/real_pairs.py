@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ablation import LLVIP_MINI, METHODS, PHOTO_RECIPE, run
+from ablation import LLVIP_MINI, METHODS, PHOTO_RECIPE, in_place, run
 
 from rscmd_model.datasets.opening import data_arguments, open_data
 from rscmd_model.errors import run_cli
@@ -25,12 +25,13 @@ def main() -> None:
     """Parse the command line, train what is missing, score, play the bag."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data_arguments(parser, required=False)
+    parser.add_argument("--methods", default=METHODS, help="rscmd among them (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder (default: %(default)s)")
     parser.add_argument("options", nargs="*", metavar="key=value", help="ultralytics' options in place of the recipe's")
     args = parser.parse_intermixed_args()
     data = ["--data", open_data(args.data or LLVIP_MINI, args.root, args.split_file).spec]
-    recipe = [*PHOTO_RECIPE.split(), *args.options]
-    run("rscmd_model.ablate", *data, "--methods", METHODS, "--seeds", "1", "--out", args.out, *recipe)
+    recipe = in_place(PHOTO_RECIPE, args.options)
+    run("rscmd_model.ablate", *data, "--methods", args.methods, "--seeds", "1", "--out", args.out, *recipe)
 
     print("\n=== rscmd as a bag", flush=True)
     bag, model, report = args.out / "bag", args.out / "rscmd-seed0" / "model.safetensors", args.out / "report.html"

@@ -1,6 +1,7 @@
 """How well `rscmd_model.register` finds a known misalignment again, on painted pairs and on photographs.
 
     python benchmarks/registration.py
+    python benchmarks/registration.py --painted --pairs 6 --size 320 256    # a short trial
 
 Thermal images are warped by known homographies. What is estimated from the warped pairs is compared with the known one
 at the four corners of the thermal image; on photographs, which are not aligned to the last pixel themselves, with the
@@ -10,6 +11,7 @@ visible ones.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -76,13 +78,23 @@ def table(name: str, pairs: list[GreyPair], aligned: bool) -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=12, help="painted ones (default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 512), metavar=("W", "H"), help="of the painted ones")
+    parser.add_argument("--painted", action="store_true", help="no photographs")
+    args = parser.parse_args()
+    if args.pairs < 6:
+        raise UserError(f"--pairs {args.pairs}: give 6 or more, pairs of other scenes are five apart")
+    width, height = args.size
     print("| pairs | number | points that agree | corner error, px | halves differ by, px |")
     print("|---|---|---|---|---|")
-    frames = [frame for _, frame in generate(3, 1, 12, 640, 512, WorldConfig(), 1)]
+    frames = [frame for _, frame in generate(3, 1, args.pairs, width, height, WorldConfig(), 1)]
     painted = [(cv2.cvtColor(frame.visible, cv2.COLOR_BGR2GRAY), frame.thermal) for frame in frames]
-    table("painted 640x512", painted, aligned=True)
-    row("painted, of other scenes", [(painted[i][0], painted[i - 5][1]) for i in range(12)], None)
+    table(f"painted {width}x{height}", painted, aligned=True)
+    row("painted, of other scenes", [(painted[i][0], painted[i - 5][1]) for i in range(args.pairs)], None)
+    if args.painted:
+        return
     if not LLVIP_MINI.is_file():
         print("no photographs: ../shared/llvip_mini is not there")
         return

@@ -209,6 +209,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rounds < 2:
+        raise UserError(f"--rounds {args.rounds}: give 2 or more")
     if args.amp and not args.device.startswith("cuda"):
         raise UserError("--amp needs a CUDA GPU: the trainer trains in 32 bits on the CPU")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -69,6 +69,15 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
+# Files in the order of what they take; a worker of xdist gets whole files, and a long one begun last is waited for.
+LONGEST = ("resume", "ablate", "benchmarks", "export", "ddp", "train", "node", "gradients", "many_bags", "evaluate_bag")
+FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.get(item.path.name, len(FIRST)))
+
+
 @pytest.fixture(scope="session")
 def llvip_mini() -> Path:
     """The folder of real photographs that lies beside a checkout, in the native layout; skips where there is none."""

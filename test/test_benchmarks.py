@@ -1,0 +1,164 @@
+"""Every benchmark runs to its end at the smallest size. What it measures there means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_inference import model_file
+from test_pairs import write_world
+
+from rscmd_model.synthetic import write_world as paint
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks"
+SHARED = {"running_node"}  # a part of others
+Bench = Callable[..., str]
+
+
+@pytest.fixture
+def bench(command: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """`python benchmarks/NAME.py WORDS` in this process; what it prints."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def run(name: str, *words: object) -> str:
+        done = command(name, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of a handful of tiny pairs."""
+    return paint(tmp_path_factory.mktemp("world"), train=4, val=4, size=(64, 64), seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of random weights, for images of 64 px."""
+    return model_file(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+def rows(said: str) -> int:
+    """Lines of tables, without their heads."""
+    return sum(line.startswith("| ") for line in said.splitlines())
+
+
+def test_every_benchmark_has_a_test() -> None:
+    source = Path(__file__).read_text()
+    missing = [f.stem for f in FOLDER.glob("*.py") if f.stem not in SHARED and f'"{f.stem}"' not in source]
+    assert missing == []
+
+
+def test_pairing(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    said = bench("pairing", "--rates", "30/9", "--seconds", "2", "--recordings", "1", "--json", out)
+    assert "most processor time per frame" in said
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 6
+    assert all(result["ours"]["pairs"] > 0 for result in results)
+
+
+def test_train_step(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    small = ["--size", "64", "--batch", "2", "--rounds", "2", "--warmup", "0", "--threads", "1", "--no-memory"]
+    said = bench("train_step", "sum", "rscmd+md=map", *small, "--json", out)
+    assert rows(said) == 3
+    assert set(json.loads(out.read_text())["results"]) == {"sum", "rscmd+md=map"}
+
+
+def test_bags(bench: Bench, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    small = ["--pairs", "6", "--size", "64", "64", "--rounds", "1", "--batch", "2"]
+    said = bench("bags", "--model", model, *small, "--json", out)
+    assert "| one by one |" in said
+    assert json.loads(out.read_text())["one_bag"]["one by one, read ahead_px"] == 0
+
+
+def test_robustness(bench: Bench, model: Path, tmp_path: Path) -> None:
+    world = write_world(tmp_path / "data", tuple(f"01_{n:02}" for n in range(6)))
+    said = bench("robustness", "--data", world, "--out", tmp_path / "out", f"plain={model}")
+    assert "| lost camera | plain |" in said
+    assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_registration(bench: Bench) -> None:
+    said = bench("registration", "--pairs", "6", "--size", "320", "256", "--painted")
+    assert rows(said) == 6
+    assert "| painted, of other scenes | 6 | refused" in said
+
+
+def test_inference(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "i.json"
+    said = bench("inference", "--scales", "n", "--rounds", "2", "--size", "64", "64", "--json", out, "--formats")
+    assert "| ours, torch |" in said
+    assert "| two-stream sum, plain eager forward |" in said
+    assert all(row["p50"] > 0 for row in json.loads(out.read_text())["n"].values())
+
+
+def test_ablation(bench: Bench, tmp_path: Path) -> None:
+    """The world is painted, and an ablation whose one run is finished goes on; test_real_pairs trains."""
+    run = tmp_path / "balanced/visible-seed0"
+    run.mkdir(parents=True)
+    (run / "scores.json").write_text(json.dumps({"branches": {"visible": {"mAP50": 0.5, "mAP50_95": 0.25}}}))
+    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10, "memory_mb": 100}
+    (run / "cost.json").write_text(json.dumps(cost))
+    small = ["--only", "balanced", "--methods", "visible", "--seeds", "1", "--train", "4", "--val", "4"]
+    bench("ablation", *small, "--out", tmp_path, "epochs=1", "imgsz=64")
+    assert "| visible | 50.0 | 25.0 |" in (tmp_path / "balanced/table.md").read_text()
+    recipe = json.loads((tmp_path / "balanced/recipe.json").read_text())["options"]
+    assert (recipe["epochs"], recipe["imgsz"], recipe["batch"]) == (1, 64, 16)
+
+
+def test_real_pairs(bench: Bench, world: Path, tmp_path: Path) -> None:
+    small = ["epochs=1", "imgsz=64", "batch=4", "close_mosaic=0", "cache=False"]
+    bench("real_pairs", "--data", world, "--out", tmp_path / "out", "--methods", "rscmd", *small)
+    assert json.loads((tmp_path / "out/bag.json").read_text())["pairs"] > 0
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_m3fd_splits(bench: Bench, tmp_path: Path) -> None:
+    from rscmd_model.datasets import published
+
+    splits = published.read_split_file(Path(published.__file__).parent / "splits" / "m3fd_damsdet.txt")
+    for split in ("train", "val"):
+        images, boxes = [], []
+        for number in map(int, splits[split]):
+            size = {"width": 1000 + number % 9, "height": 768}  # pictures of different sizes are not compared
+            images.append({"id": number, "file_name": f"{number:05d}.png", **size})
+            box = [number % 40 * 20, 9, 15, 15]
+            boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": box})
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "People"}]}
+        (tmp_path / f"m3fd_{split}_new.json").write_text(json.dumps(content))
+    said = bench("m3fd_splits", tmp_path)
+    assert "| a random fifth | 3359 | 840 | " in said
+
+
+OVERHEAD = ["--seconds", "1", "--warmup", "0.5", "--rounds", "1", "--transports", "shipped profile"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("node_overhead", [*OVERHEAD, "--subjects", "node"], "| shipped profile | node |"),
+        ("soak", ["--minutes", "0.05", "--flood-seconds", "0"], "soak: "),
+    ],
+    ids=["node_overhead", "soak"],
+)
+def test_those_of_the_running_node(name: str, words: list[str], says: str, tmp_path: Path) -> None:
+    """Processes of their own; figures may miss their goals on a busy machine."""
+    out = tmp_path / "figures.json"
+    line = [sys.executable, FOLDER / f"{name}.py", *words, "--json", out]
+    done = subprocess.run(
+        list(map(str, line)), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "Traceback" not in done.stderr
+    assert out.is_file(), done.stderr
+    assert says in done.stdout
