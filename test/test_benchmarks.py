@@ -13,7 +13,7 @@ import pytest
 from test_inference import model_file
 from test_pairs import write_world
 
-from rscmd_model.synthetic import write_world as paint
+from rscmd_model.synthetic.writing import write_world as paint
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
