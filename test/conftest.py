@@ -6,6 +6,7 @@ the tests; its child processes inherit them and LD_LIBRARY_PATH, and are not res
 """
 
 import fcntl
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -61,6 +62,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors run other tests
+# What a process imports that is forked by multiprocessing's server; it is started once, by the first that needs it.
+multiprocessing.set_forkserver_preload(["ultralytics.models.yolo.detect", "torch._inductor"])
 for folder in ("ROS_LOG_DIR", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
     os.makedirs(os.environ[folder], exist_ok=True)
 

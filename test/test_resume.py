@@ -67,7 +67,6 @@ def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "") -> Non
     The process is forked from one that has imported the libraries.
     """
     apart = multiprocessing.get_context("forkserver")
-    apart.set_forkserver_preload(["ultralytics.models.yolo.detect", "torch._inductor"])
     process = apart.Process(target=run_alone, args=(data, folder, workers, kill))
     process.start()
     process.join()
