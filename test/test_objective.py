@@ -93,6 +93,15 @@ def test_a_unimodal_loss_teaches_one_backbone_and_an_auxiliary_one_both(method: 
     assert (total_norm(gradients(loss, model.backbones["thermal"])) > 0) == coupled
 
 
+@pytest.mark.parametrize("method", ["visible", "rscmd"])
+def test_the_loss_of_answers_that_are_there_is_that_of_the_batch(method: str) -> None:
+    """With compile=True the trainer calls the network and the loss one after the other."""
+    model, batch = make_model(method_config(method)), make_batch()
+    at_once, apart = model.loss(batch)[1], model.loss(batch, model.predict(batch["img"]))[1]
+    torch.testing.assert_close(apart, at_once)
+    assert set(model.eval().loss(batch)[1]) == {"box_loss", "cls_loss", "dfl_loss"}
+
+
 def test_an_auxiliary_head_is_trained_and_never_answers() -> None:
     model, twin = make_model(method_config("aux")), make_model(method_config("rsc"))
     assert set(model.state_dict()) == set(twin.state_dict()), "the control has the heads of rsc"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ __all__ = ["STRIDES", "Adapter", "Backbone", "Branch", "Head", "LeanBranch", "Le
 
 STRIDES = (8, 16, 32)
 _CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
+
+
+class Taught(NamedTuple):
+    """What a forward pass of training gives: the features of each modality, and the answers that bear a loss."""
+
+    features: dict[str, Features]
+    answers: dict[str, Any]
 
 
 class RscmdModel(BaseModel):
@@ -134,9 +141,12 @@ class RscmdModel(BaseModel):
         return out
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
-        """What the ultralytics trainer calls: every answer in training, the main one in evaluation."""
-        main = self.config.answers[0]
-        return self.answers(x) if self.training else self.answers(x, [main])[main]
+        """What the ultralytics trainer calls: a `Taught` in training, the main answer in evaluation."""
+        if not self.training:
+            main = self.config.answers[0]
+            return self.answers(x, [main])[main]
+        features = {m: self.features(x, m) for m in self.config.modalities}
+        return Taught(features, self.answers_to(features, x, self.method.taught))
 
     def init_criterion(self) -> Objective:
         """The training objective; called by the ultralytics trainer."""
@@ -147,15 +157,15 @@ class RscmdModel(BaseModel):
 
         Args:
             batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects.
-            preds: the main answer of a validation; without it the losses of a training step are computed.
+            preds: what `predict` gave for it, if it was called already.
         """
         if self.criterion is None:
             self.criterion = self.init_criterion()
-        if preds is not None:
-            return self.criterion.of_main(preds, batch)
-        x = batch["img"]
-        features = {m: self.features(x, m) for m in self.config.modalities}
-        return self.criterion(self, self.answers_to(features, x, self.method.taught), features, batch)
+        if preds is None:
+            preds = self.predict(batch["img"])
+        if isinstance(preds, Taught):
+            return self.criterion(self, preds.answers, preds.features, batch)
+        return self.criterion.of_main(preds, batch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As torch's; weights from before there were methods are known by their names of then."""
