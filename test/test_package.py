@@ -61,7 +61,7 @@ def test_an_installed_command_runs_what_was_installed(installed_package: Path, t
     assert found.stdout.count(str(modules)) == 2
     lists = {path.name for path in (modules / "rscmd_model/datasets/splits").iterdir()}
     assert lists == {path.name for path in (ROOT / "rscmd_model/datasets/splits").iterdir()}
-    assert (modules / "rscmd_ros/report.html").read_text() == (ROOT / "rscmd_ros/report.html").read_text()
+    assert (modules / "rscmd_ros/bags/report.html").read_text() == (ROOT / "rscmd_ros/bags/report.html").read_text()
     command = [installed_package / "lib/rscmd_ros/make_bag", "--help"]
     usage = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert usage.returncode == 0, usage.stderr

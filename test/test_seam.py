@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_resume import OPTIONS, ROOT, assert_same_run, curve
+from test_resume import OPTIONS, assert_same_run, curve
 from test_train import two_class_world
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model
 from rscmd_model.training.trainer import PairedTrainer
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME = "balanced"
 
 

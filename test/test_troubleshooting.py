@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def said() -> str:
     """Every text in the sources, placeholders as "…", one a line."""
     texts = []
-    for source in [*ROOT.glob("rscmd_ros/*.py"), *ROOT.glob("rscmd_model/*.py")]:
+    for source in [*ROOT.glob("rscmd_ros/**/*.py"), *ROOT.glob("rscmd_model/**/*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
