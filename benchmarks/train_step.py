@@ -1,7 +1,7 @@
 """Time and memory of a training step, each method against `sum` in the same run.
 
     python benchmarks/train_step.py                                       # every method, small, on the CPU
-    python benchmarks/train_step.py rsc rscmd rscmd+md=map --size 640 --batch 16 --model s --device cuda:0 --amp
+    python benchmarks/train_step.py rsc rscmd rscmd+md=map --size 640 --batch 16 --scale s --device cuda:0 --amp
 
 A step is what the trainer does with a batch that is already on the device: forward, loss, backward, and clipping,
 AdamW and the moving average ("update"). The methods take turns, one step each, so that whatever else the machine is
@@ -114,7 +114,7 @@ def count_flops(config: ModelConfig, size: int) -> dict[str, float]:
 def peak_memory(word: str, channels_last: bool, args: argparse.Namespace) -> float:
     """MB that training `word` takes at its peak, in a process of its own."""
     command = [sys.executable, __file__, word, "--peak", "--channels-last", "on" if channels_last else "off"]
-    for name in ("model", "size", "batch", "objects", "device", "threads"):
+    for name in ("scale", "size", "batch", "objects", "device", "threads"):
         command += [f"--{name}", str(getattr(args, name))]
     command += [f"--{name}" for name in ("amp", "compile") if getattr(args, name)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -134,7 +134,7 @@ def print_peak(args: argparse.Namespace) -> None:
     batch = make_batch(args)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that importing left; see proc(5)
     before = resident("VmRSS")
-    stepper = Stepper(parse_method(args.variants[0], scale=args.model), args.channels_last == "on", args)
+    stepper = Stepper(parse_method(args.variants[0], scale=args.scale), args.channels_last == "on", args)
     for _ in range(3):
         stepper.step(batch)
     print(json.dumps(torch.cuda.max_memory_allocated() / 1e6 if stepper.cuda else resident("VmHWM") - before))
@@ -153,7 +153,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         f"{w}{', channels last' if last and len(formats) > 1 else ''}": (w, last) for last in formats for w in words
     }
     batch = make_batch(args)
-    steppers = {n: Stepper(parse_method(w, scale=args.model), last, args) for n, (w, last) in names.items()}
+    steppers = {n: Stepper(parse_method(w, scale=args.scale), last, args) for n, (w, last) in names.items()}
     for stepper in steppers.values():
         for _ in range(args.warmup):
             stepper.step(batch)
@@ -173,7 +173,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "step": statistics.median(sum(t) for t in times[name]) * 1e3,
             "ratio": quartiles(ratios),
             "parameters": sum(p.numel() for p in steppers[name].model.parameters()) / 1e6,
-            "gflops": count_flops(parse_method(word, scale=args.model), args.size),
+            "gflops": count_flops(parse_method(word, scale=args.scale), args.size),
         }
     del steppers
     for name, (word, last) in names.items():
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument(
         "variants", nargs="*", default=list(METHODS), metavar="METHOD[:key=value,...]", help="default: every method"
     )
-    parser.add_argument("--model", default="n", help="YOLOv8 scale (default: %(default)s)")
+    parser.add_argument("--scale", "--model", default="n", help="of both streams (default: %(default)s)")
     parser.add_argument("--size", type=int, default=160, help="image side in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="pairs in a batch (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=4, help="boxes in an image (default: %(default)s)")
@@ -223,7 +223,7 @@ def main() -> None:
         torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else f"CPU, {args.threads} threads"
     )
     print(
-        f"{device}; YOLOv8{args.model}, {args.size} px, batch {args.batch}, {args.objects} objects, "
+        f"{device}; YOLOv8{args.scale}, {args.size} px, batch {args.batch}, {args.objects} objects, "
         f"{args.rounds} rounds, amp {'on' if args.amp else 'off'}, compile {'on' if args.compile else 'off'}, "
         f"channels last {args.channels_last}; medians in ms, ratio to sum with quartiles\n"
     )

@@ -1,1 +1,1 @@
-"""Readers of paired data sets, and the synthetic world."""
+"""Readers of paired data sets, and the check of one. May import imaging."""

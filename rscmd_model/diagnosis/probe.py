@@ -5,8 +5,6 @@ compared with the backbone of a detector of that one modality. Here the backbone
 statistics. Neck and head are as in every model of this package; they start from the same random weights for every
 probe of a modality and are trained by the same recipe. The name says one linear layer. A neck and a head are more than
 that, but no linear layer could read boxes from the features of a detector.
-
-Like `trainer.py`, this file names internals of the ultralytics trainer.
 """
 
 from __future__ import annotations

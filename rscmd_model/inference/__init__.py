@@ -1,4 +1,4 @@
-"""Answering pairs with a trained model. May import the network, imaging and, to check an export, data sets."""
+"""Answering pairs with a trained model. May import the network, imaging and, to check an export, pairs."""
 
 from rscmd_model.inference.predictor import Predictor, StageTimes
 

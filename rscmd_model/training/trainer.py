@@ -2,7 +2,7 @@
 
 What each of ultralytics' options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
 as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py` and
-`datasets/paired.py` are the ones that name its internals.
+`paired_dataset.py` are the ones that name its internals.
 """
 
 from __future__ import annotations

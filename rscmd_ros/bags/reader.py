@@ -1,7 +1,7 @@
 """rosbag2 files in and out, without a ROS installation: message types, opening with clear errors, ground truth.
 
 Messages are read and written by the `rosbags` library. It brings the message types of ROS 2 Jazzy except vision_msgs,
-whose definitions stand here; the test holds them to upstream's type hashes. Files are read by bag_files.py.
+whose definitions stand here; the test holds them to upstream's type hashes. Files are read by files.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a storage file of a bag gives, whichever format it has: topics, counts, and messages in the order of recording.
 
-The formats are read here (bag_mcap.py, bag_sqlite.py) and not by `rosbags`, whose readers refuse a whole bag for one
+The formats are read here (mcap_file.py, sqlite_file.py) and not by `rosbags`, whose readers refuse a whole bag for one
 topic that nobody asks for: for its definition, for its QoS text, or for a file without its end. Nothing is ever written
 into a bag; a file that must be mended or unpacked first is copied aside.
 """
