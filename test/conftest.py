@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     # Dozens of processes would compile torch's sources, each anew. The bytecode lies apart from them.
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")
+# Under nohup SIGHUP is ignored, and what a test starts would rightly go on ignoring it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other processors run other tests
 # What a process imports that is forked by multiprocessing's server; it is started once, by the first that needs it.

@@ -91,7 +91,9 @@ def test_stopping_an_ablation_stops_its_trainings(ablate: Ablate, number: int, t
         run.send_signal(number)
         assert run.wait(timeout=60) == 130
     finally:
-        run.kill()
+        left = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+        for process in [run, *left]:
+            process.kill()
     assert run.stderr is not None
     assert b"Traceback" not in run.stderr.read()
     _, alive = psutil.wait_procs(trainings, timeout=30)
