@@ -126,22 +126,20 @@ class ModelConfig:
         modalities, rsc, md = flags["modalities"], flags["rsc"], flags["md"]
         if not isinstance(modalities, list | tuple):
             raise UserError(f"modalities are a list, got {quoted(modalities)}")
-        names = ["rsc", "branch", "fusion", "lambda_visible", "lambda_thermal", "md", "md_from", "md_until"]
         if len(modalities) == 1:
-            method, names = str(modalities[0]), []
-        elif rsc in ("off", "aux"):
-            method, names = ("sum", ["fusion"]) if rsc == "off" else ("aux", names[1:5])
+            method = str(modalities[0])
         else:
-            method, names = ("rsc", names[:5]) if md == "off" else ("rscmd", names)
-        # A unimodal branch was of one kind or the other only where it was the modality's own.
-        used = [name for name in names if name != "branch" or rsc != "shared"]
-        answers = ("fused", *modalities) if method in ("rsc", "rscmd") else ("fused",)
+            method = {"off": "sum", "aux": "aux"}.get(rsc, "rsc" if md == "off" else "rscmd")
+        used = set(_FLAGS_OF_METHOD.get(method, ()))
+        if rsc == "shared":  # a unimodal branch was of one kind or the other only where it was the modality's own
+            used.discard("branch")
+        alone = tuple(modalities)
         return ModelConfig(
             scale=flags["scale"],
             method=method,
-            settings={name: flags[name] for name in used if flags[name] != FLAGS[name]},
-            modalities=tuple(modalities),
-            answers=answers if len(modalities) == 2 else tuple(modalities),
+            settings={name: flags[name] for name in FLAGS if name in used and flags[name] != FLAGS[name]},
+            modalities=alone,
+            answers=alone if len(alone) == 1 else ("fused", *alone) if method in ("rsc", "rscmd") else ("fused",),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,6 +167,13 @@ FLAGS: dict[str, Any] = {
     "lambda_thermal": 1.0,
 }
 """The flags of old files, each with the value for which `ModelConfig.settings` names nothing. Never change a value."""
+_FLAGS_OF_BRANCHES = ("branch", "fusion", "lambda_visible", "lambda_thermal")
+_FLAGS_OF_METHOD = {
+    "sum": ("fusion",),
+    "aux": _FLAGS_OF_BRANCHES,
+    "rsc": ("rsc", *_FLAGS_OF_BRANCHES),
+    "rscmd": ("rsc", *_FLAGS_OF_BRANCHES, "md", "md_from", "md_until"),
+}
 _FLAG_WORDS = {
     "rsc": ("off", "own", "shared", "aux"),
     "md": ("off", "stop", "map", "project"),

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(args.options)
     _check(args, options)
     method, scale = args.method or "rscmd", given_scale(args)
-    # Both are read here, so that a mistake is told before torch is loaded.
+    # Both are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
     if not options.get("resume"):  # else both stand in the checkpoint

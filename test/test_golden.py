@@ -39,10 +39,10 @@ VARIANTS = (
 DROPOUT = ("sum", "rscmd")
 
 
-def train(method: str, dropout: float = 0.0) -> tuple[list[dict[str, float]], RscmdModel]:
+def train(method: str, dropout: float = 0.0, family: str = "yolov8") -> tuple[list[dict[str, float]], RscmdModel]:
     """The named losses of three steps of SGD at 64 px, and the model afterwards."""
     torch.manual_seed(0)
-    model = RscmdModel(parse_method(method), {0: "person", 1: "car"}).train()
+    model = RscmdModel(parse_method(method, family=family), {0: "person", 1: "car"}).train()
     model.augmentation = Augmentation(modality_dropout=dropout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     steps = []
@@ -65,8 +65,8 @@ def summary(model: RscmdModel) -> dict[str, float]:
     return sums
 
 
-def record(method: str, dropout: float) -> dict[str, dict[str, float]]:
-    steps, model = train(method, dropout)
+def record(method: str, dropout: float = 0.0, family: str = "yolov8") -> dict[str, dict[str, float]]:
+    steps, model = train(method, dropout, family)
     losses = {f"{name} of step {number}": loss for number, step in enumerate(steps) for name, loss in step.items()}
     return {"losses": losses, "weights": summary(model)}
 

@@ -6,35 +6,24 @@ unused after the training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rscmd_model.methods.base import Features, choice, number
-from rscmd_model.methods.sum import Sum, SumSettings
+from rscmd_model.methods.base import Features
+from rscmd_model.methods.rsc import BranchSettings, Rsc
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
 
 
-@dataclass(frozen=True)
-class AuxiliarySettings(SumSettings):
-    """Settings of `Auxiliary` besides those of `Sum`.
-
-    Attributes:
-        branch: the further branches. "lean" (coarse features added to fine ones and a light head, at a quarter of the
-            arithmetic) or "full" (neck and head like the fused one's).
-        lambda_visible, lambda_thermal: weight of each further loss, more than 0.
-    """
-
-    branch: str = choice("lean", "full")
-    lambda_visible: float = number(1.0, above=0)
-    lambda_thermal: float = number(1.0, above=0)
-
-
-class Auxiliary(Sum):
+class Auxiliary(Rsc):
     """Two further branches on the fused features."""
 
-    Settings = AuxiliarySettings
+    Settings = BranchSettings
+
+    @classmethod
+    def shipped(cls, settings: Any) -> tuple[str, ...]:
+        """The fused answer alone."""
+        return ("fused",)
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -45,11 +34,6 @@ class Auxiliary(Sum):
     def branches(self) -> dict[str, str]:
         """See `Method.branches`."""
         return {"fused": "full", **dict.fromkeys(self.modalities, self.settings.branch)}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """See `Method.weights`."""
-        return {m: getattr(self.settings, f"lambda_{m}") for m in self.modalities}
 
     def answer(self, model: RscmdModel, name: str, fused: Features | None, alone: dict[str, Features]) -> Any:
         """Every answer reads the fused features."""

@@ -10,16 +10,30 @@ branch answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from rscmd_model.methods.auxiliary import AuxiliarySettings
-from rscmd_model.methods.base import choice
-from rscmd_model.methods.sum import Sum
+from rscmd_model.methods.base import choice, number
+from rscmd_model.methods.sum import Sum, SumSettings
 
 
 @dataclass(frozen=True)
-class RscSettings(AuxiliarySettings):
-    """Settings of `Rsc` besides those of `Auxiliary`.
+class BranchSettings(SumSettings):
+    """Settings of methods with further branches, besides those of `Sum`.
+
+    Attributes:
+        branch: the further branches. "lean" (coarse features added to fine ones and a light head, at a quarter of the
+            arithmetic) or "full" (neck and head like the fused one's).
+        lambda_visible, lambda_thermal: weight of each further loss, more than 0.
+    """
+
+    branch: str = choice("lean", "full")
+    lambda_visible: float = number(1.0, above=0)
+    lambda_thermal: float = number(1.0, above=0)
+
+
+@dataclass(frozen=True)
+class RscSettings(BranchSettings):
+    """Settings of `Rsc` besides those of `BranchSettings`.
 
     Attributes:
         rsc: whose weights give the unimodal answers. "own" (a branch for each modality) or "shared" (the fused branch,
@@ -32,7 +46,7 @@ class RscSettings(AuxiliarySettings):
 class Rsc(Sum):
     """A detection loss for each modality alone, beside the fused one's."""
 
-    Settings = RscSettings
+    Settings: ClassVar[type[BranchSettings]] = RscSettings
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:

@@ -38,9 +38,7 @@ class Backbone(nn.Module):
         self.b7 = Conv(w[512], w[1024], 3, 2)
         self.b8 = C3k2(w[1024], w[1024], d, True)
         self.b9 = SPPF(w[1024], w[1024], 5)
-        self.b9.cv1.act = (
-            nn.SiLU()
-        )  # published YOLO11 has it; YOLO26 has not, and so ultralytics leaves it out by itself
+        self.b9.cv1.act = nn.SiLU()  # published YOLO11 has it; ultralytics leaves it out by itself, for YOLO26
         self.b10 = C2PSA(w[1024], w[1024], d)
 
     def forward(self, x: Tensor) -> list[Tensor]:
