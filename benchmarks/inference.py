@@ -192,7 +192,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
                 torch.cuda.synchronize()
 
     calls["two-stream sum, plain eager forward"] = plain_forward
-    work = gflops(plain, "fused", 640) * height / 640  # convolutions: in proportion to the pixels
+    work = gflops(plain, ["fused"], 640) * height / 640  # convolutions: in proportion to the pixels
     times: dict[str, list[float]] = {name: [] for name in calls}
     stages: dict[str, list[Any]] = {name: [] for name in ours}
     for turn in range(args.rounds + WARMUP):

@@ -12,6 +12,8 @@ MODALITIES = ("visible", "thermal")
 SCALES = ("n", "s", "m", "l", "x")
 FAMILIES = {"yolov8": "YOLOv8", "yolo11": "YOLO11"}
 """Families of layers: their names and how their authors write them. See `network/families.py`."""
+LINEAR_SPPF = "yolov8_linear_sppf"
+"""The family of models from before format 4, which nobody chooses any more. See its file in `network/`."""
 STRIDE = 32
 """The sides of the network's input are multiples of this, in px."""
 MOST_CLASSES = 10_000
@@ -47,11 +49,14 @@ class ModelConfig:
 
     Attributes:
         scale: width and depth of the layers: n, s, m, l or x.
-        family: the layers that the streams and their answers are built of, one of `FAMILIES`.
+        family: the layers that the streams and their answers are built of, one of `FAMILIES`; or `LINEAR_SPPF`.
         method: a key of `methods.METHODS`.
         settings: the settings of the method that are not what a missing one stands for; texts and numbers by name.
         modalities: the streams that exist: ("visible", "thermal"), or one of them for a single-camera control.
-        answers: names of the answers this model can give, the main one first: "fused" and/or modalities.
+        answers: names of the answers this network can give, the main one first: "fused" and/or modalities. A model of
+            both cameras without "fused" joins those of its modalities.
+        head_classes: number of classes that the class towers are as wide as for, where it is another than that of the
+            model's own: the towers of a checkpoint of 80 classes. 0 means the model's own.
 
     Raises:
         UserError: a value is none of those.
@@ -63,11 +68,12 @@ class ModelConfig:
     settings: Mapping[str, str | float] = field(default_factory=dict)
     modalities: tuple[str, ...] = MODALITIES
     answers: tuple[str, ...] = ("fused", *MODALITIES)
+    head_classes: int = 0
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise UserError(f"scale {quoted(self.scale)} is not one of {', '.join(SCALES)}")
-        if not isinstance(self.family, str) or self.family not in FAMILIES:
+        if not isinstance(self.family, str) or self.family not in (*FAMILIES, LINEAR_SPPF):
             raise UserError(f"family {quoted(self.family)} is not one of {', '.join(FAMILIES)}")
         if not _is_name(self.method):
             raise UserError(f"method {quoted(self.method)} is no name of a method")
@@ -87,12 +93,25 @@ class ModelConfig:
         if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
             raise UserError(f"modalities {', '.join(self.modalities)} are not visible, thermal or both in this order")
         main = "fused" if len(self.modalities) == 2 else self.modalities[0]
-        if self.answers[0] != main or len(set(self.answers)) < len(self.answers):
+        if self.answers != self.modalities and (self.answers[0] != main or len(set(self.answers)) < len(self.answers)):
             raise UserError(f"answers {', '.join(self.answers)} do not begin with {main}, or name one twice")
+        if not isinstance(self.head_classes, int) or not 0 <= self.head_classes <= MOST_CLASSES:
+            raise UserError(f"head_classes {quoted(self.head_classes)} is not a number from 0 to {MOST_CLASSES}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Checkpoints from before there were methods hold an object with a flag for each choice.
         self.__dict__.update(state if "method" in state else ModelConfig.from_flags(state).__dict__)
+        self.__dict__.setdefault("head_classes", 0)
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The network's answers that a whole pair is answered from: the fused one, or those that are joined."""
+        return self.answers if self.answers == self.modalities else self.answers[:1]
+
+    @property
+    def layers(self) -> str:
+        """The layers as their authors name them, with the scale: "YOLOv8n"."""
+        return f"{FAMILIES.get(self.family, FAMILIES['yolov8'])}{self.scale}"
 
     @property
     def title(self) -> str:
@@ -136,6 +155,7 @@ class ModelConfig:
         alone = tuple(modalities)
         return ModelConfig(
             scale=flags["scale"],
+            family=LINEAR_SPPF,
             method=method,
             settings={name: flags[name] for name in FLAGS if name in used and flags[name] != FLAGS[name]},
             modalities=alone,
@@ -151,6 +171,7 @@ class ModelConfig:
             "settings": dict(self.settings),
             "modalities": list(self.modalities),
             "answers": list(self.answers),
+            "head_classes": self.head_classes,
         }
 
 

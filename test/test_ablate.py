@@ -161,5 +161,5 @@ def test_each_answer_is_compared_with_its_control_of_the_same_seed() -> None:
 def test_arithmetic_of_the_plain_detector_is_ultralytics_figure() -> None:
     """YOLOv8n has 8.7 GFLOPs at 640 px with 80 classes, by ultralytics' own table."""
     model = RscmdModel(method_config("visible"), {i: str(i) for i in range(80)})
-    assert gflops(model, "visible", 640) == pytest.approx(8.7, abs=0.15)
+    assert gflops(model, ["visible"], 640) == pytest.approx(8.7, abs=0.15)
     assert model.training

@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_train import two_class_world
 
+from rscmd_model.config import LINEAR_SPPF
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
 from rscmd_model.network.model_file import load_model, read_header
@@ -23,9 +24,9 @@ from rscmd_model.training.run import train
 BEFORE = Path(__file__).parent / "before"
 MADE_IN = "/tmp/before"  # where they were made: the checkpoint names it
 MODELS = {
-    "rscmd": method_config("rscmd"),
-    "full": method_config("rscmd", branch="full"),
-    "adapt": method_config("sum", fusion="adapt"),
+    "rscmd": method_config("rscmd", family=LINEAR_SPPF),
+    "full": method_config("rscmd", family=LINEAR_SPPF, branch="full"),
+    "adapt": method_config("sum", family=LINEAR_SPPF, fusion="adapt"),
 }
 
 
@@ -72,7 +73,7 @@ def test_a_run_that_was_stopped_goes_on_to_its_last_epoch(tmp_path: Path) -> Non
     with (run / "results.csv").open() as rows:
         assert [row["epoch"] for row in csv.DictReader(rows)] == ["1", "2", "3"]
     model, header = load_model(file)
-    assert header.config == method_config("rscmd")
+    assert header.config == MODELS["rscmd"]
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel, parse_model, yaml_model_load
 
-from rscmd_model.config import FAMILIES, SCALES, ModelConfig
+from rscmd_model.config import FAMILIES, LINEAR_SPPF, SCALES, ModelConfig
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.diagnosis.gradient_recorder import ReferenceBranches
 from rscmd_model.errors import UserError
@@ -64,7 +64,7 @@ def plain_detector(family: str, path: Path) -> DetectionModel:
     plain = DetectionModel(f"{family}n.yaml", nc=80, verbose=False)
     liven(plain)
     # The published weights of either family have this activation. Some releases of ultralytics build YOLOv8 without.
-    plain.model[9].cv1.act = nn.Identity() if family == "yolov8" else nn.SiLU()
+    plain.model[9].cv1.act = nn.SiLU()
     plain.args = {}
     torch.save({"model": plain, "ema": None, "train_args": {}}, path)
     return plain.eval()
@@ -130,7 +130,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(tmp_path: Path) -> None:
         load_weights(visible, file)
     plain_detector("yolov8", file)
     checkpoint = torch.load(file, weights_only=False)
-    checkpoint["model"].model[9].cv1.act = nn.SiLU()
+    checkpoint["model"].model[9].cv1.act = nn.Identity()
     torch.save(checkpoint, file)
     assert str(load_weights(visible, file)).endswith(
         "; the activation is not the file's after backbones.visible.b9.cv1"
@@ -171,7 +171,7 @@ def test_freezing_by_the_family_s_own_numbers(family: str) -> None:
         frozen_parts(build("sum", family), 24)
 
 
-def test_a_header_names_the_family_unless_it_is_the_first() -> None:
+def test_a_header_names_the_family_unless_it_is_that_of_before() -> None:
     def settings(family: str) -> dict[str, object]:
         config = ModelConfig(family=family)
         text = ModelHeader(config, NAMES, 64, ThermalContract()).to_json()
@@ -179,8 +179,8 @@ def test_a_header_names_the_family_unless_it_is_the_first() -> None:
         found: dict[str, object] = json.loads(text)["config"]
         return found
 
-    assert "family" not in settings("yolov8")
-    assert settings("yolo11")["family"] == "yolo11"
+    assert "family" not in settings(LINEAR_SPPF)
+    assert [settings(family)["family"] for family in FAMILIES] == list(FAMILIES)
     with pytest.raises(UserError, match="family 'yolo3' is not one of yolov8, yolo11"):
         ModelConfig(family="yolo3")
 
@@ -201,9 +201,19 @@ def test_reference_branches_are_of_the_model_s_family(family: str) -> None:
     assert branches["visible"](features)["scores"].shape == (1, len(NAMES), 64 + 16 + 4)
 
 
-def test_an_ablation_from_before_families_goes_on_with_the_first(tmp_path: Path) -> None:
+def test_yolov8_from_before_format_4_has_no_activation_in_its_sppf() -> None:
+    """Files and checkpoints of then go on with the layers that they were trained with."""
+    kinds = {family: type(build("sum", family).backbones["thermal"].b9.cv1.act) for family in ("yolov8", LINEAR_SPPF)}
+    assert kinds == {"yolov8": nn.SiLU, LINEAR_SPPF: nn.Identity}
+    old = build("sum", LINEAR_SPPF)
+    old.config = replace(old.config, family="yolov8")  # as a checkpoint of format 3 has it
+    assert pickle.loads(pickle.dumps(old)).config.family == LINEAR_SPPF
+    assert pickle.loads(pickle.dumps(build("sum", "yolov8"))).config.family == "yolov8"
+
+
+def test_an_ablation_from_before_families_goes_on_with_the_one_of_then(tmp_path: Path) -> None:
     data = open_data(two_class_world(tmp_path))
-    ablation = Ablation(tmp_path, data, "val", "n", "yolov8", {})
+    ablation = Ablation(tmp_path, data, "val", "n", LINEAR_SPPF, {})
     claim(ablation)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     (tmp_path / "recipe.json").write_text(json.dumps({k: v for k, v in recipe.items() if k != "family"}))
@@ -236,7 +246,7 @@ def test_a_two_stream_model_is_saved_and_exported(family: str, tmp_path: Path) -
             np.testing.assert_allclose(backend.forward(stack, branch), eager[branch][0], atol=1e-2, err_msg=form)
 
 
-CASES = [(family, method) for family in NEW for method in ("visible", "rscmd")]
+CASES = [(family, method) for family in FAMILIES for method in ("visible", "rscmd")]
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_objective import make_batch
 
-from rscmd_model.config import Augmentation
+from rscmd_model.config import LINEAR_SPPF, Augmentation
 from rscmd_model.methods import parse_method
 from rscmd_model.network.model import RscmdModel
 
@@ -39,7 +39,7 @@ VARIANTS = (
 DROPOUT = ("sum", "rscmd")
 
 
-def train(method: str, dropout: float = 0.0, family: str = "yolov8") -> tuple[list[dict[str, float]], RscmdModel]:
+def train(method: str, dropout: float = 0.0, family: str = LINEAR_SPPF) -> tuple[list[dict[str, float]], RscmdModel]:
     """The named losses of three steps of SGD at 64 px, and the model afterwards."""
     torch.manual_seed(0)
     model = RscmdModel(parse_method(method, family=family), {0: "person", 1: "car"}).train()
@@ -65,7 +65,7 @@ def summary(model: RscmdModel) -> dict[str, float]:
     return sums
 
 
-def record(method: str, dropout: float = 0.0, family: str = "yolov8") -> dict[str, dict[str, float]]:
+def record(method: str, dropout: float = 0.0, family: str = LINEAR_SPPF) -> dict[str, dict[str, float]]:
     steps, model = train(method, dropout, family)
     losses = {f"{name} of step {number}": loss for number, step in enumerate(steps) for name, loss in step.items()}
     return {"losses": losses, "weights": summary(model)}

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rscmd_model.config import ModelConfig
+from rscmd_model.config import LINEAR_SPPF, ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_class, method_config
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_written_is_one_error_and_leaves_nothing(tmp_path:
 
 def test_a_file_from_before_lean_branches_has_full_ones() -> None:
     plain = {**json.loads(ModelHeader(method_config("rscmd"), NAMES, 64, ThermalContract()).to_json()), "config": {}}
-    assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", branch="full")
+    assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", family=LINEAR_SPPF, branch="full")
     plain["config"] = {"branch": "lean", "md": "map", "scale": "s"}
     assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", md="map", scale="s")
 

@@ -163,7 +163,7 @@ def test_pairs_of_another_shape_than_the_registration_are_named(tmp_path: Path) 
 def test_model_file_carries_it_and_old_readers_refuse_it(plain: Path, registered: Path, tmp_path: Path) -> None:
     header = read_header(registered)
     assert header.registration == WIDE
-    assert json.loads(header.to_json())["format_version"] == 3  # a reader of version 1 would stretch the thermal image
+    assert json.loads(header.to_json())["format_version"] == 4  # a reader of version 1 would stretch the thermal image
     # What every file had before is all that one without a registration has now.
     before = {"config", "names", "image_size", "thermal", "data", "metrics", "code_version", "format_version"}
     written = json.loads(read_header(plain).to_json())

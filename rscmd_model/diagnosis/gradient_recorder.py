@@ -112,8 +112,8 @@ class GradientRecorder:
         if trainer.args.freeze:
             raise UserError("--diagnose measures gradients where layers are trained: leave out freeze")
         config = getattr(trainer.model, "config", None)  # a resumed run's model is not there yet
-        if config is not None and len(config.modalities) == 1:
-            raise UserError(f"--diagnose: a {config.modalities[0]}-only model has no fused loss to compare with")
+        if config is not None and "fused" not in config.answers:
+            raise UserError(f"--diagnose: method {config.method} has no fused loss to compare with")
         self.every = every
         self.csv, self.png = trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"
         self.state_file = _state_file(trainer)

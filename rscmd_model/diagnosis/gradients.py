@@ -89,12 +89,12 @@ class OpenModel(RscmdModel):
         given: features by modality, per stride (B, C, H, W), that `features` returns instead of computing them.
 
     Raises:
-        UserError: the model has one camera.
+        UserError: the model has no fused answer.
     """
 
     def __init__(self, model: RscmdModel) -> None:
-        if model.config.modalities != MODALITIES:
-            raise UserError(f"a {model.config.modalities[0]}-only model has no fused loss whose gradients to measure")
+        if "fused" not in model.config.answers:
+            raise UserError(f"a model of method {model.config.method} has no fused loss whose gradients to measure")
         with torch.random.fork_rng(devices=[]):  # building draws initial weights
             super().__init__(model.config, model.names)
         if hasattr(model, "args"):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.config import LINEAR_SPPF
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.ablation_plot import answer_name, plot_ablation
@@ -148,7 +149,7 @@ def claim(ablation: Ablation) -> None:
         return
     try:
         # Ablations from before there were families do not name theirs.
-        before = {"family": "yolov8", **json.loads(file.read_text(encoding="utf-8"))}
+        before = {"family": LINEAR_SPPF, **json.loads(file.read_text(encoding="utf-8"))}
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != json.loads(json.dumps(recipe)):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 METHODS = {
     "visible": "rscmd_model.methods.single:Visible",
     "thermal": "rscmd_model.methods.single:Thermal",
+    "late": "rscmd_model.methods.late:Late",
     "sum": "rscmd_model.methods.sum:Sum",
     "aux": "rscmd_model.methods.auxiliary:Auxiliary",
     "rsc": "rscmd_model.methods.rsc:Rsc",

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,24 @@ class Family:
 
 
 def find_family(name: str) -> Family:
-    """The family of a name in `config.FAMILIES`."""
+    """The family of a name in `config.FAMILIES`, or of `config.LINEAR_SPPF`."""
     family: Family = import_module(f"rscmd_model.network.{name}").FAMILY
     return family
+
+
+def with_classes(branch: nn.Module, classes: int) -> nn.Module:
+    """Give a branch's head that many classes and leave the width of its towers as it is.
+
+    Args:
+        branch: with a `head`, an `ultralytics.nn.modules.Detect`.
+        classes: number of classes.
+    """
+    head: Any = branch.head
+    if classes != head.nc:
+        for tower in head.cv3:
+            tower[-1] = nn.Conv2d(tower[-1].in_channels, classes, 1)
+        head.nc, head.no = classes, classes + 4 * head.reg_max
+    return branch
 
 
 def layer_numbers(backbone: int, neck: Sequence[int], head: int) -> dict[str, int]:

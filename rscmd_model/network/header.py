@@ -2,8 +2,9 @@
 
 The header grows by new keys, which older readers leave alone. A model setting is written only where it differs from the
 value that a missing one stands for (`UNWRITTEN`, and `missing` of a method's setting): a new setting keeps out no older
-reader until used. Readers of version 1 and 2 know six methods as flags ("rsc", "md"), which are still read here; they
-refuse what is written now by its version, with the advice to update.
+reader until used. Readers of version 1 and 2 know six methods as flags ("rsc", "md"), which are still read here; those
+of version 3 know YOLOv8 by the family `LINEAR_SPPF` alone. All of them refuse what is written now by its version, with
+the advice to update.
 
 Model files are read, never mapped: a file that is overwritten while it is mapped ends the process (SIGBUS).
 """
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model import __version__
-from rscmd_model.config import FLAGS, STRIDE, ModelConfig, check_names, is_number
+from rscmd_model.config import FLAGS, LINEAR_SPPF, STRIDE, ModelConfig, check_names, is_number
 from rscmd_model.errors import UserError, shown
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
 
-FORMAT_VERSION = 3  # the newest this reader knows, and what it writes
+FORMAT_VERSION = 4  # the newest this reader knows, and what it writes
 HEADER = "rscmd"
 """Under this name the header lies in the metadata of a file."""
 DIGEST = "rscmd_sha256"
@@ -35,10 +36,11 @@ _LARGEST_INDEX = 8 << 20  # of a safetensors file: some 100 bytes for each tenso
 
 UNWRITTEN: dict[str, Any] = {
     "scale": "n",
-    "family": "yolov8",
+    "family": LINEAR_SPPF,
     "settings": {},
     "modalities": ["visible", "thermal"],
     "answers": ["fused", "visible", "thermal"],
+    "head_classes": 0,
 }
 """What a field of `ModelConfig` is that a header does not name. Never change a value here: files would be misread. A
 field that is new in `ModelConfig` gets the value that means "as before"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +13,14 @@ from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils.torch_utils import fuse_conv_and_bn, initialize_weights
 
-from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
+from rscmd_model.config import LINEAR_SPPF, MODALITIES, Augmentation, ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_class
 from rscmd_model.methods.base import Features, drawn
 
 # Checkpoints of earlier versions name these layers as this module's.
 from rscmd_model.methods.sum import Adapter
-from rscmd_model.network.families import find_family
+from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
 from rscmd_model.network.objective import Objective
 from rscmd_model.network.yolov8 import Backbone, Branch, Head
@@ -71,13 +72,26 @@ class RscmdModel(BaseModel):
         method = kind(settings, channels)
         for name, of in method.branches.items():
             branch = family.LeanBranch if of == "lean" else family.Branch
-            self.branches[name] = drawn(f"branch {name}", branch, channels, config.scale, self.nc)
+            self.branches[name] = drawn(f"branch {name}", self._branch, branch, channels)
         self.method = method  # after the others: the optimizer's state in a checkpoint follows this order
         self.stride = torch.tensor(STRIDES, dtype=torch.float32)
         for head in self.heads():
             head.stride = self.stride.clone()
             head.bias_init()
         initialize_weights(self)
+
+    def _branch(self, kind: type[nn.Module], channels: tuple[int, int, int]) -> nn.Module:
+        """A neck and head for the model's classes, as wide as for those of `head_classes`."""
+        branch = kind(channels, self.config.scale, self.config.head_classes or self.nc)
+        return with_classes(branch, self.nc)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Checkpoints from before format 4 call their family yolov8, whose layers were others then.
+        if self.config.family == "yolov8" and any(
+            isinstance(b.b9.cv1.act, nn.Identity) for b in self.backbones.values()
+        ):
+            self.config = replace(self.config, family=LINEAR_SPPF)
 
     def heads(self) -> list[Detect]:
         """The detection heads, the main answer's first."""
@@ -141,10 +155,17 @@ class RscmdModel(BaseModel):
         return out
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
-        """What the ultralytics trainer calls: a `Taught` in training, the main answer in evaluation."""
+        """What the ultralytics trainer calls: a `Taught` in training, the main answer in evaluation.
+
+        Of several main answers (`ModelConfig.main`) it is the boxes of all, and by name what else each head gives.
+        """
         if not self.training:
-            main = self.config.answers[0]
-            return self.answers(x, [main])[main]
+            found = self.answers(x, self.config.main)
+            if len(found) == 1:
+                return next(iter(found.values()))
+            # A validation suppresses overlapping boxes of all of them, which comes near to joining them.
+            boxes, raw = zip(*found.values())
+            return torch.cat(boxes, 2), dict(zip(found, raw))
         features = {m: self.features(x, m) for m in self.config.modalities}
         return Taught(features, self.answers_to(features, x, self.method.taught))
 

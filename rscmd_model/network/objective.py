@@ -11,6 +11,8 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.utils.loss import v8DetectionLoss
 
+from rscmd_model.config import MODALITIES
+
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
 
@@ -98,8 +100,14 @@ class Objective:
         return total, {f"{name}_loss": loss.detach() for name, loss in losses.items()}
 
     def of_main(self, answer: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the main answer alone, which a validation watches. Returns as `__call__`."""
-        parts = self.detection(answer, batch).parts
+        """The loss of the main answer alone, or the sum where there are several; a validation watches it.
+
+        Returns as `__call__`.
+        """
+        raw = answer[1] if isinstance(answer, tuple) else answer
+        several = raw.values() if set(raw) <= set(MODALITIES) else [raw]
+        losses = [self.detection(one, batch).parts for one in several]
+        parts = {name: torch.stack([loss[name] for loss in losses]).sum() for name in PARTS}
         return torch.stack(list(parts.values())) * len(batch["img"]), {
             f"{k}_loss": v.detach() for k, v in parts.items()
         }

@@ -1,129 +1,156 @@
-"""Starting both streams from the COCO weights of a plain detector of the same family, given as a file."""
+"""Starting both streams and every answer from the weights of a plain detector of the same family and scale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from ultralytics.nn.modules import Conv, Detect
+from torch import Tensor
 
 from rscmd_model.config import FAMILIES
-from rscmd_model.errors import UserError
-from rscmd_model.network.families import Family, find_family
+from rscmd_model.errors import UserError, several
+from rscmd_model.network.checkpoint import Detector, activations, read_detector
+from rscmd_model.network.families import find_family
+from rscmd_model.network.lean import LeanBranch
 from rscmd_model.network.model import RscmdModel
+
+_COUNTER = "num_batches_tracked"  # of BatchNorm: a number of steps, which nothing here reads
 
 
 @dataclass(frozen=True)
-class LoadCount:
-    """What came from the file.
+class Loaded:
+    """What of a model came from a file.
 
     Attributes:
-        loaded: how many of the model's tensors.
-        kept: names of the tensors that kept their random start.
+        parts: by part of the model ("visible backbone", "fused class head"), how many of its numbers came from the
+            file, and how many it has. Counters do not count.
+        classes: names of the classes whose outputs are the file's.
+        kept: names of the tensors that kept their start, or a part of it.
         other: names of the model's convolutions that are followed by another activation than in the file.
     """
 
-    loaded: int
+    parts: Mapping[str, tuple[int, int]]
+    classes: tuple[str, ...]
     kept: tuple[str, ...]
     other: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        text = f"{self.loaded} of {self.loaded + len(self.kept)} tensors loaded"
-        if self.kept:
-            text += f", {len(self.kept)} not: {_some(self.kept)}"
+        parts = [f"{part} {came:,} of {there:,}" for part, (came, there) in self.parts.items()]
+        lines = [
+            "; ".join(parts),
+            f"outputs of the file's classes: {several(self.classes) if self.classes else 'none'}",
+        ]
         if self.other:
-            text += f"; the activation is not the file's after {_some(self.other)}"
-        return text
+            lines.append(f"the activation is not the file's after {several(self.other, 4)}")
+        return "; ".join(lines)
 
 
-def load_weights(model: RscmdModel, path: str | Path) -> LoadCount:
-    """Start every backbone, neck and head of `model` from an ultralytics detection checkpoint (.pt) of its family.
+def load_weights(model: RscmdModel, weights: str | Path | Detector) -> Loaded:
+    """Start every backbone, neck and head of `model` from a plain detector.
 
-    The thermal stem's filters are the sum over the colour channels, which gives a grey image the same response.
-    Tensors whose shape differs (the class outputs for another number of classes, another scale) keep their start.
-    The file is read without running code from it (only known ultralytics and torch classes are rebuilt).
+    The thermal stem's filters are the sum over the colour channels, which gives a grey image the same response. The
+    outputs for a class are those of the file's class of that name, whatever the case of its letters. A lean branch takes
+    what has the same place and shape. What is left keeps its start.
+
+    Args:
+        model: the network; its family and scale must be the file's.
+        weights: path of an ultralytics checkpoint, or what `read_detector` made of it.
 
     Raises:
-        UserError: no such file, or not a detection checkpoint of the model's family.
+        UserError: as `read_detector`, or another family or scale.
     """
-    plain = _read(path, model.config.family)
-    numbers = find_family(model.config.family).coco_layers
-    state = {name: value.float() for name, value in plain.state_dict().items()}
-    kept, loaded = [], 0
+    detector = weights if isinstance(weights, Detector) else read_detector(weights)
+    config = model.config
+    if (detector.family, detector.scale) != (config.family, config.scale):
+        raise UserError(
+            f"{'the weights are' if weights is detector else f'{weights} is'} {FAMILIES[detector.family]}"
+            f"{detector.scale} and the model is {config.layers}: give --family {detector.family} --scale "
+            f"{detector.scale}, or leave both out"
+        )
+    rows = _same_classes(model.names, detector.names)
+    parts: dict[str, tuple[int, int]] = {}
+    kept = []
     with torch.no_grad():
         for name, target in model.state_dict().items():
-            value = state.get(_source(name, numbers))
-            if value is not None and name.startswith("backbones.thermal.b0.conv"):
-                value = value.sum(1, keepdim=True)
-            if value is None or value.shape != target.shape:
+            came = _copy(target, name, _value(model, name, detector), rows)
+            if name.endswith(_COUNTER):
+                continue
+            part = _part(name)
+            before, there = parts.get(part, (0, 0))
+            parts[part] = (before + came, there + target.numel())
+            if came < target.numel():
                 kept.append(name)
-            else:
-                target.copy_(value)
-                loaded += 1
-    theirs = dict(_activations(plain))
-    other = [name for name, act in _activations(model) if theirs.get(_source(name, numbers), act) != act]
-    return LoadCount(loaded, tuple(kept), tuple(other))
+    ours, theirs = activations(model), detector.activations
+    other = [name for name, act in ours.items() if theirs.get(_source(model, name), act) != act]
+    return Loaded(parts, tuple(model.names[ours] for ours in rows), tuple(kept), tuple(other))
 
 
-def _read(path: str | Path, family: str) -> nn.Module:
-    """The plain detector in a checkpoint of this family."""
-    from ultralytics.nn.tasks import torch_safe_load
-
-    if not Path(path).is_file():
-        raise UserError(f"no weights file {path} (weights are never downloaded: give the path of a {family}*.pt)")
-    try:
-        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
-        model: Any = checkpoint.get("ema") or checkpoint["model"]
-        layers = _layers((int(number), layer) for number, layer in model.model.named_children())
-        model.state_dict()
-    except Exception as error:  # the loader raises many kinds; for the user they are one
-        raise UserError(f"{path} is no ultralytics checkpoint: {str(error).splitlines()[0]}") from None
-    found = next((name for name in FAMILIES if layers == _layers_of(find_family(name))), None)
-    if found is None:
-        raise UserError(
-            f"{path} is an ultralytics checkpoint but not a detector of {' or '.join(FAMILIES.values())}: its layers "
-            "are others"
-        )
-    if found != family:
-        raise UserError(f"{path} is {FAMILIES[found]} and the model is {FAMILIES[family]}: give --family {found}")
-    return model
+def _same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int, int]:
+    """By the number of a class of ours, the number of the class of that name there."""
+    numbers = {name.casefold(): number for number, name in theirs.items()}
+    return {number: numbers[name.casefold()] for number, name in ours.items() if name.casefold() in numbers}
 
 
-def _layers_of(family: Family) -> dict[int, str]:
-    """As `_layers`, of the plain detector of a family."""
-    with torch.random.fork_rng(devices=[]):
-        parts = (family.Backbone(3, "n"), family.Branch(family.channels("n"), "n", 1))
-    return _layers((family.coco_layers.get(name, -1), layer) for part in parts for name, layer in part.named_children())
+def _value(model: RscmdModel, name: str, detector: Detector) -> Tensor | None:
+    """What the file has for a tensor of the model."""
+    value = detector.state.get(_source(model, name))
+    if value is not None and name.startswith("backbones.thermal.b0.conv"):
+        value = value.sum(1, keepdim=True)
+    return value
 
 
-def _layers(layers: Iterator[tuple[int, nn.Module]]) -> dict[int, str]:
-    """By its number, the class of each layer that has weights; of a head, the names of its parts."""
-    return {
-        number: " ".join(name for name, _ in layer.named_children())
-        if isinstance(layer, Detect)
-        else type(layer).__name__
-        for number, layer in layers
-        if next(layer.parameters(), None) is not None
-    }
+def _copy(target: Tensor, name: str, value: Tensor | None, rows: Mapping[int, int]) -> int:
+    """Put what fits of `value` into `target`. Returns how many numbers came."""
+    if value is None or value.shape[1:] != target.shape[1:]:
+        return 0
+    if _is_class_output(name):
+        for ours, theirs in rows.items():
+            target[ours] = value[theirs]
+        return len(rows) * target[0].numel()
+    if value.shape != target.shape:
+        return 0
+    target.copy_(value)
+    return target.numel()
 
 
-def _source(name: str, numbers: Mapping[str, int]) -> str:
+def _is_class_output(name: str) -> bool:
+    """Whether a tensor has a row for each class: the last layer, number 2, of a tower for the classes."""
+    return ".head.cv3." in name and name.rsplit(".", 2)[1] == "2"
+
+
+def _source(model: RscmdModel, name: str) -> str:
     """The name in a plain detector of what has this name here: backbones.thermal.b4.x is model.4.x there.
 
     branches.fused.n12.x is model.12.x and branches.fused.head.x is model.22.x, of YOLOv8.
     """
-    _, _, part, *rest = *name.split(".", 3), "", "", ""
-    return f"model.{numbers[part]}.{rest[0]}" if part in numbers else name
+    kind, _, rest = name.partition(".")
+    branch, _, rest = rest.partition(".")
+    part, _, rest = rest.partition(".")
+    numbers = find_family(model.config.family).coco_layers
+    if kind not in ("backbones", "branches") or part not in numbers:
+        return name
+    if kind == "branches" and isinstance(model.branches[branch], LeanBranch):
+        rest = _of_lean_head(rest)
+    return f"model.{numbers[part]}.{rest}"
 
 
-def _activations(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Name of each convolution, and the kind of its activation."""
-    return ((name, type(layer.act).__name__) for name, layer in model.named_modules() if isinstance(layer, Conv))
+def _of_lean_head(rest: str) -> str:
+    """The name in a plain head of a tensor of a `LeanHead`, whose towers for the boxes lack their second layer."""
+    words = rest.split(".")
+    if words[0] == "cv2" and words[2] == "1":
+        words[2] = "2"
+    return ".".join(words)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+def _part(name: str) -> str:
+    """Which part of the model a tensor is of, for people."""
+    kind, which, *rest = name.split(".")
+    if kind == "backbones":
+        return f"{which} backbone"
+    if kind != "branches":
+        return kind
+    if rest[0] != "head":
+        return f"{which} neck"
+    return f"{which} class head" if rest[1] == "cv3" else f"{which} box head"

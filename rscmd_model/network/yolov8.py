@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         self.b7 = Conv(w[512], w[1024], 3, 2)
         self.b8 = C2f(w[1024], w[1024], d[3], True)
         self.b9 = SPPF(w[1024], w[1024], 5)
+        self.b9.cv1.act = nn.SiLU()  # published YOLOv8 has it; some releases of ultralytics leave it out
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) in [0, 1], H and W multiples of 32 -> features at strides 8, 16 and 32."""

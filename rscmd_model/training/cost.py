@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from rscmd_model.network.model import RscmdModel
 
 
-def gflops(model: RscmdModel, answer: str, imgsz: int) -> float:
-    """Count the arithmetic of one answer to one pair.
+def gflops(model: RscmdModel, answers: Sequence[str], imgsz: int) -> float:
+    """Count the arithmetic of some answers to one pair.
 
     Args:
         model: is run once, in evaluation mode.
-        answer: one of the model's answers, such as "fused".
+        answers: some of the model's, such as ("fused",).
         imgsz: side of the square network input, px.
 
     Returns:
@@ -29,7 +30,7 @@ def gflops(model: RscmdModel, answer: str, imgsz: int) -> float:
     x = torch.zeros(1, 4, imgsz, imgsz, device=p.device, dtype=p.dtype)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval().answers(x, [answer])
+            model.eval().answers(x, answers)
     finally:
         model.train(training)
     return counter.get_total_flops() / 1e9
@@ -74,7 +75,7 @@ class StepMeter:
         steps = 1000 * statistics.median(self.seconds) if self.seconds else None
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "gflops": gflops(model, model.config.answers[0], imgsz),
+            "gflops": gflops(model, model.config.main, imgsz),
             "step_ms": steps,
             "memory_mb": memory,
         }

@@ -12,8 +12,6 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass, VisionInfo
 
-from rscmd_model.config import FAMILIES
-
 if TYPE_CHECKING:
     from rscmd_model.inference.predictor import Predictor
 
@@ -82,8 +80,7 @@ class Outputs:
         """
         config = predictor.config
         streams = "two-stream" if len(config.modalities) == 2 else "single-stream"
-        layers = f"{FAMILIES[config.family]}{config.scale}"
-        method = f"{streams} {layers}, {config.title}; {', '.join(config.answers)}"
+        method = f"{streams} {config.layers}, {config.title}; {', '.join(config.answers)}"
         vision = VisionInfo(method=method, database_location=self._label_info.topic_name, database_version=1)
         label, chosen = LabelInfo(threshold=float(threshold)), set(wanted)
         label.class_map = [
