@@ -11,7 +11,7 @@ import pytest
 from rscmd_model.config import FLAGS, LINEAR_SPPF, ModelConfig
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.methods import METHODS, method_config, parse_method
+from rscmd_model.methods import METHODS, method_class, method_config, parse_method
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,3 +149,44 @@ def test_a_method_with_changes() -> None:
     ):
         with pytest.raises(UserError, match=says):
             parse_method(text)
+
+
+def test_a_preset_is_the_settings_it_stands_for() -> None:
+    config = parse_method("rscmd+preset=paper", scale="s")
+    assert (
+        config
+        == parse_method("rscmd+md=stop+branch=full", scale="s")
+        == method_config("rscmd", preset="paper", scale="s")
+    )
+    assert config.settings == {"md": "stop", "branch": "full"}, "a model file names no preset"
+    assert parse_method("rscmd+lambda_visible=2+preset=paper") == parse_method(
+        "rscmd+md=stop+branch=full+lambda_visible=2"
+    ), "settings that it leaves open stand beside it"
+    assert parse_method("rscmd+md=stop+preset=paper") == parse_method("rscmd+preset=paper+md=stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rscmd+preset=paper+md=map", "md=map contradicts preset=paper, which means md=stop"),
+        ("rscmd+branch=lean+preset=paper", "branch=lean contradicts preset=paper"),
+        ("rscmd+preset=paper+rsc=shared", "rsc=shared contradicts preset=paper"),
+        ("rscmd+preset=papers", "preset 'papers' of method rscmd is not one of paper"),
+        ("rscmd+prest=paper", "did you mean preset"),
+        ("rscmd+preset=paper+preset=paper", "preset is given twice"),
+        ("rscmd+preset=paper+md=half", "md=half contradicts"),
+        ("rscmd+preset=a\nb", r"preset 'a\\nb' of"),
+        ("rsc+preset=paper", "method rsc has no presets"),
+        ("thermal+preset=paper", "method thermal has no presets"),
+    ],
+)
+def test_a_preset_that_cannot_be(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as refused:
+        parse_method(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_presets_name_settings_of_their_methods() -> None:
+    for method in METHODS:
+        for preset in method_class(method).presets:
+            assert method_config(method, preset=preset).method == method

@@ -8,10 +8,11 @@ header of an exported model are read without torch.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rscmd_model.config import ModelConfig
-from rscmd_model.errors import UserError, did_you_mean, quoted
+from rscmd_model.errors import UserError, did_you_mean, quoted, shown
 
 if TYPE_CHECKING:
     from rscmd_model.methods.base import Method
@@ -44,17 +45,19 @@ def method_config(method: str, *, scale: str | None = None, family: str | None =
         method: a key of `METHODS`.
         scale: n, s, m, l or x; None means n.
         family: a key of `config.FAMILIES`; None means yolov8.
-        settings: of the method's `Settings`; None leaves one at its default.
+        settings: of the method's `Settings`; None leaves one at its default. `preset` stands for those of
+            `Method.presets`.
 
     Raises:
-        UserError: no such method, scale, family or setting, a value out of range, or a combination that makes no sense.
+        UserError: no such method, scale, family, setting or preset, a value out of range, a combination that makes no
+            sense, or a setting that contradicts the preset.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, given)
 
 
 def parse_method(text: str, *, scale: str | None = None, family: str | None = None) -> ModelConfig:
-    """The configuration that a command line names, as "rscmd" or "rsc+rsc=shared+lambda_visible=2".
+    """The configuration that a command line names, as "rscmd", "rsc+rsc=shared+lambda_visible=2", "rscmd+preset=paper".
 
     Args:
         text: name of a method, then settings of it, each after a "+".
@@ -78,10 +81,13 @@ def parse_method(text: str, *, scale: str | None = None, family: str | None = No
 
 def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> ModelConfig:
     kind = method_class(method)
+    if "preset" in given:
+        given = _expanded(method, kind.presets, given)
     known = kind.Settings.__dataclass_fields__
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
+            names = [*known, "preset"] if kind.presets else known
+            hint = did_you_mean(name, names, f"it has {', '.join(names) or 'none'}")
             raise UserError(f"method {method} has no setting {quoted(name)}{hint}")
     chosen = kind.Settings(**given)
     return ModelConfig(
@@ -92,3 +98,18 @@ def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> Mode
         modalities=kind.modalities,
         answers=kind.shipped(chosen),
     )
+
+
+def _expanded(method: str, presets: Mapping[str, Mapping[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings given, with those that the preset stands for in its place. A model file never names a preset."""
+    given = dict(given)
+    word = given.pop("preset")
+    if not presets:
+        raise UserError(f"method {method} has no presets: leave preset={shown(word)} out")
+    if word not in presets:
+        raise UserError(f"preset {quoted(word)} of method {method} is not one of {', '.join(presets)}")
+    for name, value in presets[word].items():
+        if given.setdefault(name, value) != value:
+            told = f"{name}={shown(given[name])} contradicts preset={word}, which means {name}={value}"
+            raise UserError(f"{told}: leave one of them out")
+    return given
