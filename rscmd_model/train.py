@@ -46,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Both are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
+    if args.weights:
+        from rscmd_model.network.checkpoint import read_detector
+
+        start = read_detector(args.weights)
+        size = {"scale": scale or start.scale, "family": args.family or start.family}
+        config = parse_method(method, **size, head_classes=len(start.names))
+        print(f"{args.weights}: {start}; trained is {config.title}, {config.layers}")
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
@@ -83,7 +90,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         type=Path,
-        help="yolov8*.pt, or of --family, whose COCO weights start both streams (never downloaded)",
+        help="yolov8*.pt or yolo11*.pt that starts both streams and every answer (never downloaded); family and scale "
+        "are the file's, and some defaults are others: means of features, full branches",
     )
     parser.add_argument(
         "--modality-dropout",

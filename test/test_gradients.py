@@ -247,7 +247,7 @@ def test_what_a_run_cannot_record_is_told_before_it_starts(tmp_path: Path) -> No
     options = {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"}
     with pytest.raises(UserError, match="give 1 or more"):
         train(data, method_config("sum"), options, observers=[recording(0)])
-    with pytest.raises(UserError, match="thermal-only model has no fused loss"):
+    with pytest.raises(UserError, match="method thermal has no fused loss"):
         train(data, method_config("thermal"), options, observers=[recording(1)])
     with pytest.raises(UserError, match="leave out freeze"):
         train(data, method_config("sum"), {**options, "freeze": [0]}, observers=[recording(1)])

@@ -38,13 +38,17 @@ def method_class(name: str) -> type[Method]:
     return kind
 
 
-def method_config(method: str, *, scale: str | None = None, family: str | None = None, **settings: Any) -> ModelConfig:
+def method_config(
+    method: str, *, scale: str | None = None, family: str | None = None, head_classes: int = 0, **settings: Any
+) -> ModelConfig:
     """The configuration of a model of one method.
 
     Args:
         method: a key of `METHODS`.
         scale: n, s, m, l or x; None means n.
         family: a key of `config.FAMILIES`; None means yolov8.
+        head_classes: how many classes the plain detector has that the model is to start from; 0 means a random start.
+            With one, the defaults of `Method.from_weights` hold.
         settings: of the method's `Settings`; None leaves one at its default. `preset` stands for those of
             `Method.presets`.
 
@@ -53,15 +57,17 @@ def method_config(method: str, *, scale: str | None = None, family: str | None =
             sense, or a setting that contradicts the preset.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, given)
+    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, head_classes, given)
 
 
-def parse_method(text: str, *, scale: str | None = None, family: str | None = None) -> ModelConfig:
+def parse_method(
+    text: str, *, scale: str | None = None, family: str | None = None, head_classes: int = 0
+) -> ModelConfig:
     """The configuration that a command line names, as "rscmd", "rsc+rsc=shared+lambda_visible=2", "rscmd+preset=paper".
 
     Args:
         text: name of a method, then settings of it, each after a "+".
-        scale, family: as for `method_config`.
+        scale, family, head_classes: as for `method_config`.
 
     Raises:
         UserError: as `method_config`, or a setting without a value, or given twice.
@@ -76,10 +82,10 @@ def parse_method(text: str, *, scale: str | None = None, family: str | None = No
         if name in given:
             raise UserError(f"method {text!r}: {name} is given twice")
         given[name] = kind.Settings.parsed(name, value)
-    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, given)
+    return _config(method, scale or ModelConfig.scale, family or ModelConfig.family, head_classes, given)
 
 
-def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> ModelConfig:
+def _config(method: str, scale: str, family: str, head_classes: int, given: dict[str, Any]) -> ModelConfig:
     kind = method_class(method)
     if "preset" in given:
         given = _expanded(method, kind.presets, given)
@@ -89,7 +95,7 @@ def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> Mode
             names = [*known, "preset"] if kind.presets else known
             hint = did_you_mean(name, names, f"it has {', '.join(names) or 'none'}")
             raise UserError(f"method {method} has no setting {quoted(name)}{hint}")
-    chosen = kind.Settings(**given)
+    chosen = kind.Settings(**{**(kind.from_weights if head_classes else {}), **given})
     return ModelConfig(
         scale=scale,
         family=family,
@@ -97,6 +103,7 @@ def _config(method: str, scale: str, family: str, given: dict[str, Any]) -> Mode
         settings=chosen.written(),
         modalities=kind.modalities,
         answers=kind.shipped(chosen),
+        head_classes=head_classes,
     )
 
 

@@ -121,10 +121,12 @@ class Method(nn.Module):
         progress: share of the training that is over, 0 to 1; set by the trainer at each epoch.
         modalities: the cameras, and so the backbones, that the model has.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
+        from_weights: the defaults that are others where a model starts from a plain detector's weights.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    from_weights: ClassVar[Mapping[str, Any]] = {}
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:

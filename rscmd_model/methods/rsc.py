@@ -9,6 +9,7 @@ branch answers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +48,7 @@ class Rsc(Sum):
     """A detection loss for each modality alone, beside the fused one's."""
 
     Settings: ClassVar[type[BranchSettings]] = RscSettings
+    from_weights: ClassVar[Mapping[str, Any]] = {**Sum.from_weights, "branch": "full"}
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:

@@ -88,9 +88,8 @@ class RscmdModel(BaseModel):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Checkpoints from before format 4 call their family yolov8, whose layers were others then.
-        if self.config.family == "yolov8" and any(
-            isinstance(b.b9.cv1.act, nn.Identity) for b in self.backbones.values()
-        ):
+        sppf: list[Any] = [backbone.get_submodule("b9.cv1") for backbone in self.backbones.values()]
+        if self.config.family == "yolov8" and any(isinstance(layer.act, nn.Identity) for layer in sppf):
             self.config = replace(self.config, family=LINEAR_SPPF)
 
     def heads(self) -> list[Detect]:

@@ -38,21 +38,18 @@ class Loaded:
 
     def __str__(self) -> str:
         parts = [f"{part} {came:,} of {there:,}" for part, (came, there) in self.parts.items()]
-        lines = [
-            "; ".join(parts),
-            f"outputs of the file's classes: {several(self.classes) if self.classes else 'none'}",
-        ]
+        parts.append(f"its outputs for {several(self.classes)}" if self.classes else "its outputs for no class")
         if self.other:
-            lines.append(f"the activation is not the file's after {several(self.other, 4)}")
-        return "; ".join(lines)
+            parts.append(f"the activation is not the file's after {several(self.other, 4)}")
+        return "; ".join(parts)
 
 
 def load_weights(model: RscmdModel, weights: str | Path | Detector) -> Loaded:
     """Start every backbone, neck and head of `model` from a plain detector.
 
     The thermal stem's filters are the sum over the colour channels, which gives a grey image the same response. The
-    outputs for a class are those of the file's class of that name, whatever the case of its letters. A lean branch takes
-    what has the same place and shape. What is left keeps its start.
+    outputs for a class are those of the file's class of that name, whatever the case of its letters. A lean branch
+    takes what has the same place and shape. What is left keeps its start.
 
     Args:
         model: the network; its family and scale must be the file's.
