@@ -164,7 +164,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
         ours[form] = predictor = Predictor(file, device=args.device)
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
         calls[f"ours, {form}"] = partial(predictor.predict_timed, [visible], [thermal])
-        calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, "fused")
+        calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, ["fused"])
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
     yolos = {"torch": YOLO(f"yolov8{scale}.yaml")}

@@ -76,7 +76,7 @@ def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, exp
         stack = np.empty((1, *placement.network, 4), np.uint8)
         fill(stack[0], placement, visible, thermal)
         for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
-            answers = (predictor.backend.forward(stack, branch) for predictor in (made, eager))
+            answers = (predictor.backend.forward(stack, [branch])[0] for predictor in (made, eager))
             np.testing.assert_allclose(*answers, atol=1e-2)
         assert len(made.predict(visible, thermal)) > 0
 
@@ -91,7 +91,7 @@ def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: 
     assert [len(found) > 0 for found in made.predict_batch(visibles, thermals)] == [True] * 3
     stacks = np.stack([stack_pair(*pair) for pair in pairs[:2]])
     for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
-        answers = (predictor.backend.forward(stacks, branch) for predictor in (made, eager))
+        answers = (predictor.backend.forward(stacks, [branch])[0] for predictor in (made, eager))
         np.testing.assert_allclose(*answers, atol=1e-2)
     tall = made.predict(*image(200, 60))
     assert len(tall) > 0
@@ -115,7 +115,7 @@ def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(exported: Expor
     for half in (False, True):
         out = exported("openvino", half=True, size=(128, 96)) if half else exported("openvino", dynamic=True)
         backend = Predictor(out, device="cpu").backend
-        backend.forward(stack_pair(*image(96, 128))[None], "fused")
+        backend.forward(stack_pair(*image(96, 128))[None], ["fused"])
         (request,) = backend._requests.values()
         precision = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
         assert precision.get_type_name() == ("bf16" if half and able else "f32")

@@ -163,8 +163,8 @@ def compare(model: Backend, made: Backend, stacks: Sequence[np.ndarray], whole: 
     repeats = made.fixed[0] if made.fixed else 1
     for stack in stacks:
         for answer in model.header.config.answers:
-            a = model.forward(stack[None], answer)[0]
-            b = made.forward(np.repeat(stack[None], repeats, 0), answer)[-1]
+            a = model.forward(stack[None], [answer])[0][0]
+            b = made.forward(np.repeat(stack[None], repeats, 0), [answer])[0][-1]
             if not np.isfinite(b).all():
                 return np.inf, np.inf
             seen = np.maximum(a[4:].max(0), b[4:].max(0)) >= COUNTS
