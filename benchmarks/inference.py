@@ -136,7 +136,7 @@ def make_smaller(model: Path, folder: Path, size: tuple[int, int], formats: Sequ
         out = folder / f"{model.stem}-{kind}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(model, form, out, size=size, data=open_data(str(world / "data.yaml")), **{kind: True})
+                export(model, form, out, size=size, data=open_data(str(world / "data.yaml")), **{kind: True})  # type: ignore[arg-type]
             files[f"{form} {kind}"] = out
         except UserError as error:
             print(f"left out: {error}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_inference import NAMES, assert_same, image, model_file
@@ -19,6 +21,7 @@ from rscmd_model.methods import method_config
 from rscmd_model.network.header import ModelHeader, parse_header
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import save_model
+from rscmd_model.predict import main as predict
 
 NOTHING = np.zeros((0, 6), np.float32)
 
@@ -151,7 +154,7 @@ def test_an_ensemble_is_the_joined_answers(file: Path) -> None:
     assert (fused.answer, joint.answer) == ("fused", "ensemble")
     visible, thermal = image(96, 128)
     joint.warm_up()
-    stack = joint._input([joint._prepare(visible, thermal, None)])
+    stack = joint._input([joint._prepare(visible, thermal, None, "ensemble")])
     names = ("fused", "visible", "thermal")
     together = joint.backend.forward(stack, names)
     for name, answer in zip(names, together):  # the backbones are shared, and the numbers are the same
@@ -163,6 +166,10 @@ def test_an_ensemble_is_the_joined_answers(file: Path) -> None:
     assert got.scores[0] >= max(found.scores[0] for found in alone)
     for v, t in ((visible, None), (None, thermal)):  # a lost camera is no matter of the joint answer
         assert_same(joint.predict(v, t), fused.predict(v, t), 0)
+    assert_same(fused.predict(visible, thermal, answer="ensemble"), got, 0)
+    assert_same(joint.predict(visible, thermal, answer="fused"), alone[0], 0)
+    with pytest.raises(UserError, match="answer 'thermal' is not fused or ensemble"):
+        joint.predict(visible, thermal, answer="thermal")
     mixed = joint.predict_batch([visible, None, visible], [thermal, thermal, thermal])
     for one, expected in zip(mixed, (got, alone[2], got)):
         assert_same(one, expected)
@@ -219,3 +226,16 @@ def test_a_model_of_two_cameras_that_nothing_fuses() -> None:
     for answers in (("thermal", "visible"), ("visible",), ("visible", "fused", "thermal")):
         with pytest.raises(UserError, match="do not begin with fused"):
             ModelConfig(method="late", answers=answers)
+
+
+def test_the_command_predict_takes_the_answer(file: Path, tmp_path: Path) -> None:
+    visible, thermal = image(96, 128)
+    cv2.imwrite(str(tmp_path / "v.png"), visible)
+    cv2.imwrite(str(tmp_path / "t.png"), thermal)
+    words = ["--model", str(file), "--conf", "0.05", "--visible", str(tmp_path / "v.png"), "--answer", "ensemble"]
+    with pytest.raises(UserError, match="--answer says what answers a whole pair"):
+        predict([*words, "--json", str(tmp_path / "o.json")])
+    predict([*words, "--thermal", str(tmp_path / "t.png"), "--device", "cpu", "--json", str(tmp_path / "o.json")])
+    expected = Predictor(file, device="cpu", conf=0.05, answer="ensemble").predict(visible, thermal)
+    objects = json.loads((tmp_path / "o.json").read_text())
+    np.testing.assert_allclose([found["score"] for found in objects], expected.scores, atol=1e-4)

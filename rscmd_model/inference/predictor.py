@@ -143,6 +143,7 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> Detections:
         """Find the objects in one pair, or in the image that is left of it.
 
@@ -154,7 +155,7 @@ class Predictor:
             conf, iou, max_det: in place of the predictor's own.
             size: (width, height) in whose pixels boxes are wanted; by default those of the visible image. Without a
                 visible image those of the registration's `visible_size`, or without one of the thermal image.
-            registration: in place of the predictor's own.
+            registration, answer: in place of the predictor's own.
 
         Returns:
             detections by falling score, boxes clipped to the image.
@@ -164,7 +165,14 @@ class Predictor:
                 model has no such answer, or what it answers is none (NaN, or of another shape).
         """
         return self.predict_batch(
-            [visible], [thermal], conf=conf, iou=iou, max_det=max_det, size=size, registration=registration
+            [visible],
+            [thermal],
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            size=size,
+            registration=registration,
+            answer=answer,
         )[0]
 
     def predict_batch(
@@ -177,10 +185,18 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> list[Detections]:
         """As `predict` for many pairs. Those of the same answers and one network size run as one batch."""
         return self.predict_timed(
-            visibles, thermals, conf=conf, iou=iou, max_det=max_det, size=size, registration=registration
+            visibles,
+            thermals,
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            size=size,
+            registration=registration,
+            answer=answer,
         )[0]
 
     def predict_timed(
@@ -193,6 +209,7 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> tuple[list[Detections], StageTimes]:
         """As `predict_batch`, and where its time went."""
         if len(visibles) != len(thermals):
@@ -202,15 +219,16 @@ class Predictor:
         max_det = self.max_det if max_det is None else max_det
         started = time.perf_counter()
         inference = postprocess = 0.0
-        pairs = [self._prepare(visible, thermal, registration) for visible, thermal in zip(visibles, thermals)]
+        answer = self.answer if answer is None else self.header.pair_answer(answer)
+        pairs = [self._prepare(visible, thermal, registration, answer) for visible, thermal in zip(visibles, thermals)]
         results = [Detections.empty()] * len(pairs)
         for members in self._batches(pairs):
             batch = self._input([pairs[i] for i in members])
             begun = time.perf_counter()
-            answers = self._forward(batch, pairs[members[0]].answers)
+            given = self._forward(batch, pairs[members[0]].answers)
             answered = time.perf_counter()
-            answers = [answer[: len(members)] for answer in answers]
-            for i, found in zip(members, suppress_and_join(answers, conf, iou, max_det)):
+            given = [values[: len(members)] for values in given]
+            for i, found in zip(members, suppress_and_join(given, conf, iou, max_det)):
                 results[i] = _detections(found, pairs[i].placement, size)
             inference += answered - begun
             postprocess += time.perf_counter() - answered
@@ -231,7 +249,7 @@ class Predictor:
         Raises:
             UserError: as `predict`.
         """
-        pair = self._prepare(visible, thermal, registration)
+        pair = self._prepare(visible, thermal, registration, self.answer)
         assert pair.plane is not None
         return lay_over(pair.plane, pair.placement.frame[::-1], pair.registration)
 
@@ -255,15 +273,15 @@ class Predictor:
                 self.predict(visible if alone == "visible" else None, thermal if alone == "thermal" else None)
 
     def _prepare(
-        self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None
+        self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None, answer: str
     ) -> _Prepared:
-        """Check a pair, choose who answers it and place it; see `predict`."""
+        """Check a pair, choose who answers it (`answer`, if it is whole) and place it; see `predict`."""
         if visible is not None and (visible.ndim != 3 or visible.shape[2] != 3 or visible.dtype != np.uint8):
             raise UserError(
                 f"visible image has shape {visible.shape} and dtype {visible.dtype}; "
                 "expected (height, width, 3) uint8 BGR"
             )
-        answers = self._answers_for(visible is not None, thermal is not None)
+        answers = self._answers_for(visible is not None, thermal is not None, answer)
         plane = None if thermal is None else self.thermal.apply(thermal)
         registration = registration or self.registration
         if visible is not None:
@@ -277,10 +295,10 @@ class Predictor:
         placement = place((frame[0], frame[1]), self.header.image_size, (fixed[1], fixed[2]) if fixed else None)
         return _Prepared(answers, visible, plane, placement, registration)
 
-    def _answers_for(self, visible: bool, thermal: bool) -> tuple[str, ...]:
+    def _answers_for(self, visible: bool, thermal: bool, answer: str) -> tuple[str, ...]:
         """Which answers a pair gets that has these images. Raises `UserError` where the model has none for it."""
         if visible and thermal:
-            return self.config.made_of(self.answer)  # for a single-camera control its own modality
+            return self.config.made_of(answer)  # for a single-camera control its own modality
         if not (visible or thermal):
             raise UserError("neither a visible nor a thermal image was given")
         lone = "visible" if visible else "thermal"
