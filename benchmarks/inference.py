@@ -136,7 +136,7 @@ def make_smaller(model: Path, folder: Path, size: tuple[int, int], formats: Sequ
         out = folder / f"{model.stem}-{kind}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(model, form, out, size=size, data=open_data(str(world / "data.yaml")), **{kind: True})
+                export(model, form, out, size=size, data=open_data(str(world / "data.yaml")), **{kind: True})  # type: ignore[arg-type]
             files[f"{form} {kind}"] = out
         except UserError as error:
             print(f"left out: {error}")
@@ -164,7 +164,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
         ours[form] = predictor = Predictor(file, device=args.device)
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
         calls[f"ours, {form}"] = partial(predictor.predict_timed, [visible], [thermal])
-        calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, "fused")
+        calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, ["fused"])
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
     yolos = {"torch": YOLO(f"yolov8{scale}.yaml")}

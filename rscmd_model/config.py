@@ -93,7 +93,8 @@ class ModelConfig:
         if self.modalities not in (MODALITIES, *((m,) for m in MODALITIES)):
             raise UserError(f"modalities {', '.join(self.modalities)} are not visible, thermal or both in this order")
         main = "fused" if len(self.modalities) == 2 else self.modalities[0]
-        if self.answers != self.modalities and (self.answers[0] != main or len(set(self.answers)) < len(self.answers)):
+        alone = self.answers == self.modalities  # two cameras and nothing that fuses them
+        if (self.answers[0] != main and not alone) or len(set(self.answers)) < len(self.answers):
             raise UserError(f"answers {', '.join(self.answers)} do not begin with {main}, or name one twice")
         if not isinstance(self.head_classes, int) or not 0 <= self.head_classes <= MOST_CLASSES:
             raise UserError(f"head_classes {quoted(self.head_classes)} is not a number from 0 to {MOST_CLASSES}")
@@ -118,6 +119,20 @@ class ModelConfig:
         """The method with its changes, as it is written on a command line: "rscmd+md=map"."""
         values = {k: f"{v:g}" if is_number(v) else v for k, v in self.settings.items()}
         return "+".join([self.method, *(f"{name}={value}" for name, value in values.items())])
+
+    @property
+    def pair_answers(self) -> tuple[str, ...]:
+        """What can answer a whole pair, first what does unless another is asked for.
+
+        It is "fused" where the network has it, or the only modality of a control; and "ensemble", all answers of the
+        network joined, where it has several.
+        """
+        single = self.answers[:1] if self.answers[0] == "fused" or len(self.answers) == 1 else ()
+        return (*single, *(("ensemble",) if len(self.answers) > 1 else ()))
+
+    def made_of(self, answer: str) -> tuple[str, ...]:
+        """The answers of the network that `answer` is made of: of "ensemble" all, of any other itself."""
+        return self.answers if answer == "ensemble" else (answer,)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelConfig:

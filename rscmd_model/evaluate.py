@@ -9,6 +9,7 @@ would publish at that threshold.
 Faults given together happen together, in this order: time offset, shift, dark, noise, drop. One of --time-offset,
 --shift, --dark and --noise may have several values: that is a sweep. --drop and --answer may have several beside it, a
 curve for each. A unimodal branch is scored as the answer to a lost camera: --drop visible scores the thermal branch.
+--answer fused ensemble scores whole pairs by the fused answer and by all answers joined, a row for each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
-from rscmd_model.evaluation.faults import Fault, describe
+from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
@@ -84,9 +85,10 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--answer",
         nargs="+",
-        choices=("branch", "zeros"),
+        choices=(*LOST_ANSWERS, *PAIR_ANSWERS),
         help="who answers for a lost camera: the other camera's own branch (default), or the fused head, which is fed "
-        "a black image in its place",
+        "a black image in its place (zeros); and who answers a whole pair: fused, or ensemble (all answers joined; "
+        "default: as the model says)",
     )
     group.add_argument(
         "--shift", nargs="+", type=_shift, metavar="DX,DY", help="move the thermal image, px of the visible one"
@@ -133,16 +135,24 @@ def _plan(args: argparse.Namespace) -> tuple[list[Fault], str | None]:
         raise UserError(f"{one} and {other} both have several values: sweep one and give the other one value")
     if args.on and not values["noise"]:
         raise UserError("--on says which images get noise: give --noise as well")
-    if args.answer and not set(args.drop or ()) & set(MODALITIES):
-        raise UserError("--answer says who answers for a lost camera: give --drop visible or thermal as well")
+    drops = list(dict.fromkeys(args.drop or ["none"]))
+    given = dict.fromkeys(args.answer or ())
+    for_lost = [answer for answer in given if answer in LOST_ANSWERS]
+    for_pairs = [answer for answer in given if answer in PAIR_ANSWERS]
+    if for_lost and not set(drops) & set(MODALITIES):
+        raise UserError(
+            f"--answer {for_lost[0]} says who answers for a lost camera: give --drop visible or thermal as well"
+        )
+    if for_pairs and "none" not in drops:
+        raise UserError(f"--answer {for_pairs[0]} says who answers a whole pair: give --drop none as well")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give 0 or more")
     axis = swept[0] if swept else None
     same: dict[str, Any] = {name: values[name][0] for name in AXES if values[name]}
     faults = [
         Fault(**(same | ({axis: value} if axis else {})), noise_on=args.on or "both", drop=drop, answer=answer)
-        for drop in (None if lost == "none" else lost for lost in dict.fromkeys(args.drop or ["none"]))
-        for answer in (dict.fromkeys(args.answer or ["branch"]) if drop else ["branch"])
+        for drop in (None if lost == "none" else lost for lost in drops)
+        for answer in ((for_lost if drop else for_pairs) or ["branch"])
         for value in (values[axis] if axis else [None])
     ]
     if args.plot:

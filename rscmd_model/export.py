@@ -43,6 +43,12 @@ def main() -> None:
     parser.add_argument(
         "--size", metavar="W,H", help="size of the images to come (default: --data's first pair, or a square)"
     )
+    parser.add_argument(
+        "--answer",
+        choices=("fused", "ensemble"),
+        help="what answers a whole pair unless another is asked for: fused, or ensemble, all answers of the model "
+        "joined (default: as the model says); all answers are in the file in any case",
+    )
     parser.add_argument("--out", type=Path, metavar="PATH", help="file to write (default: beside the model)")
     data_arguments(parser, required=False)
     camera_arguments(parser)
@@ -57,7 +63,7 @@ def main() -> None:
     out = args.out or args.model.with_suffix(SUFFIXES[args.format])
     done = export(
         args.model, args.format, out, half=args.half, int8=args.int8, batch=args.batch, dynamic=args.dynamic,
-        size=_size(args.size), data=data,
+        size=_size(args.size), data=data, answer=args.answer,
     )  # fmt: skip
     print(done.summary)
 

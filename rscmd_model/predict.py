@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iou", type=float, default=0.7, help="NMS overlap, 0 to 1 (default: %(default)s)")
     parser.add_argument("--registration", type=Path, help="registration.yaml in place of the model's own, if any")
     parser.add_argument("--palette-ok", action="store_true", help="take a colour-palette thermal image by its luma")
+    parser.add_argument(
+        "--answer",
+        choices=("fused", "ensemble"),
+        help="what answers the pair: fused, or ensemble, all answers of the model joined (default: as the model says)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     args = parse(parser, argv)
     for name in ("conf", "iou"):
@@ -43,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: give a number from 0 to 1")
     if args.visible is None and args.thermal is None:
         raise UserError("give --visible, --thermal or both")
+    if args.answer and None in (args.visible, args.thermal):
+        raise UserError("--answer says what answers a whole pair, and a single image has its own branch: give both")
     if args.out and args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--out {args.out}: give a .png or .jpg file")
     predictor = Predictor(
@@ -52,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         iou=args.iou,
         registration=load_registration(args.registration) if args.registration else None,
         palette_ok=args.palette_ok,
+        answer=args.answer,
     )
     visible = read_visible(args.visible) if args.visible else None
     thermal = read_thermal(args.thermal, predictor.thermal) if args.thermal else None

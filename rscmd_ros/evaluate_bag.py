@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--registration", type=Path, help="registration.yaml in place of the model's own; a node has its parameter"
     )
+    parser.add_argument(
+        "--answer",
+        choices=("fused", "ensemble"),
+        help="what answers a pair: fused, or ensemble, all answers of the model joined (default: as the model says); a "
+        "node has its parameter",
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--report", type=Path, help="write a self-contained HTML report here")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default %(default)s)")
@@ -110,6 +116,8 @@ def _checked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
         raise UserError("--ros-args only makes sense with --live")
     if args.registration and args.live:
         raise UserError(f"with --live the node registers: start it with -p registration:={args.registration}")
+    if args.answer and args.live:
+        raise UserError(f"with --live the node answers: start it with -p answer:={args.answer}")
     if args.live and (len(args.bags) > 1 or args.ray):
         raise UserError("--live plays one bag to one node: give a single bag, without --ray")
     if args.workers is not None and not args.ray:
@@ -153,6 +161,7 @@ def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
             truth=args.truth,
             truth_topic=args.truth_topic,
             registration=args.registration,
+            answer=args.answer,
             device=args.device,
             batch=args.batch,
             samples=1 if many else SAMPLES if args.report else 0,

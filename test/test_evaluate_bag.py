@@ -74,6 +74,31 @@ def run(bag: Path, model: Path, out: Path, *more: str) -> dict[str, Any]:
     return dict(json.loads(out.read_text()))
 
 
+def test_a_bag_is_answered_by_the_answer_asked_for(world: Path, model: Path, tmp_path: Path) -> None:
+    import torch
+
+    from rscmd_model.network.model_file import load_model, save_model
+    from rscmd_ros.bags.job import Job
+    from rscmd_ros.bags.run import run as run_job
+
+    bag, eager = write(world, tmp_path / "bag"), tmp_path / "eager.safetensors"
+    network, header = load_model(model)
+    for head in network.heads():
+        for classifier in head.cv3:  # so that it finds something
+            torch.nn.init.normal_(classifier[-1].weight, std=0.3)
+    save_model(eager, network, header)
+    own, joint = (run_job(Job(bag, eager, answer=answer, device="cpu")).outcome for answer in (None, "ensemble"))
+    assert own.scored is not None
+    assert joint.scored is not None
+    pairs = list(zip(own.scored, joint.scored, strict=True))
+    assert sum(len(a.found) for a, _ in pairs) > 0
+    assert all(b.found.scores.sum() > a.found.scores.sum() for a, b in pairs if len(a.found))
+    for words, answer in (([], "fused"), (["--answer", "ensemble"], "ensemble")):
+        assert run(bag, model, tmp_path / "a.json", *words)["config"]["answer"] == answer
+    with pytest.raises(UserError, match="start it with -p answer:=ensemble"):
+        run(bag, model, tmp_path / "c.json", "--answer", "ensemble", "--live")
+
+
 def test_evaluation_is_deterministic_and_its_ledger_adds_up(world: Path, model: Path, tmp_path: Path) -> None:
     rough = [
         "--rate-visible",

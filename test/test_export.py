@@ -24,7 +24,8 @@ from rscmd_model.imaging.preprocess import fill, place
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference import export_file
 from rscmd_model.inference.backends import read_archive, write_archive
-from rscmd_model.inference.export_file import Bound, export
+from rscmd_model.inference.export_file import EXACT, Bound, export
+from rscmd_model.inference.late_fusion import suppress_and_join
 from rscmd_model.inference.opening import SUFFIXES
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.inference.suppression import suppress
@@ -76,7 +77,7 @@ def test_an_exported_model_gives_the_model_s_answers(form: str, model: Path, exp
         stack = np.empty((1, *placement.network, 4), np.uint8)
         fill(stack[0], placement, visible, thermal)
         for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
-            answers = (predictor.backend.forward(stack, branch) for predictor in (made, eager))
+            answers = (predictor.backend.forward(stack, [branch])[0] for predictor in (made, eager))
             np.testing.assert_allclose(*answers, atol=1e-2)
         assert len(made.predict(visible, thermal)) > 0
 
@@ -91,7 +92,7 @@ def test_a_fixed_batch_takes_any_number_of_pairs_of_any_shape(form: str, model: 
     assert [len(found) > 0 for found in made.predict_batch(visibles, thermals)] == [True] * 3
     stacks = np.stack([stack_pair(*pair) for pair in pairs[:2]])
     for branch in ("fused", "visible", "thermal"):  # before suppression, which a last bit may tip
-        answers = (predictor.backend.forward(stacks, branch) for predictor in (made, eager))
+        answers = (predictor.backend.forward(stacks, [branch])[0] for predictor in (made, eager))
         np.testing.assert_allclose(*answers, atol=1e-2)
     tall = made.predict(*image(200, 60))
     assert len(tall) > 0
@@ -115,7 +116,7 @@ def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(exported: Expor
     for half in (False, True):
         out = exported("openvino", half=True, size=(128, 96)) if half else exported("openvino", dynamic=True)
         backend = Predictor(out, device="cpu").backend
-        backend.forward(stack_pair(*image(96, 128))[None], "fused")
+        backend.forward(stack_pair(*image(96, 128))[None], ["fused"])
         (request,) = backend._requests.values()
         precision = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
         assert precision.get_type_name() == ("bf16" if half and able else "f32")
@@ -130,6 +131,31 @@ def test_an_answer_that_differs_is_not_written(model: Path, tmp_path: Path, monk
     with pytest.raises(UserError, match="is not written"):
         export(model, "onnx", out, half=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_an_exported_ensemble_is_the_model_s(form: str, model: Path, exported: Exported) -> None:
+    file = exported(form, dynamic=True, answer="ensemble")
+    made, eager = Predictor(file, device="cpu", conf=0.05), Predictor(model, device="cpu", answer="ensemble")
+    assert made.answer == "ensemble"
+    assert Predictor(file, device="cpu", answer="fused").answer == "fused"
+    stacks = np.stack([stack_pair(*image(96, 128, seed)) for seed in range(2)])
+    names = ("fused", "visible", "thermal")
+    together = made.backend.forward(stacks, names)
+    for name, answer, expected in zip(names, together, eager.backend.forward(stacks, names), strict=True):
+        centres = np.abs(answer[:, :4] - expected[:, :4]).max() / 128
+        assert centres < EXACT.box, "before suppression, which a last bit may tip"
+        assert np.abs(answer[:, 4:] - expected[:, 4:]).max() < EXACT.score
+        np.testing.assert_allclose(answer, made.backend.forward(stacks, [name])[0], atol=1e-2)
+    joint = suppress_and_join([answer[:1] for answer in together], 0.05, made.iou, made.max_det)[0]
+    np.testing.assert_allclose(made.predict(*image(96, 128, 0)).scores, joint[:, 4], atol=1e-3)
+
+
+def test_an_export_for_an_answer_that_there_is_not(tmp_path: Path) -> None:
+    plain = model_file(tmp_path / "sum.safetensors", "sum")
+    with pytest.raises(UserError, match="answer ensemble joins several answers"):
+        export(plain, "onnx", tmp_path / "m.onnx", answer="ensemble")
+    assert [f.name for f in tmp_path.iterdir()] == ["sum.safetensors"]
 
 
 @pytest.mark.parametrize("form", NEEDS)

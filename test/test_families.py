@@ -243,7 +243,7 @@ def test_a_two_stream_model_is_saved_and_exported(family: str, tmp_path: Path) -
         export(file, form, out, size=(128, 96))
         backend = Predictor(out, device="cpu").backend
         for branch in ("fused", "visible", "thermal"):
-            np.testing.assert_allclose(backend.forward(stack, branch), eager[branch][0], atol=1e-2, err_msg=form)
+            np.testing.assert_allclose(backend.forward(stack, [branch])[0], eager[branch][0], atol=1e-2, err_msg=form)
 
 
 CASES = [(family, method) for family in FAMILIES for method in ("visible", "rscmd")]

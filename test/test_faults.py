@@ -173,6 +173,7 @@ def test_neighbours_never_cross_a_sequence() -> None:
         {"shift": (float("nan"), 0)},
         {"drop": "both"},
         {"answer": "guess"},
+        {"drop": "visible", "answer": "ensemble"},
         {"noise_on": "none"},
     ],
 )
@@ -249,6 +250,33 @@ def test_branch_and_zeros_are_different_answers(predictor: Predictor, world: tup
     evaluate(control, *world, drop="visible")
 
 
+def test_pairs_are_scored_by_the_answer_asked_for(
+    predictor: Predictor, world: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    own, fused, joint = sweep(predictor, *world, [Fault(), Fault(answer="fused"), Fault(answer="ensemble")])
+    assert own["per_class"] == fused["per_class"] != joint["per_class"]
+    ensemble = Predictor(predictor._file, device="cpu", conf=0.05, answer="ensemble")
+    faults = [Fault(), Fault(answer="fused"), Fault(drop="visible"), Fault(drop="visible", answer="zeros")]
+    lost = sweep(predictor, *world, faults[2:])  # which has nothing to do with the answer to a pair
+    for fault, expected in zip(faults, (joint, fused, *lost), strict=True):
+        assert sweep(ensemble, *world, [fault])[0]["per_class"] == expected["per_class"]
+    plain_sum = Predictor(model_file(tmp_path / "sum.safetensors", "sum"), device="cpu", conf=0.05)
+    with pytest.raises(UserError, match="ensemble joins several answers, and this model has one"):
+        sweep(plain_sum, *world, [Fault(answer="ensemble")])
+    out = tmp_path / "out.json"
+    words = ["--drop", "none", "visible", "--answer", "ensemble", "fused", "zeros", "--json", str(out)]
+    run(monkeypatch, predictor, world[0], *words)
+    points = json.loads(out.read_text())["points"]
+    assert [(p["drop"], p["answer"], p["mAP50"]) for p in points[:2]] == [
+        (None, "ensemble", joint["mAP50"]),
+        (None, "fused", fused["mAP50"]),
+    ]
+    assert [(p["drop"], p["answer"]) for p in points[2:]] == [("visible", "zeros")]
+    told = capsys.readouterr().out
+    assert "ensemble answers" in told
+    assert "fused answers" in told
+
+
 def test_time_offset_is_the_neighbour_s_thermal_image(predictor: Predictor, world: tuple, tmp_path: Path) -> None:
     """The same figures come out when the neighbours' images are written into a data set under the pairs' names."""
     data, pairs = world
@@ -304,6 +332,8 @@ def test_command_line_sweeps_and_draws(
         (["--on", "thermal"], "give --noise"),
         (["--answer", "zeros"], "give --drop"),
         (["--drop", "none", "--answer", "zeros"], "give --drop"),
+        (["--answer", "fused", "branch"], "--answer branch says who answers for a lost camera"),
+        (["--drop", "visible", "--answer", "zeros", "ensemble"], "--answer ensemble says who answers a whole pair"),
         (["--plot", "a.png"], "--plot draws a sweep"),
         (["--noise", "1", "2", "--plot", "a.txt"], "ends in .png"),
         (["--shift", "4"], "--shift 4: give DX,DY"),

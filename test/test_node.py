@@ -268,6 +268,34 @@ def test_lifecycle_from_a_bad_model_to_the_end(alone, model, tmp_path, cameras):
         detector.close()
 
 
+def test_pairs_are_answered_by_all_answers_joined(alone, model, tmp_path, cameras):
+    from rscmd_model.inference.predictor import Predictor
+    from rscmd_ros.cameras.conversions import image_to_thermal, image_to_visible
+
+    predictor = Predictor(model, device="cpu", conf=0.0, max_det=5, answer="ensemble")
+    values = {"answer": "ensemble", "confidence_threshold": 0, "max_detections": 5}
+    detector = Detector(tmp_path, model=model, device="cpu", **values)
+    try:
+        detector.wait_for("active: listening")
+        assert "pairs answered by ensemble" in detector.text
+        for stream in STREAMS:
+            cameras.publish_to(stream)
+        cameras.detections.clear()
+        visible, thermal = cameras.send_pair()
+        cameras.spin_until(lambda: bool(cameras.detections), "detections")
+        expected = predictor.predict(image_to_visible(visible), image_to_thermal(thermal))
+        got = msg_to_detections(cameras.detections.pop(), NAMES)
+        np.testing.assert_allclose(got.scores, expected.scores, atol=1e-4)
+        cameras.spin_until(lambda: cameras.status.get("answer") == "ensemble", "the answer in /diagnostics")
+        cameras.spin_until(lambda: cameras.mode[-1:] == ["ensemble"], "mode ensemble")
+        assert "mode ensemble: pairs are answered, by all answers joined" in detector.text
+        done, said = cameras.set(answer="fused")
+        assert not done
+        assert "'answer' can be set only while the node is unconfigured" in said
+    finally:
+        detector.close()
+
+
 def test_standard_policy_and_sigterm_in_the_middle_of_inference(alone, tmp_path, cameras):
     slow = random_model(tmp_path / "slow.safetensors", 1280)
     detector = Detector(tmp_path, model=slow, device="cpu", pairing_policy="approximate")

@@ -108,7 +108,7 @@ def test_the_node_answers_as_the_direct_evaluation_does(
     out, report = tmp_path / "s.json", tmp_path / "r.html"
     evaluate([str(bag), "--model", str(model), "--live", "--json", str(out), "--report", str(report), *NAMESPACE])
     text = out.read_text()
-    for key in ('"mAP50"', '"latency_ms"', '"lost"', '"mode": "live"'):
+    for key in ('"mAP50"', '"latency_ms"', '"lost"', '"mode": "live"', '"answer": "fused"'):
         assert key in text
     assert "data:image/png" in report.read_text()
 

@@ -75,7 +75,7 @@ class ReferenceBranches(nn.ModuleDict):
     def __init__(self, model: RscmdModel, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            like = {"scale": model.config.scale, "family": model.config.family}
+            like: Any = {"scale": model.config.scale, "family": model.config.family}
             solo = {m: RscmdModel(method_config(m, **like), model.names) for m in MODALITIES}
         super().__init__({m: solo[m].branch(m) for m in MODALITIES})
 

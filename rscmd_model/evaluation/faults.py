@@ -25,6 +25,8 @@ from rscmd_model.imaging.thermal import ThermalContract
 # Learned Raw Denoising, CVPR 2019: 0.0001 to 0.012, log variance of reading 2.18 log(shot) + 1.2).
 SHOT_NOISE = 0.0011
 READ_NOISE = 0.0011
+LOST_ANSWERS = ("branch", "zeros")
+PAIR_ANSWERS = ("fused", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,12 @@ class Fault:
         noise: standard deviation in grey levels of what is added to the images that `noise_on` names.
         noise_on: "visible", "thermal" or "both".
         drop: the lost camera, "visible" or "thermal", or None.
-        answer: who answers for a lost camera: "branch" (the other camera's own) or "zeros" (the fused head, with a
-            black image in place of the lost one, as published methods do).
+        answer: who answers. For a lost camera "branch" (the other camera's own) or "zeros" (the fused head, with a
+            black image in place of the lost one, as published methods do); a whole pair "fused" or "ensemble" (see
+            `Predictor`), while "branch" and "zeros" leave it to the predictor.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or says who answers a whole pair where a camera is lost.
     """
 
     time_offset: int = 0
@@ -57,16 +60,25 @@ class Fault:
         for name, allowed in (
             ("noise_on", (*MODALITIES, "both")),
             ("drop", (None, *MODALITIES)),
-            ("answer", ("branch", "zeros")),
+            ("answer", (*LOST_ANSWERS, *PAIR_ANSWERS)),
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
+        if self.drop is not None and self.answer in PAIR_ANSWERS:
+            raise UserError(f"drop {self.drop}: answer {self.answer} is a whole pair's; give branch or zeros")
         if not 0 <= self.dark <= 1:
             raise UserError(f"dark {self.dark:g}: give a factor from 0 (no light) to 1 (as it is)")
         if not 0 <= self.noise <= 255:
             raise UserError(f"noise {self.noise:g}: give a standard deviation from 0 to 255 grey levels")
         if not np.isfinite(self.shift).all():
             raise UserError(f"shift {self.shift}: give two finite numbers of pixels")
+
+    @property
+    def pair_answer(self) -> str | None:
+        """Who answers what arrives as a whole pair, as `Predictor` takes it; None leaves it to the predictor."""
+        if self.drop is not None and self.answer == "zeros":
+            return "fused"
+        return self.answer if self.answer in PAIR_ANSWERS else None
 
     def apply(
         self, visible: np.ndarray, thermal: np.ndarray, contract: ThermalContract, seed: int, stem: str
@@ -114,7 +126,11 @@ def describe(fault: Fault, leave_out: str | None = None) -> str:
         ("dark", fault.dark != 1, f"dark {fault.dark:g}"),
         ("noise", fault.noise != 0, f"noise {fault.noise:g}" + f" on {fault.noise_on}" * (fault.noise_on != "both")),
         ("drop", fault.drop is not None, f"{fault.drop} lost"),
-        ("answer", fault.drop is not None, "zeros in its place" if fault.answer == "zeros" else "branch answers"),
+        (
+            "answer",
+            fault.drop is not None or fault.answer in PAIR_ANSWERS,
+            "zeros in its place" if fault.answer == "zeros" else f"{fault.answer} answers",
+        ),
     ]
     return ", ".join(text for name, told, text in words if told and name != leave_out) or "sound"
 

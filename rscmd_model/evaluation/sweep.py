@@ -97,7 +97,7 @@ def sweep(
                 fault.apply(v, thermals[thermal_of[p.stem, fault.time_offset].thermal], predictor.thermal, seed, p.stem)
                 for p, v in zip(part, visibles)
             ]
-            found += _predict(predictor, arrived, sizes[start:])
+            found += _predict(predictor, arrived, sizes[start:], fault.pair_answer)
     return [
         {
             **score(truths, found, data.names, sizes).to_dict(),
@@ -112,6 +112,7 @@ def sweep(
 def _check_answer(predictor: Predictor, fault: Fault) -> None:
     """Refuse a fault that the model has no answer for (`UserError`)."""
     if fault.drop is None:
+        predictor.header.pair_answer(fault.pair_answer)
         return
     left = MODALITIES[1 - MODALITIES.index(fault.drop)]
     there = ", ".join(predictor.config.answers)
@@ -123,12 +124,18 @@ def _check_answer(predictor: Predictor, fault: Fault) -> None:
 
 
 def _predict(
-    predictor: Predictor, arrived: Sequence[tuple[np.ndarray | None, np.ndarray | None]], sizes: list[tuple[int, int]]
+    predictor: Predictor,
+    arrived: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
+    sizes: list[tuple[int, int]],
+    answer: str | None,
 ) -> list[Detections]:
-    """The answers to pairs in the pixels of their visible images, (width, height) each, also where these are lost."""
+    """The answers to pairs in the pixels of their visible images, (width, height) each, also where these are lost.
+
+    Whole pairs are answered by `answer`.
+    """
     found: dict[int, Detections] = {}
     for size in set(sizes[: len(arrived)]):
         members = [i for i in range(len(arrived)) if sizes[i] == size]
         visibles, thermals = zip(*(arrived[i] for i in members))
-        found.update(zip(members, predictor.predict_batch(visibles, thermals, size=size)))
+        found.update(zip(members, predictor.predict_batch(visibles, thermals, size=size, answer=answer)))
     return [found[i] for i in range(len(arrived))]

@@ -1,6 +1,6 @@
 """What runs a network: one face for torch, ONNX Runtime, OpenVINO and TensorRT.
 
-A backend takes (B, H, W, 4) uint8 (red, green, blue, thermal; H and W multiples of 32) and gives one branch's answer.
+A backend takes (B, H, W, 4) uint8 (red, green, blue, thermal; H and W multiples of 32) and gives the answers asked for.
 Nothing here imports torch: an exported model starts without it.
 
 `model.openvino` and `model.engine` are zip archives, not compressed, of what the runtime reads (`model.xml` and
@@ -52,10 +52,17 @@ class Backend(Protocol):
     header: ModelHeader
     fixed: tuple[int, int, int] | None
 
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
-        """The answer of a branch to a batch, (B, 4 + classes, N) float32, as `suppression.suppress` takes it.
+    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
+        """Some answers to a batch, each (B, 4 + classes, N) float32, as `suppression.suppress` takes them.
 
-        Raises `UserError` naming the file where the runtime finds, only now, that it cannot run what the file holds.
+        Only what they need is computed, and what several need is computed once.
+
+        Args:
+            batch: (B, H, W, 4) uint8.
+            answers: names of the model's answers: "fused", "visible", "thermal".
+
+        Raises:
+            UserError: naming the file where the runtime finds, only now, that it cannot run what the file holds.
         """
 
 
@@ -108,23 +115,24 @@ class OnnxBackend:
             )
         shapes = [i.type.tensor_type.shape.dim for i in self._model.graph.input if i.name == INPUT]
         self.fixed = fixed_input([d.dim_value for d in shapes[0][:3]] if shapes else [], where)
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[tuple[str, ...], Any] = {}
 
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
         """See `Backend`."""
+        key = tuple(answers)
         try:
-            if branch not in self._sessions:
-                self._sessions[branch] = self._session(branch)
-            answer: np.ndarray = self._sessions[branch].run([branch], {INPUT: batch})[0]
+            if key not in self._sessions:
+                self._sessions[key] = self._session(key)
+            found: list[np.ndarray] = self._sessions[key].run(list(key), {INPUT: batch})
         except Exception as error:  # a dozen kinds of onnxruntime and onnx
             raise not_run(self._where, "ONNX Runtime", error) from None
-        return answer
+        return found
 
-    def _session(self, branch: str) -> Any:
-        """A session for the nodes one branch needs. Asked for one output, the runtime would compute them all."""
+    def _session(self, answers: tuple[str, ...]) -> Any:
+        """A session for the nodes that these answers need. Asked for one output, the runtime would compute them all."""
         from onnx.utils import Extractor
 
-        part = Extractor(self._model).extract_model([INPUT], [branch])
+        part = Extractor(self._model).extract_model([INPUT], list(answers))
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = threads()
         # Waiting threads sleep: on a robot the processor is never idle, and spinning ones would hold up the others.
@@ -139,7 +147,7 @@ class OnnxBackend:
 
 
 class OpenVinoBackend:
-    """OpenVINO on the CPU. Each branch is compiled for each input size when it is first used.
+    """OpenVINO on the CPU. What is asked for together is compiled for each input size when it is first used.
 
     Args:
         source: path of a model.openvino, or the bytes of an ONNX model.
@@ -175,27 +183,27 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "bf16" if half or self._model.has_rt_info(BFLOAT16) else "f32",
         }
         self.fixed = fixed_input(sizes, where)
-        self._requests: dict[tuple[str, tuple[int, ...]], Any] = {}
+        self._requests: dict[tuple[tuple[str, ...], tuple[int, ...]], Any] = {}
 
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
+    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
         """See `Backend`."""
-        key = (branch, batch.shape)
+        key = (tuple(answers), batch.shape)
         try:
             if key not in self._requests:
-                self._requests[key] = self._compiled(branch, batch.shape)
+                self._requests[key] = self._compiled(*key)
             found = self._requests[key].infer([batch], share_inputs=True)
-            answer: np.ndarray = found[0]
+            return [found[i] for i in range(len(answers))]
         except Exception as error:
             raise not_run(self._where, "OpenVINO", error) from None
-        return answer
 
-    def _compiled(self, branch: str, shape: tuple[int, ...]) -> Any:
-        """A request for one branch at one size."""
+    def _compiled(self, answers: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+        """A request for some answers at one size."""
         if len(self._requests) == self._MOST_COMPILED:  # a camera whose size changes all the time
             self._requests.pop(next(iter(self._requests)))
         # A model of its own for each: OpenVINO computes what no output needs, and is faster for one size than any.
         whole = self._model.clone()
-        part = self._openvino.Model([whole.output(branch)], whole.get_parameters(), branch)
+        outputs = [whole.output(answer) for answer in answers]
+        part = self._openvino.Model(outputs, whole.get_parameters(), "+".join(answers))
         part.reshape(shape)
         return self._core.compile_model(part, "CPU", self._hints).create_infer_request()
 

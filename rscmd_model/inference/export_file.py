@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,7 @@ def export(
     dynamic: bool = False,
     size: tuple[int, int] | None = None,
     data: DataConfig | None = None,
+    answer: str | None = None,
 ) -> Exported:
     """Write a model in another format, checked.
 
@@ -97,17 +98,18 @@ def export(
         size: (width, height) in px of the images to come; None means that of `data`'s first pair, or a square.
         data: its val split shows whether the answers agree, its train split the range of values for `int8`. Without
             it the answers to drawn scenes are compared.
+        answer: what answers a whole pair of the exported file unless another is asked for, as `Predictor` takes it.
 
     Raises:
-        UserError: a bad model, a package that is not installed, or answers that differ too much. Then nothing is
-            written.
+        UserError: a bad model, an answer that it does not have, a package that is not installed, or answers that differ
+            too much. Then nothing is written.
     """
     _check_request(format, out, int8, data)
     require("torch", "ultralytics")
     from rscmd_model.inference.torch_backends import TorchBackend
 
     eager = TorchBackend(model, "cpu", False)
-    header = eager.header
+    header = eager.header = replace(eager.header, answer=eager.header.pair_answer(answer))
     stacks = read_stacks(data, "val", header, CHECKED, size) if data else drawn_stacks(header, size)
     calibration = read_stacks(data, "train", header, CALIBRATED, size) if int8 and data else None
     height, width = stacks[0].shape[:2]
@@ -123,7 +125,7 @@ def export(
             raise UserError(f"{out} is not written, its answers are not the model's: {differences}")
         megabytes = aside.stat().st_size / 2**20
     takes = "any size" if fixed is None else f"{width}x{height} px, batch {batch}"
-    answers = ", ".join(header.config.answers)
+    answers = ", ".join(header.config.answers) + " (joined for a pair)" * (header.answer == "ensemble")
     return Exported(box, score, f"{out}: {format}, {kind}, {takes}, {answers}, {megabytes:.1f} MiB\n{differences}")
 
 
@@ -163,8 +165,8 @@ def compare(model: Backend, made: Backend, stacks: Sequence[np.ndarray], whole: 
     repeats = made.fixed[0] if made.fixed else 1
     for stack in stacks:
         for answer in model.header.config.answers:
-            a = model.forward(stack[None], answer)[0]
-            b = made.forward(np.repeat(stack[None], repeats, 0), answer)[-1]
+            a = model.forward(stack[None], [answer])[0][0]
+            b = made.forward(np.repeat(stack[None], repeats, 0), [answer])[0][-1]
             if not np.isfinite(b).all():
                 return np.inf, np.inf
             seen = np.maximum(a[4:].max(0), b[4:].max(0)) >= COUNTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,15 @@ BACKENDS = ("torch", "onnxruntime", "openvino")  # for a model.safetensors
 _ROUNDS = 3
 
 
-def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tuple[Backend, str]:
+def open_backend(
+    path: Path, device: str, half: bool | None, backend: str, answer: str | None = None
+) -> tuple[Backend, str]:
     """Load a model file of any format.
 
     Args:
         path: the suffix tells the format; anything unknown is taken for a model.safetensors.
         device, half, backend: as `Predictor` takes them.
+        answer: the same; it is what a trial times.
 
     Returns:
         the backend, and what a trial measured in one line (empty without one).
@@ -69,7 +73,7 @@ def open_backend(path: Path, device: str, half: bool | None, backend: str) -> tu
         _only_cpu(device, f"backend {backend}")
         return _converted(TorchBackend(path, "cpu", None), path, backend, half), ""
     eager = TorchBackend(path, device, half)
-    return _trial(eager, path, half) if backend == "auto" and eager.device == "cpu" else (eager, "")
+    return _trial(eager, path, half, answer) if backend == "auto" and eager.device == "cpu" else (eager, "")
 
 
 def _only_cpu(device: str, what: str) -> None:
@@ -88,20 +92,21 @@ def _converted(eager: TorchBackend, path: Path, backend: str, half: bool | None)
     return OnnxBackend(graph, path) if backend == "onnxruntime" else OpenVinoBackend(graph, path, half)
 
 
-def _trial(eager: TorchBackend, path: Path, half: bool | None) -> tuple[Backend, str]:
-    """The fastest backend for the main answer to one square pair, and what each took.
+def _trial(eager: TorchBackend, path: Path, half: bool | None, answer: str | None) -> tuple[Backend, str]:
+    """The fastest backend for the answer to one square pair, and what each took.
 
     A backend that is not installed, or fails, is left out and named: torch always remains.
     """
     side = eager.header.image_size
+    asked = eager.header.config.made_of(eager.header.pair_answer(answer))
     pair = np.random.default_rng(0).integers(0, 256, (1, side, side, 4), np.uint8)
     best: Backend = eager
-    least = _seconds(eager, pair)
+    least = _seconds(eager, pair, asked)
     measured = [f"torch {1e3 * least:.1f} ms"]
     for name in BACKENDS[1:]:
         try:
             other = _converted(eager, path, name, half)
-            seconds = _seconds(other, pair)
+            seconds = _seconds(other, pair, asked)
         except Exception as error:
             # Whatever goes wrong in a runtime of others, the detector runs; the reason is in the line.
             measured.append(f"{name} left out ({first_line(error)})")
@@ -112,11 +117,11 @@ def _trial(eager: TorchBackend, path: Path, half: bool | None) -> tuple[Backend,
     return best, f"trial at {side}x{side} px: {', '.join(measured)}; taken: {best.name}"
 
 
-def _seconds(backend: Backend, pair: np.ndarray) -> float:
-    """The least time of some answers, after one that is not counted."""
+def _seconds(backend: Backend, pair: np.ndarray, answers: Sequence[str]) -> float:
+    """The least time of some runs, after one that is not counted."""
     taken = []
     for _ in range(_ROUNDS + 1):
         started = time.perf_counter()
-        backend.forward(pair, backend.header.config.answers[0])
+        backend.forward(pair, answers)
         taken.append(time.perf_counter() - started)
     return min(taken[1:])

@@ -19,8 +19,8 @@ from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import lay_over
 from rscmd_model.imaging.preprocess import Placement, fill, place
 from rscmd_model.imaging.registration import Registration
+from rscmd_model.inference.late_fusion import suppress_and_join
 from rscmd_model.inference.opening import open_backend
-from rscmd_model.inference.suppression import suppress
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class _Prepared:
     """A checked pair on its way to the network.
 
     Attributes:
-        answer: the one that is asked for: "fused", "visible" or "thermal".
+        answers: of the network, those that are asked for: one, or several that are to be joined.
         visible: (H, W, 3) uint8 BGR, or None.
         plane: (h, w) uint8, the thermal image as its contract shows it, or None.
         placement: where the image lies in the network's input.
         registration: where thermal pixels lie in the visible image, or None.
     """
 
-    answer: str
+    answers: tuple[str, ...]
     visible: np.ndarray | None
     plane: np.ndarray | None
     placement: Placement
@@ -75,6 +75,8 @@ class Predictor:
         max_det: most boxes per image.
         registration: where thermal pixels lie in the visible image; None means as the model's training data had it.
         palette_ok: take the luma of colour-palette thermal images although the model was not trained on them.
+        answer: what answers a whole pair: "fused", or "ensemble", all answers of the model joined by `late_fusion`;
+            None means as the model file says. A lone camera is answered by its own branch in any case.
 
     Attributes:
         header: what the model file says of itself.
@@ -82,14 +84,15 @@ class Predictor:
         device: "cpu" or "cuda:N".
         trial: what "auto" measured, one line to log; empty when there was no trial.
         conf, iou, max_det: as given.
+        answer: what answers a whole pair: "fused", "ensemble", or for a single-camera control its modality.
         names: class names by index.
         thermal: the thermal contract; thermal images must be of its source type.
         registration: the one in use, or None when both images are taken to show the same field of view.
         modalities: the cameras it can answer for alone when the other is lost.
 
     Raises:
-        UserError: a bad model file, an absent device, or a package that is needed and not installed. Damage that only
-            answers show is told by the first of them; `warm_up` asks for one of each.
+        UserError: a bad model file, an answer that it does not have, an absent device, or a package that is needed and
+            not installed. Damage that only answers show is told by the first of them; `warm_up` asks for one of each.
     """
 
     def __init__(
@@ -104,11 +107,13 @@ class Predictor:
         max_det: int = 300,
         registration: Registration | None = None,
         palette_ok: bool = False,
+        answer: str | None = None,
     ) -> None:
         self._file = Path(model)
-        self.backend, self.trial = open_backend(self._file, device, half, backend)
+        self.backend, self.trial = open_backend(self._file, device, half, backend, answer)
         self._turn = threading.Lock()
         self.header, self.device = self.backend.header, self.backend.device
+        self.answer = self.header.pair_answer(answer)
         self.conf, self.iou, self.max_det = conf, iou, max_det
         self.registration = registration or self.header.registration
         self.thermal = replace(self.header.thermal, palette_ok=True) if palette_ok else self.header.thermal
@@ -138,6 +143,7 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> Detections:
         """Find the objects in one pair, or in the image that is left of it.
 
@@ -149,7 +155,7 @@ class Predictor:
             conf, iou, max_det: in place of the predictor's own.
             size: (width, height) in whose pixels boxes are wanted; by default those of the visible image. Without a
                 visible image those of the registration's `visible_size`, or without one of the thermal image.
-            registration: in place of the predictor's own.
+            registration, answer: in place of the predictor's own.
 
         Returns:
             detections by falling score, boxes clipped to the image.
@@ -159,7 +165,14 @@ class Predictor:
                 model has no such answer, or what it answers is none (NaN, or of another shape).
         """
         return self.predict_batch(
-            [visible], [thermal], conf=conf, iou=iou, max_det=max_det, size=size, registration=registration
+            [visible],
+            [thermal],
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            size=size,
+            registration=registration,
+            answer=answer,
         )[0]
 
     def predict_batch(
@@ -172,10 +185,18 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> list[Detections]:
-        """As `predict` for many pairs. Those of one answer and one network size run as one batch."""
+        """As `predict` for many pairs. Those of the same answers and one network size run as one batch."""
         return self.predict_timed(
-            visibles, thermals, conf=conf, iou=iou, max_det=max_det, size=size, registration=registration
+            visibles,
+            thermals,
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            size=size,
+            registration=registration,
+            answer=answer,
         )[0]
 
     def predict_timed(
@@ -188,6 +209,7 @@ class Predictor:
         max_det: int | None = None,
         size: tuple[int, int] | None = None,
         registration: Registration | None = None,
+        answer: str | None = None,
     ) -> tuple[list[Detections], StageTimes]:
         """As `predict_batch`, and where its time went."""
         if len(visibles) != len(thermals):
@@ -197,14 +219,16 @@ class Predictor:
         max_det = self.max_det if max_det is None else max_det
         started = time.perf_counter()
         inference = postprocess = 0.0
-        pairs = [self._prepare(visible, thermal, registration) for visible, thermal in zip(visibles, thermals)]
+        answer = self.answer if answer is None else self.header.pair_answer(answer)
+        pairs = [self._prepare(visible, thermal, registration, answer) for visible, thermal in zip(visibles, thermals)]
         results = [Detections.empty()] * len(pairs)
         for members in self._batches(pairs):
             batch = self._input([pairs[i] for i in members])
             begun = time.perf_counter()
-            answer = self._forward(batch, pairs[members[0]].answer)
+            given = self._forward(batch, pairs[members[0]].answers)
             answered = time.perf_counter()
-            for i, found in zip(members, suppress(answer[: len(members)], conf, iou, max_det)):
+            given = [values[: len(members)] for values in given]
+            for i, found in zip(members, suppress_and_join(given, conf, iou, max_det)):
                 results[i] = _detections(found, pairs[i].placement, size)
             inference += answered - begun
             postprocess += time.perf_counter() - answered
@@ -225,12 +249,12 @@ class Predictor:
         Raises:
             UserError: as `predict`.
         """
-        pair = self._prepare(visible, thermal, registration)
+        pair = self._prepare(visible, thermal, registration, self.answer)
         assert pair.plane is not None
         return lay_over(pair.plane, pair.placement.frame[::-1], pair.registration)
 
     def warm_up(self) -> None:
-        """Ask for every answer once at the trained size, so that the first real one is not a slow one.
+        """Ask once at the trained size for all that may be asked for, so that the first real answer is not a slow one.
 
         Raises:
             UserError: an answer is none (NaN, or of another shape): the model is damaged.
@@ -243,19 +267,21 @@ class Predictor:
         noise = np.random.default_rng(0)  # black would go through many a damaged weight
         visible = noise.integers(0, 256, (*wide, 3), np.uint8)
         thermal = noise.integers(0, np.iinfo(depth).max, narrow, depth)
-        for answer in self.config.answers:
-            self.predict(None if answer == "thermal" else visible, None if answer == "visible" else thermal)
+        self.predict(visible, thermal)
+        if len(self.config.modalities) == 2:  # for a control the pair was the same
+            for alone in self.modalities:
+                self.predict(visible if alone == "visible" else None, thermal if alone == "thermal" else None)
 
     def _prepare(
-        self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None
+        self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None, answer: str
     ) -> _Prepared:
-        """Check a pair, choose who answers it and place it; see `predict`."""
+        """Check a pair, choose who answers it (`answer`, if it is whole) and place it; see `predict`."""
         if visible is not None and (visible.ndim != 3 or visible.shape[2] != 3 or visible.dtype != np.uint8):
             raise UserError(
                 f"visible image has shape {visible.shape} and dtype {visible.dtype}; "
                 "expected (height, width, 3) uint8 BGR"
             )
-        answer = self._answer_for(visible is not None, thermal is not None)
+        answers = self._answers_for(visible is not None, thermal is not None, answer)
         plane = None if thermal is None else self.thermal.apply(thermal)
         registration = registration or self.registration
         if visible is not None:
@@ -267,12 +293,12 @@ class Predictor:
             frame = plane.shape
         fixed = self.backend.fixed
         placement = place((frame[0], frame[1]), self.header.image_size, (fixed[1], fixed[2]) if fixed else None)
-        return _Prepared(answer, visible, plane, placement, registration)
+        return _Prepared(answers, visible, plane, placement, registration)
 
-    def _answer_for(self, visible: bool, thermal: bool) -> str:
-        """Which answer a pair gets that has these images. Raises `UserError` where the model has none for it."""
+    def _answers_for(self, visible: bool, thermal: bool, answer: str) -> tuple[str, ...]:
+        """Which answers a pair gets that has these images. Raises `UserError` where the model has none for it."""
         if visible and thermal:
-            return self.config.answers[0]  # for a single-camera control its own modality
+            return self.config.made_of(answer)  # for a single-camera control its own modality
         if not (visible or thermal):
             raise UserError("neither a visible nor a thermal image was given")
         lone = "visible" if visible else "thermal"
@@ -281,13 +307,13 @@ class Predictor:
                 f"only the {lone} image was given, and this model has no {lone} branch of its own (it answers for: "
                 f"{', '.join(self.config.answers)}); models trained with method rsc or rscmd have both"
             )
-        return lone
+        return (lone,)
 
     def _batches(self, pairs: Sequence[_Prepared]) -> Iterator[list[int]]:
-        """The pairs, by index, that go through the network together: those of one answer and one network size."""
-        groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
+        """The pairs, by index, that go through the network together: those of the same answers and one network size."""
+        groups: dict[tuple[tuple[str, ...], tuple[int, int]], list[int]] = {}
         for i, pair in enumerate(pairs):
-            groups.setdefault((pair.answer, pair.placement.network), []).append(i)
+            groups.setdefault((pair.answers, pair.placement.network), []).append(i)
         for members in groups.values():
             most = self.backend.fixed[0] if self.backend.fixed else len(members)
             for start in range(0, len(members), most):
@@ -305,18 +331,24 @@ class Predictor:
         batch[len(pairs) :] = 0
         return batch
 
-    def _forward(self, batch: np.ndarray, answer: str) -> np.ndarray:
-        """The network's answer (B, 4 + classes, N) to a batch.
+    def _forward(self, batch: np.ndarray, answers: tuple[str, ...]) -> list[np.ndarray]:
+        """The network's answers to a batch, each (B, 4 + classes, N).
 
         One thread at a time: torch's heads keep the anchors of the last size, sessions and CUDA graphs are made when
         they are first needed, and OpenVINO's requests and CUDA graphs have one buffer each.
 
         Raises:
-            UserError: it is no answer. A damaged model would find nothing, for ever.
+            UserError: one is no answer. A damaged model would find nothing, for ever.
         """
         with self._turn:
-            found = self.backend.forward(batch, answer)
-        shape = (len(batch), 4 + len(self.names))
+            found = self.backend.forward(batch, answers)
+        for answer, values in zip(answers, found, strict=True):
+            self._check(answer, values, len(batch))
+        return found
+
+    def _check(self, answer: str, found: np.ndarray, count: int) -> None:
+        """Raises `UserError` where what a network gave for an answer to `count` pairs is none."""
+        shape = (count, 4 + len(self.names))
         if found.ndim != 3 or found.shape[:2] != shape:
             raise UserError(
                 f"{self._file}: its {answer} answer has shape {found.shape}; its header says {shape} and boxes: copy "
@@ -328,7 +360,6 @@ class Predictor:
                 f"{self._file}: its {answer} answer is not finite (NaN or infinite numbers){less}: copy or export the "
                 "file again, or train the model again"
             )
-        return found
 
 
 def _detections(found: np.ndarray, placement: Placement, size: tuple[int, int] | None) -> Detections:

@@ -35,8 +35,21 @@ def _one(image: np.ndarray, conf: float, iou: float, max_det: int) -> np.ndarray
     centre, half = image[:2, found].T, image[2:4, found].T / 2
     classes = image[4:, found].argmax(0)
     rows = np.hstack((centre - half, centre + half, scores[found, None], classes[:, None])).astype(np.float32)
-    kept = np.sort(np.concatenate([_kept(rows, classes == number, iou) for number in np.unique(classes)]))
-    return rows[kept[:max_det]]
+    return rows[kept(rows, iou)[:max_det]]
+
+
+def kept(rows: np.ndarray, iou: float) -> np.ndarray:
+    """Which boxes NMS within each class keeps.
+
+    Args:
+        rows: (M, 6) by falling score, more than 0, as `suppress` gives them; at least one.
+        iou: boxes of a class that overlap more than this are one.
+
+    Returns:
+        rising indices into `rows`.
+    """
+    classes = rows[:, 5]
+    return np.sort(np.concatenate([_kept(rows, classes == number, iou) for number in np.unique(classes)]))
 
 
 def _kept(rows: np.ndarray, members: np.ndarray, iou: float) -> np.ndarray:

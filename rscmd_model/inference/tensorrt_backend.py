@@ -6,6 +6,7 @@ fused answer does not pay for the others. It is a program, which docs/security.m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def build_engine(onnx: bytes, half: bool, dynamic: tuple[int, int, int] | None) 
 class EngineBackend:
     """TensorRT engines on a CUDA GPU, one for each branch.
 
+    Several answers are given by their engines one after another: what they share, the backbones, is computed again in
+    each, so that an ensemble takes about the sum of their times.
+
     Args:
         path: a model.engine.
         device: "auto" or "cuda:N".
@@ -82,15 +86,18 @@ class EngineBackend:
             self._contexts[branch] = engine.create_execution_context()
         self.fixed = fixed_input(list(engine.get_tensor_shape(INPUT)[:3]), path)
 
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
-        """See `Backend`; it waits for the device once, for the answer."""
-        torch, context = self._torch, self._contexts[branch]
+    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
+        """See `Backend`; it waits for the device once all engines have their work."""
+        torch = self._torch
         with torch.cuda.device(self._device):
             taken = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
-            context.set_input_shape(INPUT, tuple(batch.shape))
-            given = torch.empty(tuple(context.get_tensor_shape(branch)), dtype=torch.float32, device=self._device)
-            context.set_tensor_address(INPUT, taken.data_ptr())
-            context.set_tensor_address(branch, given.data_ptr())
-            context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
-            answer: np.ndarray = given.cpu().numpy()
-            return answer
+            found = []
+            for answer in answers:
+                context = self._contexts[answer]
+                context.set_input_shape(INPUT, tuple(batch.shape))
+                given = torch.empty(tuple(context.get_tensor_shape(answer)), dtype=torch.float32, device=self._device)
+                context.set_tensor_address(INPUT, taken.data_ptr())
+                context.set_tensor_address(answer, given.data_ptr())
+                context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+                found.append(given)
+            return [given.cpu().numpy() for given in found]

@@ -8,6 +8,7 @@ the two further waits of the device's NMS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rscmd_model.devices import inference_device
 from rscmd_model.errors import UserError
 
 _MOST_GRAPHS = 8  # CUDA graphs kept, each with its own memory
+_Key = tuple[tuple[str, ...], tuple[int, ...]]  # answers and shape of the input
 
 
 def select_device(device: str) -> torch.device:
@@ -54,50 +56,51 @@ class TorchBackend:
         self._dtype = torch.float16 if self.half else torch.float32
         self.network.fuse().to(self._device, self._dtype, memory_format=torch.channels_last).eval()
         self._staging: dict[tuple[int, ...], Tensor] = {}
-        self._graphs: dict[tuple[str, tuple[int, ...]], tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Any]] = {}
+        self._graphs: dict[_Key, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Any]] = {}
 
-    def forward(self, batch: np.ndarray, branch: str) -> np.ndarray:
-        """See `Backend`; it waits for the device once, for the answer."""
+    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
+        """See `Backend`; it waits for the device once, for all the answers."""
         with torch.inference_mode():
             if self._device.type == "cpu":
-                return self._answer(torch.from_numpy(batch), branch).numpy()
-            return self._on_gpu(batch, branch).cpu().numpy()
+                return [answer.numpy() for answer in self._answers(torch.from_numpy(batch), answers)]
+            return list(self._on_gpu(batch, tuple(answers)).cpu().numpy())
 
-    def _answer(self, pair: Tensor, branch: str) -> Tensor:
-        """(B, H, W, 4) uint8 on the device to (B, 4 + classes, N) float32 there."""
+    def _answers(self, pair: Tensor, answers: Sequence[str]) -> list[Tensor]:
+        """(B, H, W, 4) uint8 on the device to (B, 4 + classes, N) float32 there for each answer."""
         x = pair.permute(0, 3, 1, 2).to(self._dtype) / 255  # the permuted view is channels last already
-        answer: Tensor = self.network.answers(x, [branch])[branch][0]
-        return answer.float()
+        found = self.network.answers(x, answers)
+        return [found[answer][0].float() for answer in answers]
 
-    def _on_gpu(self, batch: np.ndarray, branch: str) -> Tensor:
+    def _on_gpu(self, batch: np.ndarray, answers: tuple[str, ...]) -> Tensor:
+        """The answers one behind the other, (A, B, 4 + classes, N)."""
         if batch.shape not in self._staging:
             self._staging = {batch.shape: torch.empty(batch.shape, dtype=torch.uint8, pin_memory=True)}
         pinned = self._staging[batch.shape]
         pinned.numpy()[:] = batch
         if len(batch) > 1:  # batches are for throughput, where launches cost little
-            return self._answer(pinned.to(self._device, non_blocking=True), branch)
-        key = (branch, batch.shape)
+            return torch.stack(self._answers(pinned.to(self._device, non_blocking=True), answers))
+        key = (answers, batch.shape)
         if key not in self._graphs:
             if len(self._graphs) == _MOST_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[key] = self._record(pinned, branch)
+            self._graphs[key] = self._record(pinned, answers)
         graph, taken, given, _ = self._graphs[key]
         taken.copy_(pinned, non_blocking=True)
         graph.replay()
         return given
 
-    def _record(self, pinned: Tensor, branch: str) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Any]:
-        """The graph of one branch at one size, its input, its output, and tensors it reads that must stay alive."""
+    def _record(self, pinned: Tensor, answers: tuple[str, ...]) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Any]:
+        """The graph of some answers at one size, its input, its output, and tensors it reads that must stay alive."""
         with torch.cuda.device(self._device):
             taken = pinned.to(self._device)
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(3):  # the first runs choose algorithms and make the head's anchors
-                    self._answer(taken, branch)
+                    torch.stack(self._answers(taken, answers))
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                given = self._answer(taken, branch)
-            head: Any = self.network.branch(branch).head
-            return graph, taken, given, (head.anchors, head.strides)
+                given = torch.stack(self._answers(taken, answers))
+            heads: list[Any] = [self.network.branch(answer).head for answer in answers]
+            return graph, taken, given, [(head.anchors, head.strides) for head in heads]

@@ -60,6 +60,8 @@ class ModelHeader:
         data: name of the training data and hash of its train split, {"name": ..., "split_hash": ...}.
         metrics: figures of its own validation during training, by name; empty if none.
         registration: where thermal pixels lay in the visible images of the training data; None where they were aligned.
+        answer: what answers a whole pair unless another is asked for, one of the configuration's `pair_answers`; empty
+            becomes the first of them. It is written only where it is not that one.
         code_version: version of this package that wrote the file.
 
     Raises:
@@ -74,8 +76,13 @@ class ModelHeader:
     metrics: dict[str, float] = field(default_factory=dict)
     registration: Registration | None = None
     code_version: str = __version__
+    answer: str = ""
 
     def __post_init__(self) -> None:
+        if self.answer == "":
+            object.__setattr__(self, "answer", self.config.pair_answers[0])
+        if self.answer not in self.config.pair_answers:
+            raise UserError(f"answer {shown(repr(self.answer))} is not {' or '.join(self.config.pair_answers)}")
         check_names(self.names)
         check_image_size(self.image_size)
         if not all(isinstance(k, str) and isinstance(v, str) for k, v in self.data.items()):
@@ -84,6 +91,22 @@ class ModelHeader:
             raise UserError(f"metrics {self.metrics!r} are not numbers by name")
         if not isinstance(self.code_version, str):
             raise UserError(f"code_version {self.code_version!r} is not text")
+
+    def pair_answer(self, asked: str | None) -> str:
+        """What answers a whole pair: what was asked for, or the model's own where that is None.
+
+        Raises:
+            UserError: the model cannot answer so.
+        """
+        if asked is None or asked in self.config.pair_answers:
+            return asked or self.answer
+        there = ", ".join(self.config.answers)
+        if asked == "ensemble":
+            raise UserError(f"answer ensemble joins several answers, and this model has one ({there}): leave answer")
+        if asked == "fused":
+            other = "ask for ensemble" if len(self.config.answers) > 1 else "leave answer"
+            raise UserError(f"answer fused: this model has no fused answer (it has {there}): {other}")
+        raise UserError(f"answer {shown(repr(asked))} is not {' or '.join(self.config.pair_answers)}")
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -100,6 +123,8 @@ class ModelHeader:
         }
         if self.registration is not None:
             plain["registration"] = self.registration.to_dict()
+        if self.answer != self.config.pair_answers[0]:
+            plain["answer"] = self.answer
         return json.dumps(plain, sort_keys=True)
 
     @staticmethod
@@ -128,6 +153,7 @@ class ModelHeader:
             if plain.get("registration") is not None
             else None,
             code_version=plain["code_version"],
+            answer=plain.get("answer", ""),
         )
 
 

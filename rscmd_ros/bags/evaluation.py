@@ -146,7 +146,7 @@ def evaluate_live(
     """Evaluate a bag by playing it to a running detector node.
 
     Args:
-        job: what to evaluate; the node has its own pairing options and registration.
+        job: what to evaluate; the node has its own pairing options, registration and answer.
         rate: speed of play; 1 is as recorded.
         wait: how long to wait for the node, s.
         ros_args: remappings, after --ros-args.
@@ -174,7 +174,13 @@ def evaluate_live(
         answers, extra = played.answers, dict(played.extra)
         found = outcome(played.pairing, answers, truths, header.names, ledger=played.ledger, pairs=played.pairs)
         result = figures([found], header.names)
-        of_the_node = dataclasses.replace(job, options=played.options, registration=extra.pop("registration") or None)
+        answer = extra.pop("answer")
+        of_the_node = dataclasses.replace(
+            job,
+            options=played.options,
+            registration=extra.pop("registration") or None,
+            answer=None if answer == "auto" else answer,
+        )
         config = {**_config(of_the_node, str(job.bag), source, header), "mode": "live", "device": "of the node"}
         del config["batch"]
         config["lowest_score"] = extra.pop("confidence_threshold")
@@ -223,6 +229,7 @@ def evaluate_many(
     header = read_model_header(job.model)
     if job.registration:
         load_registration(job.registration)  # what is wrong for all is said once, before the first bag
+    header.pair_answer(job.answer)
     found = evaluate_bags(jobs, header.names, kept, ray=ray, workers=workers, threads=threads, progress=progress)
     results = found.results
     truths = {result.truth for result in results.values()} - {None}
@@ -270,6 +277,7 @@ def _config(job: Job, bag: str | list[str], truth: str | None, header: ModelHead
         **dataclasses.asdict(job.options),
         # A file, or that it is the model's own, or None where the images are taken as aligned.
         "registration": str(job.registration) if job.registration else OF_THE_MODEL if header.registration else None,
+        "answer": header.pair_answer(job.answer),
         "lowest_score": LOWEST_SCORE,
         "device": job.device,
         "batch": job.batch,

@@ -27,6 +27,7 @@ class Job:
         truth: COCO file of the truth.
         truth_topic: topic of the truth, where there is no file; with neither the usual topic, if it is there.
         registration: registration.yaml in place of the model's own.
+        answer: what answers a pair, "fused" or "ensemble"; None: as the model says.
         device: auto, cpu or cuda:N.
         batch: pairs that go through the network together.
         samples: pairs to keep as pictures.
@@ -40,6 +41,7 @@ class Job:
     truth: Path | None = None
     truth_topic: str | None = None
     registration: Path | None = None
+    answer: str | None = None
     device: str = "auto"
     batch: int = BATCH
     samples: int = 0

@@ -70,7 +70,7 @@ def replay(
     with _ros(ros_args) as (node, stopped):
         link = _Link(node, wait, stopped, {stream: bag.transport(topic) for stream, topic in topics.items()})
         options = link.pairing_options(options)
-        told = {name: link.parameter(name) for name in ("confidence_threshold", "registration")}
+        told = {name: link.parameter(name) for name in ("confidence_threshold", "registration", "answer")}
         pairing = pair_up(bag, dict(topics), options, contract)
         before = link.counts()
         sent = _play(bag, topics, link, rate, progress)

@@ -63,7 +63,7 @@ def run(job: Job, *, threads: int | None = None, progress: Callable[[str], None]
             import torch
 
             torch.set_num_threads(threads)
-        predictor = _predictor(job.model, _changed(job.model), job.device, job.registration)
+        predictor = _predictor(job.model, _changed(job.model), job.device, job.registration, job.answer)
         answers = answer_pairs(
             bag, job.topics, job.options, predictor, batch=job.batch, samples=job.samples, progress=progress
         )
@@ -83,12 +83,12 @@ def _changed(model: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _predictor(model: Path, changed: int, device: str, registration: Path | None) -> Predictor:
+def _predictor(model: Path, changed: int, device: str, registration: Path | None, answer: str | None) -> Predictor:
     """Loaded once for all the bags that this process gets."""
     from rscmd_model.inference.predictor import Predictor
 
     given = load_registration(registration) if registration else None
-    predictor = Predictor(model, device=device, conf=LOWEST_SCORE, registration=given)
+    predictor = Predictor(model, device=device, conf=LOWEST_SCORE, registration=given, answer=answer)
     predictor.warm_up()
     return predictor
 

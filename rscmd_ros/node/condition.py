@@ -102,7 +102,8 @@ class Condition:
         """
         lost = [s for s in STREAMS if s != fallback.survivor and fallback.health(s, now) != "live"]
         why = ", ".join(f"{topic(stream)} {fallback.describe(stream, now)}" for stream in lost)
-        answers = {"none": "nothing answers", "fused": "pairs are answered"}.get(mode, f"the {mode} branch answers")
+        pairs = {"fused": "pairs are answered", "ensemble": "pairs are answered, by all answers joined"}
+        answers = {"none": "nothing answers", **pairs}.get(mode, f"the {mode} branch answers")
         if (branch := fallback.lacks_branch()) is not None:
             answers = f"nothing answers, for {branch_problem(branch)}"
         return f"mode {mode}: {answers}{': ' if why else ''}{why}"
@@ -206,7 +207,7 @@ class Condition:
         detector, fallback, tally = facts.detector, facts.fallback, facts.tally
         numbers: dict[str, int | float | str | None] = {"mode": facts.mode}
         if detector is not None:
-            numbers |= detector.device()
+            numbers |= {"answer": detector.predictor.answer, **detector.device()}
         if fallback is not None:
             for stream in STREAMS:
                 numbers[f"{stream}.health"] = fallback.health(stream, facts.now)

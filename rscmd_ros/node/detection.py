@@ -60,7 +60,8 @@ def load_predictor(settings: Settings) -> Predictor:
     """Load the model, with backend "auto" on a CPU choose the fastest by a trial, and run it once. Takes seconds.
 
     Raises:
-        UserError: a bad model or registration file, or a device or backend that is not there.
+        UserError: a bad model or registration file, an answer that the model does not have, or a device or backend that
+            is not there.
     """
     from rscmd_model.inference.predictor import Predictor
 
@@ -70,6 +71,7 @@ def load_predictor(settings: Settings) -> Predictor:
         half=None if settings.half else False,
         backend=settings.backend,
         registration=load_registration(Path(settings.registration).expanduser()) if settings.registration else None,
+        answer=None if settings.answer == "auto" else settings.answer,
     )
     predictor.warm_up()
     return predictor
@@ -282,10 +284,8 @@ class PairDetector:
         size: tuple[int, int] | None,
         registration: Registration | None,
     ) -> None:
-        branches = self.predictor.config.answers
-        branch = (
-            branches[0] if visible is not None and thermal is not None else "thermal" if visible is None else "visible"
-        )
+        lone = "thermal" if visible is None else "visible"
+        branch = lone if visible is None or thermal is None else self.predictor.answer
         plane = None if thermal is None else self.predictor.thermal_view(visible, thermal, registration=registration)
         if plane is not None and size is not None:
             plane = cv2.resize(plane, size)

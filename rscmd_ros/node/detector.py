@@ -203,7 +203,8 @@ class DetectorNode(LifecycleNode):
         self.get_logger().info(
             f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}"
             f"{' or a palette' if predictor.thermal.palette_ok else ''}, "
-            f"{'registered' if predictor.registration else 'taken as aligned'}, on {predictor.device}, "
+            f"{'registered' if predictor.registration else 'taken as aligned'}, pairs answered by {predictor.answer}, "
+            f"on {predictor.device}, "
             f"in {time.monotonic() - started:.1f} s{'; ' if predictor.trial else ''}{predictor.trial}"
         )
         self._outputs = outputs = Outputs(self)
@@ -308,7 +309,7 @@ class DetectorNode(LifecycleNode):
 
     def _follow_mode(self, fallback: Fallback) -> None:
         assert self._detector is not None
-        full = self._detector.predictor.config.answers[0]  # for a model of one camera its own
+        full = self._detector.predictor.answer  # for a model of one camera its own
         mode = full if fallback.mode == "fused" else fallback.mode
         if mode != self._mode.current:
             self.get_logger().info(self._condition.mode_change(mode, fallback, self._now(), self._topic))

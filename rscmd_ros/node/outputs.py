@@ -80,7 +80,8 @@ class Outputs:
         """
         config = predictor.config
         streams = "two-stream" if len(config.modalities) == 2 else "single-stream"
-        method = f"{streams} {config.layers}, {config.title}; {', '.join(config.answers)}"
+        joined = " joined" if predictor.answer == "ensemble" else ""
+        method = f"{streams} {config.layers}, {config.title}; {', '.join(config.answers)}{joined}"
         vision = VisionInfo(method=method, database_location=self._label_info.topic_name, database_version=1)
         label, chosen = LabelInfo(threshold=float(threshold)), set(wanted)
         label.class_map = [

@@ -30,7 +30,7 @@ def draw_overlay(
         thermal: (h, w) uint8 as the network sees it, of the same field of view, or None.
         found: boxes in pixels of the visible image, or of the thermal one when it is alone.
         names: class names by index.
-        branch: the modality that answered: fused, visible or thermal; stands with each box.
+        branch: what answered: fused, ensemble, visible or thermal; stands with each box.
         title: the line of text.
         identities: of tracks, one for each detection, or none.
 

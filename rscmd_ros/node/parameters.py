@@ -74,6 +74,13 @@ class Settings:
         choices=("auto", *BACKENDS),
     )
     half: bool = _parameter(True, "Half precision on a CUDA device. On the CPU the model file says: export --half.")
+    answer: str = _parameter(
+        "auto",
+        "What answers a whole pair. fused: the branch of both cameras. ensemble: all answers of the model joined, at "
+        "the price of the other branches' time. auto: what the model file says. A lone camera's own branch answers it "
+        "in any case.",
+        choices=("auto", "fused", "ensemble"),
+    )
     confidence_threshold: float = _parameter(
         0.25, "Detections with a lower score are not published.", low=0.0, high=1.0, live=True
     )
