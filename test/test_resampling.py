@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rscmd_model.detections import Detections
-from rscmd_model.evaluation.resampling import Interval, draw, over_seeds, scores
+from rscmd_model.evaluation.resampling import draw, interval, over_seeds, scores
 from rscmd_model.evaluation.scoring import Truth, match, score
 
 NAMES = {0: "person", 1: "car", 2: "tram"}
@@ -92,4 +92,4 @@ def test_the_figure_of_a_method_is_the_mean_over_drawn_seeds() -> None:
 
 def test_an_interval_is_the_middle_95_percent() -> None:
     figures = np.append(np.arange(1001) / 1000, np.nan)
-    assert Interval.of(figures) == Interval(pytest.approx(0.025), pytest.approx(0.975))
+    assert interval(figures) == pytest.approx((0.025, 0.975))

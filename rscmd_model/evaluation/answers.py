@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rscmd_model.config import MODALITIES
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.evaluation.scoring import Truth
@@ -20,6 +21,11 @@ ANSWERS = "answers.npz"  # the file's name in the folder of a run
 def lost_answer(camera: str) -> str:
     """The name of what the fused head answers with a camera's image black: "visible" or "thermal"."""
     return f"fused, {camera} lost"
+
+
+def is_lost(answer: str) -> bool:
+    """Whether an answer is one of `lost_answer`."""
+    return answer in map(lost_answer, MODALITIES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from rscmd_model.datasets.folds import fold_names, read_rows, rows_of, together
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, read_labels
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, first, read_labels
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.files import whole_file
 
@@ -117,7 +117,7 @@ def read_folds(
     pairs = together(data.reader, splits).pairs
     rows = read_rows(file, [*(["fold"] if count is None else []), *([group] if group else [])])
     row_of = rows_of(pairs, rows, file)
-    drives = _drives(row_of, group)
+    drives = _drives(row_of, group, file)
     if count is None:
         of = {stem: row["fold"] for stem, row in row_of.items()}
         if odd := sorted(fold for fold in set(of.values()) if not re.fullmatch(r"\w[\w.-]*", fold)):
@@ -143,14 +143,16 @@ def read_drives(data: DataConfig, split: str, file: Path, group: str | None = No
         UserError: the CSV does not name all pairs.
     """
     rows = read_rows(file, [group] if group else [])
-    return _drives(rows_of(find_pairs(data, split), rows, file, others=True), group)
+    return _drives(rows_of(find_pairs(data, split), rows, file, others=True), group, file)
 
 
-def _drives(row_of: Mapping[str, Mapping[str, str]], group: str | None) -> Drives:
+def _drives(row_of: Mapping[str, Mapping[str, str]], group: str | None, file: Path) -> Drives:
     column = group or BLOCK
-    if all(row.get(column) for row in row_of.values()):
-        return Drives({stem: row[column] for stem, row in row_of.items()}, column)
-    return Drives({stem: stem for stem in row_of}, None)
+    if not any(row.get(column) for row in row_of.values()):
+        return Drives({stem: stem for stem in row_of}, None)
+    if lacking := [stem for stem, row in row_of.items() if not row.get(column)]:
+        raise UserError(f"{file}: no {column} of {len(lacking)} pairs: {first(lacking)}")
+    return Drives({stem: row[column] for stem, row in row_of.items()}, column)
 
 
 def _check_whole(of: Mapping[str, str], drives: Drives, file: Path) -> None:

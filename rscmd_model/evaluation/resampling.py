@@ -7,7 +7,6 @@ scores is the interval. Boxes are matched once: a drive that is drawn twice coun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -85,23 +84,17 @@ def _precision(matches: Matches, times: npt.NDArray[np.int64]) -> npt.NDArray[np
     return table
 
 
-@dataclass(frozen=True)
-class Interval:
+def interval(figures: npt.NDArray[np.float64]) -> tuple[float, float]:
     """The middle 95 % of resampled figures.
 
-    Attributes:
-        low: 2.5 % are below it.
-        high: 2.5 % are above it.
+    Args:
+        figures: (R,); those that are NaN are left out.
+
+    Returns:
+        2.5 % lie below the first number, 2.5 % above the second.
     """
-
-    low: float
-    high: float
-
-    @staticmethod
-    def of(figures: npt.NDArray[np.float64]) -> Interval:
-        """The interval of (R,) figures; those that are NaN are left out."""
-        low, high = np.nanpercentile(figures, (2.5, 97.5))
-        return Interval(float(low), float(high))
+    low, high = np.nanpercentile(figures, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def over_seeds(figures: Mapping[int, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
