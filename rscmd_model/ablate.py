@@ -14,15 +14,20 @@ unfinished one is resumed.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
+from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.evaluation.ablation import OWN_OPTIONS, RECIPE, Ablation, ablate
+from rscmd_model.evaluation.ablation import ablate
+from rscmd_model.evaluation.ablation_runs import OWN_OPTIONS, RECIPE, Ablation
+from rscmd_model.evaluation.folds import BLOCK, Drives, Folds, read_drives, read_folds
 from rscmd_model.methods import parse_method
 from rscmd_model.options import parse_options
 
@@ -47,6 +52,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--jobs", type=int, help="trainings side by side (default: one on a GPU, else as many as there are cores)"
     )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="checkpoint that each training starts from, as train takes it"
+    )
+    evidence = parser.add_argument_group("folds and intervals")
+    evidence.add_argument(
+        "--folds",
+        type=Path,
+        metavar="CSV",
+        help="columns name (of a pair) and fold: the pairs of train and --split together, each scored by a model that "
+        "was trained without its fold",
+    )
+    evidence.add_argument(
+        "--group", metavar="COLUMN", help=f"column of the drives, which are drawn whole (default: {BLOCK}, if there)"
+    )
+    evidence.add_argument(
+        "--fold-count", type=int, metavar="K", help="make K folds of whole drives instead of reading the column fold"
+    )
+    evidence.add_argument(
+        "--frames", type=Path, metavar="CSV", help="without folds: columns name and drive, for intervals alone"
+    )
+    evidence.add_argument(
+        "--resamples", type=int, default=1000, help="drawn for an interval; 0: no intervals (default: %(default)s)"
+    )
+    evidence.add_argument(
+        "--lost", action="store_true", help="also score the fused answer with each camera's image black"
+    )
     option_words(parser, "ultralytics' options, the same for all")
     args = parse(parser, argv)
     methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
@@ -61,9 +92,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
     if options.get("single_cls"):
         raise UserError("single_cls=True: an ablation scores the data's own classes, leave it out")
-    ablation = Ablation(args.out, open_given(args), args.split, scale, family, options)
+    data = open_given(args)
+    folds, drives = _evidence(args, data)
+    weights = args.weights.resolve() if args.weights else None
+    if weights and not weights.is_file():
+        raise UserError(f"--weights: no file {weights}")
+    ablation = Ablation(args.out, data, args.split, scale, family, options, weights, folds, args.lost)
     check_device(options.get("device"))
-    ablate(ablation, methods, args.seeds, args.jobs or _usual_jobs(), lambda line: print(line, flush=True))
+    jobs = args.jobs or _usual_jobs()
+    ablate(ablation, methods, args.seeds, jobs, partial(print, flush=True), drives=drives, resamples=args.resamples)
+
+
+def _evidence(args: argparse.Namespace, data: DataConfig) -> tuple[Folds | None, Drives | None]:
+    """The folds and the drives that a command line names.
+
+    Raises:
+        UserError: its options do not go together, or as `read_folds`.
+    """
+    if args.resamples < 0:
+        raise UserError("--resamples: give how many, or 0 for no intervals")
+    if args.folds and args.frames:
+        raise UserError("--folds names the drives as well: leave out --frames")
+    if args.fold_count is not None and not args.folds:
+        raise UserError("--fold-count makes folds of the drives that --folds FILE names: give both")
+    if args.folds:
+        return read_folds(data, ("train", args.split), args.folds, args.group, args.fold_count)
+    if args.frames:
+        return None, read_drives(data, args.split, args.frames, args.group)
+    if args.group:
+        raise UserError("--group names a column of --folds FILE or --frames FILE: give one")
+    return None, None
 
 
 def _usual_jobs() -> int:

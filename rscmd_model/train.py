@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:
-        score_answers(file, args.score)
+        score_answers(file, args.score, args.lost)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)
@@ -114,6 +114,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--diagnose-every", type=int, metavar="K", help="every K epochs (implies --diagnose; default 1)"
     )
     parser.add_argument("--score", metavar="SPLIT", help="afterwards score every answer of the model on this split")
+    parser.add_argument(
+        "--lost", action="store_true", help="with --score: also the fused answer with each camera's image black"
+    )
     parser.add_argument("--out", type=Path, help="also copy the finished model to this file")
     option_words(parser)
     for name in _SETTINGS:
@@ -137,6 +140,8 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     for name in ("method", "scale", "model", "family", "weights") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
+    if args.lost and not args.score:
+        raise UserError("--lost is about what --score scores: give both")
     if args.score and options.get("single_cls"):
         raise UserError("--score compares with the data's own classes, which single_cls=True gives up: leave one out")
 

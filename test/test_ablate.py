@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from test_pairs import write_world
 
-from rscmd_model.evaluation.ablation import compare, copy_output, markdown, summarize
+from rscmd_model.evaluation.ablation_tables import Row, compare, markdown, markdown_of, summarize
+from rscmd_model.evaluation.trainings import copy_output
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.training.cost import gflops
@@ -130,9 +132,12 @@ def test_mistakes_are_one_line(ablate: Ablate, tmp_path: Path, words: list[str],
     assert not (tmp_path / "out").exists()
 
 
-def row(method: str, seed: int, value: float, branch: str = "fused") -> dict[str, object]:
+def row(method: str, seed: int, value: float, branch: str = "fused", spread: float | None = None) -> Row:
+    """A row; with `spread`, two resamples that lie so far to either side of it."""
     cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10.0 * seed, "memory_mb": 100.0}
-    return {"method": method, "seed": seed, "branch": branch, "mAP50": value, "mAP50_95": value / 2, **cost}
+    both = np.array([value, value / 2])
+    resampled = None if spread is None else np.stack([both - spread, both + spread])
+    return Row(method, seed, branch, value, value / 2, cost, resampled)
 
 
 def test_mean_and_spread_over_seeds() -> None:
@@ -150,12 +155,35 @@ def test_mean_and_spread_over_seeds() -> None:
 def test_each_answer_is_compared_with_its_control_of_the_same_seed() -> None:
     rows = [row("thermal", 1, 0.4, "thermal"), row("rsc", 1, 0.9), row("rsc", 1, 0.6, "thermal")]
     rows += [row("sum", 2, 0.7), row("rsc", 2, 0.8), row("sum", 1, 0.5), row("rsc", 2, 0.5, "visible")]
-    assert compare(rows).splitlines()[3:] == [
+    assert markdown_of(compare(rows)).splitlines()[3:] == [
+        "| thermal | sum | -5.0 | -5.0 |",
         "| rsc | sum | +20.0, +5.0 | +12.5 |",
         "| rsc, thermal branch alone | thermal | +10.0 | +10.0 |",
     ]
-    assert compare(rows[:3])  # no sum, but thermal
-    assert compare([row("rsc", 1, 0.9)]) == ""
+    assert markdown_of(compare(rows[:3]))  # no sum, but thermal
+    assert markdown_of(compare([row("rsc", 1, 0.9)])) == ""
+
+
+def test_a_branch_is_compared_with_the_fused_head_that_sees_black() -> None:
+    rows = [row("rsc", 0, 0.6), row("rsc", 0, 0.5, "thermal"), row("rsc", 0, 0.2, "fused, visible lost")]
+    assert markdown_of(compare(rows)).splitlines()[3:] == [
+        "| rsc, thermal branch alone | rsc, visible lost | +15.0 | +15.0 |"
+    ]
+
+
+def test_an_interval_of_a_difference_is_that_of_paired_resamples() -> None:
+    rows = [row("sum", 0, 0.5, spread=0.1), row("rsc", 0, 0.6, spread=0.1)]
+    table = summarize(rows)
+    assert (table[0]["mAP50_low"], table[0]["mAP50_high"]) == pytest.approx((40.5, 59.5))
+    assert "| sum | 50.0 [40.5, 59.5] | 25.0 [15.5, 34.5] |" in markdown(table)
+    (difference,) = compare(rows)
+    line = difference.line()
+    assert (line["mAP50"], line["mAP50_low"], line["mAP50_high"]) == pytest.approx((10, 10, 10))
+    assert markdown_of([difference]).splitlines()[1:] == [
+        "| points of mAP50:95 | over | seed by seed | mean | 95 % interval |",
+        "|---|---|---|---|---|",
+        "| rsc | sum | +5.0 | +5.0 | +5.0 to +5.0 |",
+    ]
 
 
 def test_arithmetic_of_the_plain_detector_is_ultralytics_figure() -> None:

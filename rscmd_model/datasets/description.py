@@ -2,8 +2,8 @@
 
 `reader` (yolo by default, coco, cvat, label_studio, or a published set), `path` or `root` (its folder; relative to the
 file's), `names`, `thermal_contract`, `registration` (a file, relative to this one, or what it would hold), `split_file`
-(published sets), `boxes` and `match_iou` (where each camera has labels of its own), and the folders or lists of each
-split, which docs/datasets/own.md shows.
+(published sets), `boxes` and `match_iou` (where each camera has labels of its own), `fold` (one fold held out, see
+`folds.py`), and the folders or lists of each split, which docs/datasets/own.md shows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from rscmd_model.datasets.folds import fold_of
 from rscmd_model.datasets.listed import FORMS, ListedPairs, load
 from rscmd_model.datasets.lists import ImageLists
 from rscmd_model.datasets.pairs import DataConfig, Reader
@@ -26,7 +27,7 @@ from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.text import parse_yaml
 
-_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration")
+_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration", "fold")
 _BOXES = ("boxes", "match_iou")
 PALETTE = "--palette-ok"  # of the command line, on its way into the thermal contract; no key of a file
 _UNUSED = ("nc", "channels", "download", "license")  # ultralytics' own files have these
@@ -103,6 +104,8 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
     resolved = {"reader": reader, "root": str(config.root), **rest, "thermal_contract": contract.to_dict()}
     if registration is not None:
         resolved["registration"] = registration.to_dict()
+    if "fold" in data:
+        config, resolved["fold"] = fold_of(config, data["fold"], base, where)
     line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()
     return replace(config, spec=str(file) if file else line, resolved=resolved)
 

@@ -1,93 +1,31 @@
-"""An ablation: several methods trained with one recipe and several seeds, each scored, and the tables of it."""
+"""An ablation: several methods trained with one recipe and several seeds, each scored, and the tables of it.
+
+With folds each method and seed is trained once for each fold, without that fold's pairs; the answers to all folds are
+scored as one.
+"""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
-import os
-import re
-import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from rscmd_model.config import LINEAR_SPPF
-from rscmd_model.datasets.pairs import DataConfig, find_pairs
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError
-from rscmd_model.evaluation.ablation_plot import answer_name, plot_ablation
-from rscmd_model.files import lock_folder, whole_file, write_json
-from rscmd_model.options import word
-
-RECIPE = {"val": False, "plots": False, "verbose": False}  # what an ablation adds to ultralytics' defaults
-OWN_OPTIONS = ("seed", "project", "name", "resume", "exist_ok")  # set for each run
-FIGURES = ("mAP50", "mAP50_95")
-COSTS = ("parameters", "gflops", "step_ms", "memory_mb")
-CONTROLS = {"fused": "sum", "visible": "visible", "thermal": "thermal"}  # what each answer has to beat
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Attributes:
-        method: as it is written on the command line, such as "rscmd+md=map".
-        seed: 0 or more.
-    """
-
-    method: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.method}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What all trainings of an ablation share.
-
-    Attributes:
-        out: folder of everything.
-        data: the data set.
-        split: what is scored.
-        scale: of both streams.
-        family: of the layers of both streams.
-        options: ultralytics' options, without `OWN_OPTIONS`.
-    """
-
-    out: Path
-    data: DataConfig
-    split: str
-    scale: str
-    family: str
-    options: Mapping[str, Any]
-
-    def command(self, run: Run) -> list[str]:
-        """The command line of one run, which anybody can repeat by hand; a run that was interrupted is resumed."""
-        start = [sys.executable, "-m", "rscmd_model.train", "--score", self.split]
-        last = self.out / run.name / "weights" / "last.pt"
-        if last.is_file():
-            return [*start, f"resume={last}"]
-        words = [word(key, value) for key, value in self.options.items()]
-        words += [f"project={self.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
-        size = ["--scale", self.scale, "--family", self.family]
-        return [*start, "--data", self.data.spec, "--method", run.method, *size, *words]
-
-    def is_finished(self, run: Run) -> bool:
-        """Whether a run is trained and scored."""
-        return (self.out / run.name / "scores.json").is_file()
-
-    def epochs(self, run: Run) -> int:
-        """How many epochs of a run are done."""
-        results = self.out / run.name / "results.csv"
-        return max(0, len(results.read_text().splitlines()) - 1) if results.is_file() else 0
+from rscmd_model.evaluation.ablation_runs import Ablation, Run
+from rscmd_model.evaluation.ablation_tables import Row, median_cost, write_results
+from rscmd_model.evaluation.answers import ANSWERS, Answers, is_lost
+from rscmd_model.evaluation.folds import Drives
+from rscmd_model.evaluation.resampling import draw, scores
+from rscmd_model.evaluation.scoring import match
+from rscmd_model.evaluation.sweep import score_all
+from rscmd_model.evaluation.trainings import train_here
+from rscmd_model.files import lock_folder, write_json
 
 
 def ablate(
@@ -96,6 +34,9 @@ def ablate(
     seeds: int,
     jobs: int,
     progress: Callable[[str], None] = lambda line: None,
+    *,
+    drives: Drives | None = None,
+    resamples: int = 1000,
 ) -> None:
     """Train what is missing, score it, and write the tables of what there is.
 
@@ -105,29 +46,44 @@ def ablate(
         seeds: the seeds are 0 to `seeds` - 1.
         jobs: trainings side by side.
         progress: called with lines to show, the tables at last.
+        drives: of the scored pairs, for intervals; None for none.
+        resamples: of the drives; 0 for no intervals.
 
     Raises:
         UserError: the data are wrong; the folder is in use, cannot be written or holds another ablation; or a run
             failed, after all others were trained.
     """
-    counts = {split: len(find_pairs(ablation.data, split)) for split in ("train", ablation.split)}
+    about, title = _about(ablation)
     with lock_folder(ablation.out, "ablation"):
         claim(ablation)
-        # Seed by seed, so that an ablation that is interrupted has whole seeds to show.
-        runs = [Run(method, seed) for seed in range(seeds) for method in methods]
+        if ablation.folds:
+            ablation.folds.write(ablation.data, ablation.out / "folds")
+        runs = ablation.runs(methods, seeds)
         missing = [run for run in runs if not ablation.is_finished(run)]
-        progress(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {counts} pairs")
-        failed = train_all(missing, ablation, jobs, progress)
-        rows = read_rows([run for run in runs if run not in failed], ablation.out)
+        progress(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {about}")
+        failed = train_here(missing, ablation, jobs, progress)
+        drives = drives if resamples else None
+        if drives:
+            progress(f"intervals of 95 % from {resamples} resamples: {drives}")
+        rows = read_rows([run for run in runs if run not in failed], ablation, drives, resamples)
         if rows:
-            title = f"{ablation.data.name}, {ablation.split}: {counts[ablation.split]} pairs"
-            write_results(ablation.out, rows, title)
+            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}." if drives else ""
+            write_results(ablation.out, rows, title, note)
             progress("\n" + (ablation.out / "table.md").read_text(encoding="utf-8"))
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(run.name for run in failed)}; the first one said: "
             f"{next(iter(failed.values()))}; see {ablation.out}/RUN.log, then call this again"
         )
+
+
+def _about(ablation: Ablation) -> tuple[str, str]:
+    """The pairs in a few words, and the title of the picture."""
+    if ablation.folds:
+        pooled = f"{len(ablation.folds.of)} pairs in {len(ablation.folds.names)} folds"
+        return pooled, f"{ablation.data.name}: {pooled}, each scored by a model that did not see it"
+    counts = {split: len(find_pairs(ablation.data, split)) for split in ("train", ablation.split)}
+    return f"{counts} pairs", f"{ablation.data.name}, {ablation.split}: {counts[ablation.split]} pairs"
 
 
 def claim(ablation: Ablation) -> None:
@@ -142,14 +98,19 @@ def claim(ablation: Ablation) -> None:
         "model": ablation.scale,
         "family": ablation.family,
         "options": dict(ablation.options),
+        "weights": digest(ablation.weights) if ablation.weights else None,
+        "folds": ablation.folds.digest() if ablation.folds else None,
     }
     file = ablation.out / "recipe.json"
     if not file.is_file():
         write_json(file, recipe)
         return
     try:
-        # Ablations from before there were families do not name theirs.
-        before = {"family": LINEAR_SPPF, **json.loads(file.read_text(encoding="utf-8"))}
+        # Earlier ablations do not name what there was no choice of. Their yolov8 was another.
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if "weights" not in before and before.get("family", "yolov8") == "yolov8":
+            before["family"] = LINEAR_SPPF
+        before = {"weights": None, "folds": None, **before}
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != json.loads(json.dumps(recipe)):
@@ -158,174 +119,71 @@ def claim(ablation: Ablation) -> None:
         raise UserError(f"{ablation.out} holds an ablation with another {words}: choose another --out")
 
 
-def train_all(missing: Sequence[Run], ablation: Ablation, jobs: int, progress: Callable[[str], None]) -> dict[Run, str]:
-    """Train and score runs.
+def digest(file: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, resamples: int) -> list[Row]:
+    """Gather the scores and costs of finished runs; with folds, of what all folds of a method and seed answered.
 
     Args:
-        missing: the runs.
+        runs: all of them finished. A method and seed that lacks a fold is left out.
         ablation: what they share.
-        jobs: trainings side by side.
-        progress: called every minute with a line that says how far they are.
+        drives: of the scored pairs; None for no intervals.
+        resamples: how many.
 
     Returns:
-        the runs that failed, each with the last line of its output.
+        a row for each method, seed and answer.
+
+    Raises:
+        UserError: what a run answered cannot be read.
     """
-    running: dict[Run, subprocess.Popen[bytes]] = {}
-    stopping = threading.Event()
-
-    def one(run: Run) -> str | None:
-        process = subprocess.Popen(ablation.command(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        running[run] = process
-        if stopping.is_set():
-            process.terminate()
-        last_line = copy_output(process, ablation.out / f"{run.name}.log")
-        return None if process.wait() == 0 else last_line
-
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            futures = {run: pool.submit(one, run) for run in missing}
-            while wait(futures.values(), timeout=60).not_done:
-                done = sum(future.done() for future in futures.values())
-                now = [f"{run.name} epoch {ablation.epochs(run)}" for run, f in futures.items() if f.running()]
-                progress(f"{done}/{len(futures)} done; {', '.join(now)}")
-        except BaseException:  # trainings must not go on alone: the next call resumes them
-            stopping.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running.values()):
-                process.terminate()
-            raise
-        return {run: last_line for run, future in futures.items() if (last_line := future.result()) is not None}
-
-
-def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Copy the output of a process to a log until the process ends.
-
-    The output comes through a pipe. So the last line is known even when the log is on a full disk and loses it, and the
-    process ends when nobody reads its output any more.
-
-    Args:
-        process: started with stdout=PIPE.
-        log: file that is appended to.
-
-    Returns:
-        the last line of the output.
-    """
-    assert process.stdout is not None
-    end = b""
-    with log.open("ab", buffering=0) as file, process.stdout:
-        while block := os.read(process.stdout.fileno(), 65536):
-            end = (end + block)[-4000:]
-            with suppress(OSError):
-                file.write(block)
-    lines = [line.strip() for line in re.split(r"[\r\n]+", end.decode(errors="replace")) if line.strip()]
-    return lines[-1].removeprefix("error: ")[:300] if lines else "nothing"
-
-
-def read_rows(runs: Sequence[Run], out: Path) -> list[dict[str, Any]]:
-    """Gather the scores and costs of finished runs.
-
-    Args:
-        runs: all of them finished.
-        out: folder of the ablation.
-
-    Returns:
-        a row for each run and answer: method, seed, branch (the answer's name), mAP50 and mAP50_95 (0 to 1), and what
-        the run cost.
-    """
-    rows = []
+    together: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        scores = json.loads((out / run.name / "scores.json").read_text())
-        cost = json.loads((out / run.name / "cost.json").read_text())
-        for branch, figures in scores["branches"].items():
-            both = {column: figures[column] for column in FIGURES}
-            rows.append({"method": run.method, "seed": run.seed, "branch": branch, **both, **cost})
+        together.setdefault((run.method, run.seed), []).append(run)
+    rows: list[Row] = []
+    for (method, seed), parts in together.items():
+        if ablation.folds and len(parts) < len(ablation.folds.names):
+            continue
+        folders = [ablation.out / run.name for run in parts]
+        cost = median_cost([json.loads((folder / "cost.json").read_text(encoding="utf-8")) for folder in folders])
+        answers = None
+        if ablation.folds or drives:
+            answers = Answers.together([Answers.load(folder / ANSWERS) for folder in folders])
+        if ablation.folds and answers:
+            figures = score_all(answers, ablation.data.names)
+        else:
+            figures = json.loads((folders[0] / "scores.json").read_text(encoding="utf-8"))["branches"]
+        for branch, its in figures.items():
+            if is_lost(branch) and not ablation.lost:
+                continue
+            resampled = None
+            if answers and drives:
+                matches = match(answers.truths, answers.found[branch], ablation.data.names, answers.sizes)
+                resampled = scores(matches, times_of(answers.stems, drives, resamples))
+            rows.append(Row(method, seed, branch, its["mAP50"], its["mAP50_95"], cost, resampled))
     return rows
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summarize rows over their seeds.
+def times_of(stems: Sequence[str], drives: Drives, resamples: int) -> npt.NDArray[np.int64]:
+    """How often each pair counts in each resample of the drives.
 
     Args:
-        rows: of `read_rows`.
+        stems: of the pairs, N.
+        drives: theirs.
+        resamples: how many, R.
 
     Returns:
-        a row for each method and answer: method, branch, seeds (how many), mean and sample standard deviation (None for
-        one seed) of both figures in points (0 to 100), and the medians of what the runs cost.
+        (R, N) int64. It depends on nothing else, so that the same drives are drawn for every model.
     """
-    table = []
-    for method, branch in dict.fromkeys((row["method"], row["branch"]) for row in rows):
-        here = [row for row in rows if (row["method"], row["branch"]) == (method, branch)]
-        line: dict[str, Any] = {"method": method, "branch": branch, "seeds": len(here)}
-        for column in FIGURES:
-            values = [100 * row[column] for row in here]
-            line[column] = statistics.mean(values)
-            line[f"{column}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        for column in COSTS:
-            known = [row[column] for row in here if row[column] is not None]
-            line[column] = statistics.median(known) if known else None
-        table.append(line)
-    return table
-
-
-def write_results(out: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Write results.csv, table.csv, table.md and ablation.png, each whole.
-
-    Args:
-        out: folder.
-        rows: of `read_rows`.
-        title: of the picture.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    table = summarize(rows)
-    for name, lines in (("results.csv", rows), ("table.csv", table)):
-        with whole_file(out / name) as aside, aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, lines[0].keys())
-            writer.writeheader()
-            writer.writerows(lines)
-    with whole_file(out / "table.md") as aside:
-        aside.write_text(markdown(table) + compare(rows), encoding="utf-8")
-    plot_ablation(out / "ablation.png", rows, title)
-
-
-def markdown(table: Sequence[dict[str, Any]]) -> str:
-    """The table of `summarize` for people. What a run cost stands in the line of its main answer."""
-    lines = [
-        "| method | mAP50 | mAP50:95 | parameters (M) | GFLOPs | step (ms) | memory (MB) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-
-    def figure(line: dict[str, Any], column: str) -> str:
-        spread = line[f"{column}_spread"]
-        return f"{line[column]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
-
-    for line in table:
-        name, costs = answer_name(line["method"], line["branch"]), [""] * 4
-        if name == line["method"]:
-            step = "" if line["step_ms"] is None else f"{line['step_ms']:.0f}"
-            costs = [f"{line['parameters'] / 1e6:.2f}", f"{line['gflops']:.2f}", step, f"{line['memory_mb']:.0f}"]
-        lines.append(f"| {name} | {figure(line, 'mAP50')} | {figure(line, 'mAP50_95')} | {' | '.join(costs)} |")
-    return "\n".join(lines) + "\n"
-
-
-def compare(rows: Sequence[dict[str, Any]]) -> str:
-    """What each answer gains over its control, for people.
-
-    Answer and control have the same seed, and so the same first weights. The control of a fused answer is `sum`, that
-    of a unimodal answer the detector of that modality. Without a run of the control there is no line, and without any
-    line there is no table.
-    """
-    lines = []
-    scores: dict[tuple[str, str], dict[int, float]] = {}
-    for row in rows:
-        scores.setdefault((row["method"], row["branch"]), {})[row["seed"]] = 100 * row["mAP50_95"]
-    for (method, branch), values in scores.items():
-        control = CONTROLS[branch]
-        others = scores.get((control, branch), {})
-        gains = [value - others[seed] for seed, value in values.items() if seed in others]
-        if gains and method != control:
-            each = ", ".join(f"{gain:+.1f}" for gain in gains)
-            lines.append(f"| {answer_name(method, branch)} | {control} | {each} | {statistics.mean(gains):+.1f} |")
-    head = ["| points of mAP50:95 | over | seed by seed | mean |", "|---|---|---|---|"]
-    return "\n".join(["", *head, *lines, ""]) if lines else ""
+    number = {drive: n for n, drive in enumerate(sorted({drives.of[stem] for stem in stems}))}
+    return draw(len(number), resamples, "drives")[:, [number[drives.of[stem]] for stem in stems]]

@@ -1,12 +1,13 @@
-"""The picture of an ablation: a bar for each method's mean, a dot for each seed."""
+"""The picture of an ablation: a bar for each method's mean, a dot for each seed, a whisker for the interval."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.evaluation.answers import is_lost
 from rscmd_model.files import whole_file
 from rscmd_model.methods import parse_method
 
@@ -21,21 +22,27 @@ def answer_name(method: str, branch: str) -> str:
         branch: which of its answers, "fused" or a modality.
 
     Returns:
-        the method alone for its main answer; else the method and the branch.
+        the method alone for its main answer; else the method and the branch, or which camera is lost.
 
     Raises:
         UserError: there is no such method.
     """
+    if is_lost(branch):
+        return f"{method}, {branch.removeprefix('fused, ')}"
     return method if branch == parse_method(method).answers[0] else f"{method}, {branch} branch alone"
 
 
-def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+def plot_ablation(
+    path: Path, rows: Sequence[Mapping[str, Any]], title: str, table: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Draw the scores of an ablation.
 
     Args:
         path: of the picture.
         rows: for each run and answer its method, branch, mAP50 and mAP50_95 (0 to 1), in the order to draw them.
         title: above the picture.
+        table: for each method and answer the ends of the interval in points, such as mAP50_low and mAP50_high, where
+            there is one.
 
     Raises:
         UserError: the picture cannot be written.
@@ -49,6 +56,7 @@ def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     names = [answer_name(*group) for group in groups]
     # The answers to whole pairs and the controls stand out; a branch alone is the same method's part.
     colours = ["#2f6f9f" if b == "fused" else "#b65c2a" if m == b else "#c9c9c9" for m, b in groups]
+    ends = {(line["method"], line["branch"]): line for line in table}
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.36 * len(groups)), sharey=True)
     for axis, column in zip(axes, LABELS):
         for y, (group, colour) in enumerate(zip(groups, colours)):
@@ -56,7 +64,12 @@ def plot_ablation(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
             mean = statistics.mean(values)
             axis.barh(y, mean, color=colour, height=0.7)
             axis.plot(values, [y] * len(values), "o", color="black", markersize=3)
-            axis.text(max(values) + 1, y, f"{mean:.1f}", va="center", fontsize=8)
+            right = max(values)
+            if (low := ends.get(group, {}).get(f"{column}_low")) is not None:
+                high = ends[group][f"{column}_high"]
+                axis.plot([low, high], [y, y], "|-", color="black", linewidth=1, markersize=8)
+                right = max(right, high)
+            axis.text(right + 1, y, f"{mean:.1f}", va="center", fontsize=8)
         axis.set_xlabel(LABELS[column])
         axis.set_xlim(0, 108)
         axis.spines[["top", "right"]].set_visible(False)

@@ -12,6 +12,7 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
+from rscmd_model.evaluation.answers import Answers
 from rscmd_model.evaluation.faults import Fault, with_neighbours
 from rscmd_model.evaluation.scoring import Truth, score
 from rscmd_model.imaging.images import read_thermal, read_visible
@@ -68,20 +69,51 @@ def sweep(
         UserError: the model's classes are not the data's, it has no such answer, a file is unreadable, or no pair has
             the frames wanted.
     """
+    seen = answer_pairs(predictor, data, pairs, {str(n): f for n, f in enumerate(faults)}, seed=seed, batch=batch)
+    return [
+        {**figures, "left_out": len(pairs) - len(seen.stems), **asdict(fault)}
+        for fault, figures in zip(faults, score_all(seen, data.names).values())
+    ]
+
+
+def answer_pairs(
+    predictor: Predictor,
+    data: DataConfig,
+    pairs: Sequence[PairFiles],
+    faults: Mapping[str, Fault],
+    *,
+    seed: int = 0,
+    batch: int = 16,
+) -> Answers:
+    """Ask a predictor about pairs once for each fault; every image is read once.
+
+    Args:
+        predictor: its own thresholds are used.
+        data: the data set the pairs are of.
+        pairs: what to ask about, see `sweep`.
+        faults: by the name of an answer what goes wrong for it.
+        seed: of the noise, 0 or more.
+        batch: pairs per batch.
+
+    Returns:
+        the answers by these names, in the order of the pairs.
+
+    Raises:
+        UserError: as `sweep`.
+    """
     if list(predictor.names.values()) != list(data.names.values()):
         raise UserError(
             f"the model finds {', '.join(predictor.names.values())}; {data.name} has {', '.join(data.names.values())}"
         )
-    for fault in faults:
+    for fault in faults.values():
         _check_answer(predictor, fault)
-    offsets = sorted({fault.time_offset for fault in faults})
+    offsets = sorted({fault.time_offset for fault in faults.values()})
     thermal_of: Mapping[tuple[str, int], PairFiles] = {(pair.stem, 0): pair for pair in pairs}
-    given = len(pairs)
     if offsets != [0]:
         pairs, thermal_of = with_neighbours(pairs, offsets)
     truths: list[Truth] = []
     sizes: list[tuple[int, int]] = []
-    predictions: list[list[Detections]] = [[] for _ in faults]
+    found: dict[str, list[Detections]] = {name: [] for name in faults}
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         visibles = [read_visible(pair.visible) for pair in part]
@@ -92,21 +124,32 @@ def sweep(
             labels = read_labels(data, pair)
             truths.append(Truth(pixel_boxes(labels, width, height), labels[:, 0].astype(np.int64)))
             sizes.append((width, height))
-        for fault, found in zip(faults, predictions):
+        for name, fault in faults.items():
             arrived = [
                 fault.apply(v, thermals[thermal_of[p.stem, fault.time_offset].thermal], predictor.thermal, seed, p.stem)
                 for p, v in zip(part, visibles)
             ]
-            found += _predict(predictor, arrived, sizes[start:], fault.pair_answer)
-    return [
-        {
-            **score(truths, found, data.names, sizes).to_dict(),
-            "pairs": len(pairs),
-            "left_out": given - len(pairs),
-            **asdict(fault),
-        }
-        for fault, found in zip(faults, predictions)
-    ]
+            found[name] += _predict(predictor, arrived, sizes[start:], fault.pair_answer)
+    return Answers(tuple(pair.stem for pair in pairs), tuple(sizes), tuple(truths), found)
+
+
+def score_all(answers: Answers, names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+    """Score answers.
+
+    Args:
+        answers: to pairs.
+        names: class names by number.
+
+    Returns:
+        by the name of an answer its mAP50, mAP50_95 (0 to 1), per_class, and how many pairs.
+
+    Raises:
+        UserError: there is no truth at all.
+    """
+    return {
+        name: {**score(answers.truths, found, names, answers.sizes).to_dict(), "pairs": len(answers.stems)}
+        for name, found in answers.found.items()
+    }
 
 
 def _check_answer(predictor: Predictor, fault: Fault) -> None:

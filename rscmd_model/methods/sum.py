@@ -1,7 +1,8 @@
 """`sum`: one neck and head on the sum of both backbones' features. The control that every fusion has to beat.
 
 A neck that was trained on the features of one backbone is at home with the mean of two and not with their sum, which is
-twice as large. From COCO weights, without any training, the mean finds far more: it is the fusion of a start from weights.
+twice as large. From COCO weights, without any training, the mean finds far more: it is the fusion of a start from
+weights.
 """
 
 from __future__ import annotations

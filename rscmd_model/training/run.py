@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import yaml
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, RANK
 
-from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation
+from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation, ModelConfig
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted
+from rscmd_model.evaluation.answers import ANSWERS, lost_answer
 from rscmd_model.evaluation.faults import Fault
-from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
+from rscmd_model.evaluation.scoring import MAX_DETECTIONS
+from rscmd_model.evaluation.sweep import LOWEST_SCORE, answer_pairs, score_all
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.options import RESUMABLE, check_options, without_effect
@@ -162,26 +165,39 @@ def _run(trainer: PairedTrainer) -> None:
         raise UserError(f"the run in {trainer.save_dir} ended without a model; its log says why")
 
 
-def score_answers(model: Path, split: str) -> None:
+def score_answers(model: Path, split: str, lost: bool = False) -> None:
     """Score every answer of a finished run's model as `rscmd_model.evaluate` does, on the device of its training.
 
-    Prints the figures and writes scores.json beside the model.
+    Prints the figures and writes scores.json beside the model, and before it answers.npz: the detections behind them.
 
     Args:
         model: the run's model.safetensors.
         split: of the data that the run was trained on.
+        lost: also score what the fused head says with each camera's image black.
 
     Raises:
         UserError: as `sweep`.
     """
     options = yaml.safe_load((model.parent / "args.yaml").read_text(encoding="utf-8"))
-    predictor = Predictor(model, device=scoring_device(options["device"]), conf=LOWEST_SCORE, max_det=100)
+    predictor = Predictor(model, device=scoring_device(options["device"]), conf=LOWEST_SCORE, max_det=MAX_DETECTIONS)
     data = open_data(options["data"])
     pairs = find_pairs(data, split)
-    # The main answer gets both images. Another one is given when the other camera is lost.
-    main, *alone = predictor.config.answers
-    faults = [Fault(), *(Fault(drop=lost) for answer in alone for lost in MODALITIES if lost != answer)]
-    scores = dict(zip((main, *alone), sweep(predictor, data, pairs, faults)))
-    for answer, figures in scores.items():
+    faults = _sound(predictor.config)
+    if lost and "fused" in predictor.config.answers:
+        faults |= {lost_answer(camera): Fault(drop=camera, answer="zeros") for camera in MODALITIES}
+    answers = answer_pairs(predictor, data, pairs, faults)
+    scores = {}
+    for answer, figures in score_all(answers, data.names).items():
         print(f"{split}, {answer}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
+        scores[answer] = {**figures, "left_out": len(pairs) - len(answers.stems), **asdict(faults[answer])}
+    answers.save(model.parent / ANSWERS)
     write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
+
+
+def _sound(config: ModelConfig) -> dict[str, Fault]:
+    """How each answer is asked for, by its name: to whole pairs, and each branch where the other camera is lost."""
+    if len(config.modalities) == 1:
+        return {config.answers[0]: Fault()}
+    whole = {answer: Fault(answer=answer) for answer in config.pair_answers}
+    other = dict(zip(MODALITIES, MODALITIES[::-1]))
+    return whole | {answer: Fault(drop=other[answer]) for answer in config.answers if answer in other}
