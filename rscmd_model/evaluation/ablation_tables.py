@@ -127,7 +127,7 @@ def compare(rows: Sequence[Row]) -> list[Difference]:
     """What each answer gains over what it has to beat.
 
     Both have the same seeds, and so the same first weights. That is for a unimodal answer the detector of that
-    modality, for the main answer of a method `sum`; and for a branch that answers for a lost camera the same model's
+    modality, for an answer to whole pairs `sum`; and for a branch that answers for a lost camera the same model's
     fused head with a black image. Without a run of the other there is no difference.
     """
     found = by_answer(rows)
@@ -141,7 +141,7 @@ def _rivals(answer: Answer) -> Iterator[Answer]:
     if branch in MODALITIES:
         lost = MODALITIES[1 - MODALITIES.index(branch)]
         rivals |= dict.fromkeys([(branch, branch), (method, lost_answer(lost))])
-    if answer_name(method, branch) == method:
+    if branch not in MODALITIES:
         rivals[("sum", "fused")] = None
     yield from (rival for rival in rivals if rival != answer and not is_lost(branch))
 
