@@ -22,14 +22,17 @@ def answer_name(method: str, branch: str) -> str:
         branch: which of its answers, "fused" or a modality.
 
     Returns:
-        the method alone for its main answer; else the method and the branch, or which camera is lost.
+        the method alone for what answers its pairs; else the method and the answer, or which camera is lost.
 
     Raises:
         UserError: there is no such method.
     """
     if is_lost(branch):
         return f"{method}, {branch.removeprefix('fused, ')}"
-    return method if branch == parse_method(method).answers[0] else f"{method}, {branch} branch alone"
+    usual, *_ = parse_method(method).pair_answers
+    if branch in (usual, "ensemble"):
+        return method if branch == usual else f"{method}, {branch}"
+    return f"{method}, {branch} branch alone"
 
 
 def plot_ablation(
