@@ -69,7 +69,10 @@ def read_detector(path: str | Path) -> Detector:
     shapes = {name: value.shape for name, value in state.items()}
     for family in FAMILIES:
         for scale in SCALES:
-            if shapes == plain_shapes(family, scale, len(names)):
+            # A family's stem is as wide as its scale: few are built to be compared.
+            if stem.shape[0] == find_family(family).scaling[scale].channels(64) and shapes == plain_shapes(
+                family, scale, len(names)
+            ):
                 return Detector(family, scale, names, state, activations(model))
     raise UserError(f"{path} is no plain detector of {' or '.join(FAMILIES.values())}: its layers are others")
 
@@ -77,7 +80,7 @@ def read_detector(path: str | Path) -> Detector:
 def plain_shapes(family: str, scale: str, classes: int) -> dict[str, torch.Size]:
     """The tensors of the plain detector of that family, scale and number of classes, by their names there."""
     found = find_family(family)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         parts = (found.Backbone(3, scale), found.Branch(found.channels(scale), scale, classes))
     return {
         f"model.{found.coco_layers[layer]}.{rest}": value.shape

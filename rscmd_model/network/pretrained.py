@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load_weights(model: RscmdModel, weights: str | Path | Detector) -> Loaded:
+def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | None = None) -> Loaded:
     """Start every backbone, neck and head of `model` from a plain detector.
 
     The thermal stem's filters are the sum over the colour channels, which gives a grey image the same response. The
@@ -54,6 +54,7 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector) -> Loaded:
     Args:
         model: the network; its family and scale must be the file's.
         weights: path of an ultralytics checkpoint, or what `read_detector` made of it.
+        only: "visible" or "thermal": start nothing but this camera's backbone and its own branch.
 
     Raises:
         UserError: as `read_detector`, or another family or scale.
@@ -71,6 +72,8 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector) -> Loaded:
     kept = []
     with torch.no_grad():
         for name, target in model.state_dict().items():
+            if only and name.split(".")[1] != only:
+                continue
             came = _copy(target, name, _value(model, name, detector), rows)
             if name.endswith(_COUNTER):
                 continue
@@ -100,16 +103,34 @@ def _value(model: RscmdModel, name: str, detector: Detector) -> Tensor | None:
 
 def _copy(target: Tensor, name: str, value: Tensor | None, rows: Mapping[int, int]) -> int:
     """Put what fits of `value` into `target`. Returns how many numbers came."""
-    if value is None or value.shape[1:] != target.shape[1:]:
+    if value is None:
         return 0
     if _is_class_output(name):
+        value = _widened(value, (len(value), *target.shape[1:]), 0)
+        if value.shape[1:] != target.shape[1:]:
+            return 0
         for ours, theirs in rows.items():
             target[ours] = value[theirs]
         return len(rows) * target[0].numel()
+    if ".head.cv3." in name:
+        value = _widened(value, target.shape, 1 if name.endswith("running_var") else 0)
     if value.shape != target.shape:
         return 0
     target.copy_(value)
     return target.numel()
+
+
+def _widened(value: Tensor, shape: Sequence[int], rest: float) -> Tensor:
+    """The tensor of a narrower class tower as part of a wider one, whose further channels give nothing.
+
+    Their filters, scales and offsets are 0, and so is what they answer. Where a side is longer than in `shape`, the
+    tensor is given back as it is.
+    """
+    if value.ndim != len(shape) or any(have > room for have, room in zip(value.shape, shape)):
+        return value
+    wide = value.new_full(tuple(shape), rest)
+    wide[tuple(slice(side) for side in value.shape)] = value
+    return wide
 
 
 def _is_class_output(name: str) -> bool:
