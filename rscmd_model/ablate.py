@@ -53,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--jobs", type=int, help="trainings side by side (default: one on a GPU, else as many as there are cores)"
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train through Ray: local, or HOST:PORT of a cluster; all machines see --out, data and weights at the "
+        "same paths",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="with --ray: trainings at once (default: one per GPU, or processor)"
+    )
+    parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint that each training starts from, as train takes it"
     )
     evidence = parser.add_argument_group("folds and intervals")
@@ -83,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
     if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
+    if args.workers is not None and (not args.ray or args.workers < 1):
+        raise UserError("--workers says how many trainings --ray has at once, 1 or more (--ray local: this machine)")
+    if args.jobs and args.ray:
+        raise UserError("--jobs is for trainings without Ray: with --ray give --workers")
     scale, family = given_scale(args) or "n", args.family or "yolov8"
     for method in methods:
         parse_method(method, scale=scale, family=family)
@@ -98,9 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if weights and not weights.is_file():
         raise UserError(f"--weights: no file {weights}")
     ablation = Ablation(args.out, data, args.split, scale, family, options, weights, folds, args.lost)
-    check_device(options.get("device"))
-    jobs = args.jobs or _usual_jobs()
-    ablate(ablation, methods, args.seeds, jobs, partial(print, flush=True), drives=drives, resamples=args.resamples)
+    if args.ray is None:  # the machines of a cluster may have other devices
+        check_device(options.get("device"))
+    jobs = args.workers if args.ray else args.jobs or _usual_jobs()
+    progress = partial(print, flush=True)
+    ablate(ablation, methods, args.seeds, jobs, progress, ray=args.ray, drives=drives, resamples=args.resamples)
 
 
 def _evidence(args: argparse.Namespace, data: DataConfig) -> tuple[Folds | None, Drives | None]:

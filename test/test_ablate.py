@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import yaml
 from test_pairs import write_world
 
 from rscmd_model.evaluation.ablation_tables import Row, compare, markdown, markdown_of, summarize
-from rscmd_model.evaluation.answers import Answers
 from rscmd_model.evaluation.trainings import copy_output
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
