@@ -6,8 +6,13 @@ A method may carry changes, as in rscmd+md=map or rsc+rsc=shared+lambda_visible=
 configuration can be changed. Options in the form key=value are ultralytics' own and the same for every run. No epoch is
 chosen by its validation score: the model of the last epoch is scored.
 
---out gets a folder for each run, results.csv (a row for each run and branch), table.csv and table.md (mean and spread
-over the seeds, and in table.md what each answer gains over its control, seed by seed) and ablation.png. An ablation
+    python -m rscmd_model.ablate --data data.yaml --folds frames.csv --weights yolov8n.pt --seeds 3 --lost epochs=45
+
+With --folds every pair is scored by a model that was trained without its fold, and all of them as one; the drives that
+the file names are drawn anew for intervals of 95 %. docs/ablation.md says how.
+
+--out gets a folder for each run, results.csv (a row for each method, seed and answer), table.csv and table.md (mean and
+spread over the seeds), differences.csv (what each answer gains over its control) and ablation.png. An ablation
 that was interrupted goes on where it stopped when it is called again: a finished run is not trained again, an
 unfinished one is resumed.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -238,6 +239,26 @@ def test_another_recipe_is_refused_and_an_old_one_goes_on(tmp_path: Path) -> Non
     claim(plain)
 
 
+def test_a_run_that_lacks_answers_is_scored_again(tmp_path: Path) -> None:
+    ablation = replace(ablation_of(tmp_path), folds=None)
+    run = Run("sum", 0)
+    folder = ablation.out / run.name
+    assert not ablation.is_finished(run)
+    write_json(folder / "scores.json", {"branches": {"fused": {}}})
+    assert ablation.is_finished(run), "without a checkpoint nothing can be scored again"
+    (folder / "weights").mkdir()
+    write(folder / "weights" / "last.pt", "")
+    assert not ablation.is_finished(run)
+    assert ablation.command(run)[3:] == ["--score", "train", f"resume={folder / 'weights' / 'last.pt'}"]
+    write(folder / "answers.npz", "")
+    assert ablation.is_finished(run)
+    lost = replace(ablation, lost=True)
+    assert not lost.is_finished(run)
+    assert lost.command(run)[5] == "--lost"
+    write_json(folder / "scores.json", {"branches": {"fused": {}, "fused, visible lost": {}}})
+    assert lost.is_finished(run)
+
+
 def test_drives_without_folds(tmp_path: Path) -> None:
     data = open_data(world(tmp_path / "data"))
     frames = write(tmp_path / "frames.csv", "name,drive\n" + "".join(f"{stem},x\n" for stem in (*STEMS, "other")))
@@ -274,7 +295,7 @@ def test_a_killed_ablation_and_a_killed_worker_give_the_same(
     words = ["--data", str(data), "--split", "train", "--folds", str(frames), "--methods", "sum", "--seeds", "1"]
     words += ["--resamples", "20", "--lost", *OPTIONS]
     here, there = tmp_path / "here", tmp_path / "there"
-    line = [sys.executable, "-m", "rscmd_model.ablate", *words, "--out", str(here), "--jobs", "2"]
+    line = [sys.executable, "-m", "rscmd_model.ablate", *words, "--out", str(here), "--jobs", "1"]
     killed = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(here / "sum-seed0-fold0" / "weights" / "last.pt", killed)
     trainings = psutil.Process(killed.pid).children()
@@ -282,17 +303,22 @@ def test_a_killed_ablation_and_a_killed_worker_give_the_same(
     killed.kill()
     killed.wait()
     assert psutil.wait_procs(trainings, timeout=30)[1] == [], "a training went on alone"
-    done = command("rscmd_model.ablate", *words, "--out", here, "--jobs", "2")
+    done = command("rscmd_model.ablate", *words, "--out", here, "--jobs", "1")
     assert done.returncode == 0, done.stderr
-    assert "2 runs" in done.stdout
+    assert "2 runs, 0 of them finished before; 6 pairs in 2 folds" in done.stdout
+
+    shutil.copytree(here, there)
+    shutil.rmtree(there / "sum-seed0-fold0")
+    (there / "sum-seed0-fold0.log").unlink()
 
     struck: list[int] = []
 
     def strike() -> None:
-        """Kill the worker of Ray that trains fold 0, once it has done an epoch."""
-        wait_for(there / "sum-seed0-fold0" / "weights" / "last.pt", None)
+        """Kill the worker of Ray that trains fold 0, as soon as it does."""
+        wait_for(there / "sum-seed0-fold0.log", None)
         for process in psutil.process_iter(["cmdline"]):
-            if "name=sum-seed0-fold0" in (process.info["cmdline"] or ()) and f"project={there}" in process.cmdline():
+            words = process.info["cmdline"] or ()
+            if "name=sum-seed0-fold0" in words and f"project={there}" in words:
                 parent = process.parent()
                 assert parent is not None
                 struck.append(parent.pid)
@@ -301,10 +327,11 @@ def test_a_killed_ablation_and_a_killed_worker_give_the_same(
 
     striker = threading.Thread(target=strike)
     striker.start()
-    done = command("rscmd_model.ablate", *words, "--out", there, "--ray", "local", "--workers", "2")
+    done = command("rscmd_model.ablate", *words, "--out", there, "--ray", "local", "--workers", "1")
     striker.join()
     assert done.returncode == 0, done.stderr
     assert struck, "no worker was killed"
+    assert "2 runs, 1 of them finished before" in done.stdout
     assert figures(here) == figures(there)
     assert [row["branch"] for row in figures(here)] == ["fused", "fused, visible lost", "fused, thermal lost"]
     mine, theirs = answered(here), answered(there)
@@ -319,4 +346,4 @@ def wait_for(file: Path, process: subprocess.Popen[bytes] | None) -> None:
     while not file.exists():
         assert process is None or process.poll() is None
         assert time.monotonic() < end, f"no {file}"
-        time.sleep(0.02)
+        time.sleep(0.1)

@@ -71,7 +71,8 @@ def ablate(
             progress(f"intervals of 95 % from {resamples} resamples: {drives}")
         rows = read_rows([run for run in runs if run not in failed], ablation, drives, resamples)
         if rows:
-            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}." if drives else ""
+            also = "; of the seeds some are drawn as well" if seeds > 1 else ""
+            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}{also}." if drives else ""
             write_results(ablation.out, rows, title, note)
             progress("\n" + (ablation.out / "table.md").read_text(encoding="utf-8"))
     if failed:
