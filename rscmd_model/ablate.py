@@ -6,8 +6,13 @@ A method may carry changes, as in rscmd+md=map or rsc+rsc=shared+lambda_visible=
 configuration can be changed. Options in the form key=value are ultralytics' own and the same for every run. No epoch is
 chosen by its validation score: the model of the last epoch is scored.
 
---out gets a folder for each run, results.csv (a row for each run and branch), table.csv and table.md (mean and spread
-over the seeds, and in table.md what each answer gains over its control, seed by seed) and ablation.png. An ablation
+    python -m rscmd_model.ablate --data data.yaml --folds frames.csv --weights yolov8n.pt --seeds 3 --lost epochs=45
+
+With --folds every pair is scored by a model that was trained without its fold, and all of them as one; the drives that
+the file names are drawn anew for intervals of 95 %. docs/ablation.md says how.
+
+--out gets a folder for each run, results.csv (a row for each method, seed and answer), table.csv and table.md (mean and
+spread over the seeds), differences.csv (what each answer gains over its control) and ablation.png. An ablation
 that was interrupted goes on where it stopped when it is called again: a finished run is not trained again, an
 unfinished one is resumed.
 """
@@ -53,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--jobs", type=int, help="trainings side by side (default: one on a GPU, else as many as there are cores)"
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train through Ray: local, or HOST:PORT of a cluster; all machines see --out, data and weights at the "
+        "same paths",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="with --ray: trainings at once (default: one per GPU, or processor)"
+    )
+    parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint that each training starts from, as train takes it"
     )
     evidence = parser.add_argument_group("folds and intervals")
@@ -83,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
     if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
+    if args.workers is not None and (not args.ray or args.workers < 1):
+        raise UserError("--workers says how many trainings --ray has at once, 1 or more (--ray local: this machine)")
+    if args.jobs and args.ray:
+        raise UserError("--jobs is for trainings without Ray: with --ray give --workers")
     scale, family = given_scale(args) or "n", args.family or "yolov8"
     for method in methods:
         parse_method(method, scale=scale, family=family)
@@ -98,9 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if weights and not weights.is_file():
         raise UserError(f"--weights: no file {weights}")
     ablation = Ablation(args.out, data, args.split, scale, family, options, weights, folds, args.lost)
-    check_device(options.get("device"))
-    jobs = args.jobs or _usual_jobs()
-    ablate(ablation, methods, args.seeds, jobs, partial(print, flush=True), drives=drives, resamples=args.resamples)
+    if args.ray is None:  # the machines of a cluster may have other devices
+        check_device(options.get("device"))
+    jobs = args.workers if args.ray else args.jobs or _usual_jobs()
+    progress = partial(print, flush=True)
+    ablate(ablation, methods, args.seeds, jobs, progress, ray=args.ray, drives=drives, resamples=args.resamples)
 
 
 def _evidence(args: argparse.Namespace, data: DataConfig) -> tuple[Folds | None, Drives | None]:

@@ -76,7 +76,19 @@ def pytest_unconfigure() -> None:
 
 
 # Files in the order of what they take; a worker of xdist gets whole files, and a long one begun last is waited for.
-LONGEST = ("resume", "ablate", "benchmarks", "export", "ddp", "train", "node", "gradients", "many_bags", "evaluate_bag")
+LONGEST = (
+    "resume",
+    "ablate",
+    "ablate_folds",
+    "benchmarks",
+    "export",
+    "ddp",
+    "train",
+    "node",
+    "gradients",
+    "many_bags",
+    "evaluate_bag",
+)
 FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
 
 

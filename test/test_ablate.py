@@ -123,6 +123,14 @@ def test_the_last_line_of_a_process_is_known_on_a_full_disk(tmp_path: Path) -> N
         (["epoch=3"], "did you mean epochs"),
         (["classes=[0,"], "classes takes numbers of classes"),
         (["device=99"], "'99' is not there"),
+        (["--weights", "nothing.pt"], "--weights: no file"),
+        (["--workers", "2"], "--ray local: this machine"),
+        (["--ray", "local", "--jobs", "2"], "with --ray give --workers"),
+        (["--fold-count", "2"], "--fold-count makes folds of the drives that --folds FILE names"),
+        (["--group", "block"], "--group names a column of --folds FILE or --frames FILE"),
+        (["--folds", "a.csv", "--frames", "a.csv"], "leave out --frames"),
+        (["--frames", "nothing.csv"], "nothing.csv"),
+        (["--resamples", "-1"], "or 0 for no intervals"),
     ],
 )
 def test_mistakes_are_one_line(ablate: Ablate, tmp_path: Path, words: list[str], says: str) -> None:

@@ -134,13 +134,13 @@ def read_rows(file: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
     Raises:
         UserError: it cannot be read, lacks a column or a value of one, or has a name twice.
     """
-    table = csv.DictReader(io.StringIO(read_text(file)), strict=True)
+    table = csv.reader(io.StringIO(read_text(file)), strict=True)
     rows: dict[str, dict[str, str]] = {}
     try:
-        titles = [title.strip() for title in table.fieldnames or ()]
+        titles = [title.strip() for title in next(table, [])]
         if lacking := [column for column in ("name", *columns) if column not in titles]:
             raise UserError(f"{file} has no column {lacking[0]}; its first line is {quoted(','.join(titles))}")
-        for values in table.reader:
+        for values in table:
             if not values:
                 continue
             row = dict(zip(titles, map(str.strip, values)))

@@ -24,7 +24,7 @@ from rscmd_model.evaluation.folds import Drives
 from rscmd_model.evaluation.resampling import draw, scores
 from rscmd_model.evaluation.scoring import match
 from rscmd_model.evaluation.sweep import score_all
-from rscmd_model.evaluation.trainings import train_here
+from rscmd_model.evaluation.trainings import train_here, train_with_ray
 from rscmd_model.files import lock_folder, write_json
 
 
@@ -32,9 +32,10 @@ def ablate(
     ablation: Ablation,
     methods: Sequence[str],
     seeds: int,
-    jobs: int,
+    jobs: int | None = 1,
     progress: Callable[[str], None] = lambda line: None,
     *,
+    ray: str | None = None,
     drives: Drives | None = None,
     resamples: int = 1000,
 ) -> None:
@@ -44,8 +45,9 @@ def ablate(
         ablation: what all runs share.
         methods: as they are written on the command line.
         seeds: the seeds are 0 to `seeds` - 1.
-        jobs: trainings side by side.
+        jobs: trainings side by side; with `ray`, None is one for each GPU or processor of the cluster.
         progress: called with lines to show, the tables at last.
+        ray: "local", or HOST:PORT of a running cluster, whose machines train; None: this machine trains.
         drives: of the scored pairs, for intervals; None for none.
         resamples: of the drives; 0 for no intervals.
 
@@ -61,13 +63,17 @@ def ablate(
         runs = ablation.runs(methods, seeds)
         missing = [run for run in runs if not ablation.is_finished(run)]
         progress(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {about}")
-        failed = train_here(missing, ablation, jobs, progress)
+        if ray is None:
+            failed = train_here(missing, ablation, jobs or 1, progress)
+        else:
+            failed = train_with_ray(missing, ablation, ray, jobs, progress)
         drives = drives if resamples else None
         if drives:
             progress(f"intervals of 95 % from {resamples} resamples: {drives}")
         rows = read_rows([run for run in runs if run not in failed], ablation, drives, resamples)
         if rows:
-            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}." if drives else ""
+            also = "; of the seeds some are drawn as well" if seeds > 1 else ""
+            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}{also}." if drives else ""
             write_results(ablation.out, rows, title, note)
             progress("\n" + (ablation.out / "table.md").read_text(encoding="utf-8"))
     if failed:

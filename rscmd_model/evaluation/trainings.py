@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from rscmd_model.cluster import as_they_end, ray_started
+from rscmd_model.errors import UserError, first_line
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
 
 # A training must not go on alone, however its parent ends: the next call resumes it, and finds it locked otherwise.
@@ -100,3 +105,99 @@ def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
                 file.write(block)
     lines = [line.strip() for line in re.split(r"[\r\n]+", end.decode(errors="replace")) if line.strip()]
     return lines[-1].removeprefix("error: ")[:300] if lines else "nothing"
+
+
+def train_with_ray(
+    missing: Sequence[Run],
+    ablation: Ablation,
+    address: str,
+    workers: int | None,
+    progress: Callable[[str], None],
+) -> dict[Run, str]:
+    """As `train_here`, on the machines of a Ray cluster; a run whose machine is lost is tried again.
+
+    Args:
+        missing: the runs.
+        ablation: what they share; its folder lies on a file system that all machines see at the same path, and so do
+            data and weights.
+        address: "local", or HOST:PORT of a running cluster.
+        workers: trainings side by side; None: one for each GPU, or where there is none for each processor.
+        progress: as for `train_here`.
+
+    Returns:
+        the runs that failed, each with the last line of its output.
+
+    Raises:
+        UserError: Ray is missing, no cluster answers, or a machine does not see the folder.
+    """
+    if not missing:
+        return {}
+    ablation = replace(ablation, out=ablation.out.resolve())
+    recipe = (ablation.out / "recipe.json").read_text(encoding="utf-8")
+    failed: dict[Run, str] = {}
+    done = 0
+    with ray_started(address, workers or 1) as ray:
+        there = ray.cluster_resources()
+        gpus = 0 if ablation.options.get("device") == "cpu" else there.get("GPU", 0)
+        workers = workers or int(gpus or there.get("CPU", 1))
+        # What is lost is the work since the last epoch's end: a machine may be taken away more than once.
+        task = ray.remote(num_cpus=1, num_gpus=min(1.0, gpus / workers), max_retries=3)(train_there)
+        around = (recipe, os.environ.get("OMP_NUM_THREADS"), os.getcwd())
+        told = [time.monotonic()]
+
+        def tell() -> None:
+            told[0] = time.monotonic()
+            epochs = {run: ablation.epochs(run) for run in missing if not ablation.is_finished(run)}
+            now = [f"{run.name} epoch {epoch}" for run, epoch in epochs.items() if (ablation.out / run.name).is_dir()]
+            progress(f"{done}/{len(missing)} done; {', '.join(now)}")
+
+        for place, ended in as_they_end(ray, missing, lambda run: task.remote(ablation, run, *around), workers, tell):
+            done += 1
+            try:
+                blind, last_line = ray.get(ended)
+            except ray.exceptions.WorkerCrashedError:
+                blind, last_line = "", "its process died four times, perhaps for want of memory: try fewer --workers"
+            except ray.exceptions.RayError as error:
+                blind, last_line = "", f"Ray: {first_line(error)}"
+            if blind:
+                raise UserError(blind)
+            if last_line is not None:
+                failed[missing[place]] = last_line
+            if time.monotonic() - told[0] >= 60:
+                tell()
+    return failed
+
+
+def train_there(ablation: Ablation, run: Run, recipe: str, threads: str | None, folder: str) -> tuple[str, str | None]:
+    """Train and score one run in a worker of Ray.
+
+    Args:
+        ablation: what the runs share.
+        run: this one.
+        recipe: the text of the ablation's recipe.json.
+        threads: OMP_NUM_THREADS of the process that called Ray, which sets its own: as many threads as without Ray give
+            the same results. None where it is not set.
+        folder: in which that process is, for relative paths.
+
+    Returns:
+        why this machine cannot train any run, or ""; and the last line of the output where the training failed.
+    """
+    file = ablation.out / "recipe.json"
+    try:
+        seen = file.read_text(encoding="utf-8")
+    except OSError:
+        seen = ""
+    if seen != recipe:
+        return (
+            f"{platform.node()} does not see {file}: --out must lie on a file system that all machines have at the "
+            "same path",
+            None,
+        )
+    package = str(Path(__file__).resolve().parents[2])
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environ.get("PYTHONPATH")]))
+    if threads is not None:
+        environ["OMP_NUM_THREADS"] = threads
+    process = start(ablation.command(run), environ, folder if os.path.isdir(folder) else None)
+    last_line = copy_output(process, ablation.out / f"{run.name}.log")
+    return "", None if process.wait() == 0 else last_line

@@ -1,13 +1,8 @@
-"""Many bags: one after another in this process, or side by side through Ray; each result is kept once it is there.
-
-Ray (PyPI: ray) is only needed for --ray. It is started without its dashboard, and sends no usage statistics.
-"""
+"""Many bags: one after another in this process, or side by side through Ray; each result is kept once it is there."""
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.cluster import as_they_end, ray_started
 from rscmd_model.errors import UserError, first_line, one_line
 from rscmd_ros.bags.job import Job
 from rscmd_ros.bags.results import load_result, result_file, save_result
@@ -147,17 +143,6 @@ def _here(jobs: Sequence[Job], threads: int | None, progress: Callable[[str], No
         yield (place, *_attempt(job, threads, progress))
 
 
-def _knock(address: str) -> None:
-    """Raise UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--ray takes 'local' or HOST:PORT of a running cluster, got {address!r}")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`") from None
-
-
 def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: int | None) -> Iterator[Done]:
     """Evaluate bags side by side.
 
@@ -173,26 +158,10 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
     Raises:
         UserError: Ray is missing, or no cluster answers.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray starts
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--ray needs Ray, which is not installed: python -m pip install ray") from None
-    start: dict[str, Any] = {"address": address}
     if address == "local":
         # Ray gets the processors that the workers use, so that it starts no more processes than that.
-        cores = os.cpu_count() or 1
-        workers = workers or min(len(jobs), max(1, cores // (threads or 1)))
-        start |= {"num_cpus": max(cores, workers), "include_dashboard": False}
-    else:
-        _knock(address)
-    try:  # whatever ends this, Ctrl-C while Ray starts among it, ends Ray's processes
-        try:
-            ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, AssertionError, TimeoutError) as error:
-            raise UserError(
-                f"no Ray cluster answers at {address} ({first_line(error)}); start one with `ray start --head`"
-            ) from None
+        workers = workers or min(len(jobs), max(1, (os.cpu_count() or 1) // (threads or 1)))
+    with ray_started(address, workers or 1) as ray:
         there = ray.cluster_resources()
         cpus = int(there.get("CPU", 1))
         workers = workers or max(1, cpus // (threads or 1))
@@ -200,21 +169,8 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
         gpus = 0 if jobs[0].device == "cpu" else min(1.0, there.get("GPU", 0) / workers)
         # A job whose process dies is tried twice: the reason may have been a neighbour's hunger for memory.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(_attempt)
-        yield from _as_they_end(ray, jobs, lambda job: task.remote(job, threads), workers)
-    finally:
-        ray.shutdown()
-
-
-def _as_they_end(ray: Any, jobs: Sequence[Job], begin: Callable[[Job], Any], workers: int) -> Iterator[Done]:
-    """The jobs in the order in which they end, at most `workers` of them under way; `begin` hands one to Ray."""
-    todo = list(enumerate(jobs))[::-1]
-    under_way: dict[Any, int] = {}
-    while todo or under_way:
-        while todo and len(under_way) < workers:
-            place, job = todo.pop()
-            under_way[begin(job)] = place
-        for ended in ray.wait(list(under_way))[0]:
-            yield (under_way.pop(ended), *_of_ray(ray, ended))
+        for place, ended in as_they_end(ray, jobs, lambda job: task.remote(job, threads), workers):
+            yield (place, *_of_ray(ray, ended))
 
 
 def _of_ray(ray: Any, ended: Any) -> tuple[Result | str, float]:
