@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from rscmd_model.methods.base import Features
 from rscmd_model.methods.rsc import BranchSettings, Rsc
 
@@ -29,6 +31,12 @@ class Auxiliary(Rsc):
     def taught(self) -> tuple[str, ...]:
         """The fused answer, and two more that are named like the branches they are the control of."""
         return ("fused", *self.modalities)
+
+    def split(
+        self, model: RscmdModel, x: Tensor, features: dict[str, Features]
+    ) -> tuple[dict[str, Features], dict[str, Features]]:
+        """Nothing of its own: no answer reads a single modality's features."""
+        return features, features
 
     @property
     def branches(self) -> dict[str, str]:

@@ -11,10 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rscmd_model.methods.base import choice, number
+from torch import Tensor
+
+from rscmd_model.errors import UserError
+from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.sum import Sum, SumSettings
+
+if TYPE_CHECKING:
+    from rscmd_model.network.model import RscmdModel
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,19 @@ class RscSettings(BranchSettings):
     Attributes:
         rsc: whose weights give the unimodal answers. "own" (a branch for each modality) or "shared" (the fused branch,
             without further parameters).
+        teach: what the modalities' own losses teach. "backbone" (the backbones too) or "head" (their necks and heads
+            alone, which leaves the fused answer as `sum` trains it).
     """
 
     rsc: str = choice("own", "shared")
+    teach: str = choice("backbone", "head")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.rsc, self.teach) == ("shared", "head"):
+            raise UserError(
+                "teach=head leaves the fused answer alone, and rsc=shared has no other head: give one of them"
+            )
 
 
 class Rsc(Sum):
@@ -54,6 +70,15 @@ class Rsc(Sum):
     def shipped(cls, settings: Any) -> tuple[str, ...]:
         """The fused answer and one for each modality."""
         return ("fused", *cls.modalities)
+
+    def split(
+        self, model: RscmdModel, x: Tensor, features: dict[str, Features]
+    ) -> tuple[dict[str, Features], dict[str, Features]]:
+        """What a modality's own loss teaches."""
+        to_fuse, alone = super().split(model, x, features)
+        if self.settings.teach == "head":
+            alone = {m: [f.detach() for f in own] for m, own in alone.items()}
+        return to_fuse, alone
 
     @property
     def branches(self) -> dict[str, str]:

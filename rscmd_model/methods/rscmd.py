@@ -38,6 +38,8 @@ class RscMdSettings(RscSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.teach == "head":
+            raise UserError("teach=head keeps each modality's own gradient from its backbone: use rsc+teach=head")
         if not 0 <= self.md_from < self.md_until <= 1:
             raise UserError(
                 f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "
