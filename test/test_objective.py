@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rscmd_model.config import MODALITIES, ModelConfig
+from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.methods.decoupling import GradientMap
 from rscmd_model.network.model import RscmdModel
@@ -253,3 +254,29 @@ def test_scaling_the_loss_scales_every_gradient(md: str) -> None:
         grads.append([p.grad / scale for p in model.parameters() if p.grad is not None])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * float(a.abs().max()))
+
+
+def test_heads_that_teach_themselves_leave_the_fused_answer_as_sum_trains_it() -> None:
+    """The same fused loss and the same gradients in everything that a sum has, bit for bit."""
+    batch = make_batch()
+    plain, model = make_model(method_config("sum")), make_model(method_config("rsc", teach="head"))
+    for one in (plain, model):
+        one.loss(batch)[0].sum().backward()
+    ours = dict(model.named_parameters())
+    for name, theirs in plain.named_parameters():
+        assert theirs.grad is None if ours[name].grad is None else torch.equal(theirs.grad, ours[name].grad), name
+    for camera in MODALITIES:
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.branches[camera].parameters())
+    for method, says in (("rscmd", "use rsc"), ("rsc", "rsc=shared has no other head")):
+        with pytest.raises(UserError, match=says):
+            method_config(method, teach="head", **({"rsc": "shared"} if method == "rsc" else {}))
+
+
+def test_the_mean_is_half_of_the_sum() -> None:
+    x = make_batch()["img"]
+    answers = []
+    for fusion in ("sum", "mean"):
+        model = make_model(method_config("sum", fusion=fusion)).eval()
+        features = {m: model.features(x, m) for m in MODALITIES}
+        answers.append(model.method.fuse(model, x, features))
+    assert all(torch.equal(whole, 2 * half) for whole, half in zip(*answers))
