@@ -8,7 +8,8 @@
 Everything takes turns, one call each, so that what else the machine does hits all alike; p50 and p95 over the rounds,
 ratios of p50 against two `predict` calls of ultralytics' YOLOv8 (what a single-camera node calls for each of two
 cameras), by the same runtime, and against its default, eager one. Weights are random (nothing is found: no time goes
-into overlapping boxes); "forward" is the network alone, its input ready. The floor is the network's FLOPs over the
+into overlapping boxes); "forward" is the network alone, its input ready; "ensemble" joins all three answers, where
+"ours" gives the fused one, and its ratio is "of fused". The floor is the network's FLOPs over the
 rate of a large float32 matrix product. ultralytics' own OpenVINO and ONNX models are exported by it for 512x640 and run
 as it runs them: OpenVINO takes bfloat16 by itself where the processor has it, with ours only what --half exported.
 """
@@ -164,6 +165,7 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
         ours[form] = predictor = Predictor(file, device=args.device)
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
         calls[f"ours, {form}"] = partial(predictor.predict_timed, [visible], [thermal])
+        calls[f"ensemble, {form}"] = partial(predictor.predict_timed, [visible], [thermal], answer="ensemble")
         calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, ["fused"])
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
@@ -218,6 +220,8 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
         ):
             if name.startswith("ours") and other in results:
                 row[key] = row["p50"] / results[other]["p50"]
+        if name.startswith("ensemble"):
+            row["of fused"] = row["p50"] / results[f"ours, {form}"]["p50"]
     return results
 
 
@@ -239,7 +243,7 @@ def peak_gflops(device: str) -> float:
 def print_speed(scale: str, results: dict[str, dict[str, float]], size: tuple[int, int]) -> None:
     """A table in Markdown."""
     keys = ("p50", "p95", "preprocess", "inference", "postprocess")
-    ratios = ("of two predict, same runtime", "of two default predict", "of bare forward")
+    ratios = ("of two predict, same runtime", "of two default predict", "of bare forward", "of fused")
     print(f"\nscale {scale}, {size[0]}x{size[1]} px, ms a pair\n\n| | {' | '.join((*keys, *ratios))} |")
     print("|---|" + "---|" * (len(keys) + len(ratios)))
     for name, row in results.items():

@@ -100,7 +100,9 @@ def test_inference(bench: Bench, tmp_path: Path) -> None:
     said = bench("inference", "--scales", "n", "--rounds", "2", "--size", "64", "64", "--json", out, "--formats")
     assert "| ours, torch |" in said
     assert "| two-stream sum, plain eager forward |" in said
-    assert all(row["p50"] > 0 for row in json.loads(out.read_text())["n"].values())
+    results = json.loads(out.read_text())["n"]
+    assert all(row["p50"] > 0 for row in results.values())
+    assert results["ensemble, torch"]["of fused"] > 0
 
 
 def test_ablation(bench: Bench, tmp_path: Path) -> None:
