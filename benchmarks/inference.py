@@ -4,6 +4,7 @@
     python benchmarks/inference.py --scales n --rounds 5            # a short trial
     python benchmarks/inference.py --accuracy MODEL DATA ...        # and mAP of every backend, for a trained model
     python benchmarks/inference.py --startup                        # instead: process start to first detection
+    python benchmarks/inference.py --ensemble                       # instead: all answers joined against the fused one
 
 Everything takes turns, one call each, so that what else the machine does hits all alike; p50 and p95 over the rounds,
 ratios of p50 against two `predict` calls of ultralytics' YOLOv8 (what a single-camera node calls for each of two
@@ -73,6 +74,9 @@ def main() -> None:
         help="a trained model.safetensors and the data whose val split scores every backend; may be repeated",
     )  # fmt: skip
     parser.add_argument("--startup", action="store_true", help="measure the start of a process instead")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="measure all answers joined against the fused one instead"
+    )
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
     if args.rounds < 2:
@@ -82,15 +86,18 @@ def main() -> None:
         results: dict[str, Any] = {}
         for scale in args.scales:
             files = make_files(scale, folder, tuple(args.size), args.formats)
-            if not args.startup and args.device == "cpu":
+            if not (args.startup or args.ensemble) and args.device == "cpu":
                 files |= make_smaller(files["torch"], folder, tuple(args.size), args.formats)
             if args.startup:
                 results[scale] = startup(files, args.rounds, args.size)
                 print_startup(scale, results[scale], args.size)
+            elif args.ensemble:
+                results[scale] = ensemble(files, args.rounds, args.size, args.device)
+                print_ensemble(scale, results[scale], args.size)
             else:
                 results[scale] = speed(scale, files, folder, args)
                 print_speed(scale, results[scale], args.size)
-        if not args.startup:
+        if not (args.startup or args.ensemble):
             results["accuracy"] = [accuracy(Path(m), d, folder) for m, d in args.accuracy]
     if args.json:
         write_json(args.json, results)
@@ -272,6 +279,46 @@ def print_startup(scale: str, results: dict[str, dict[str, float]], size: tuple[
         lengths = [row[part] - (row[parts[i - 1]] if i else 0) for i, part in enumerate(parts)]
         cells = [*(f"{length:.2f}" for length in lengths), f"{row['first detection']:.2f}"]
         print(f"| {form} | {' | '.join(cells)} | {'yes' if row['torch'] else 'no'} |")
+
+
+def ensemble(files: dict[str, Path], rounds: int, size: tuple[int, int], device: str) -> dict[str, dict[str, float]]:
+    """Ms of a pair by the fused answer and by all answers joined, taking turns: medians and least, and their ratios."""
+    from rscmd_model.inference.predictor import Predictor
+
+    rng = np.random.default_rng(0)
+    width, height = size
+    pair = [rng.integers(0, 256, (height, width, 3), np.uint8)], [rng.integers(0, 256, (height, width), np.uint8)]
+    predictors = {
+        form: Predictor(file, device=device) for form, file in files.items() if device == "cpu" or form == "torch"
+    }
+    calls = {
+        (form, answer): partial(p.predict_batch, *pair, answer=answer)
+        for form, p in predictors.items()
+        for answer in ("fused", "ensemble")
+    }
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for turn in range(rounds + WARMUP):
+        for key, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if turn >= WARMUP:
+                times[key].append(1e3 * (time.perf_counter() - started))
+    results = {}
+    for form in predictors:
+        row: dict[str, float] = {}
+        for word, of in (("median", statistics.median), ("least", min)):
+            fused, joint = (float(of(times[form, answer])) for answer in ("fused", "ensemble"))
+            row |= {f"fused, {word}": fused, f"ensemble, {word}": joint, f"ratio, {word}": joint / fused}
+        results[form] = row
+    return results
+
+
+def print_ensemble(scale: str, results: dict[str, dict[str, float]], size: tuple[int, int]) -> None:
+    """A table in Markdown."""
+    keys = list(next(iter(results.values())))
+    print(f"\nscale {scale}, {size[0]}x{size[1]} px, ms a pair\n\n| | {' | '.join(keys)} |\n|---|{'---|' * len(keys)}")
+    for form, row in results.items():
+        print(f"| {form} | " + " | ".join(f"{row[k]:.2f}" for k in keys) + " |", flush=True)
 
 
 def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:

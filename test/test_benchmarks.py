@@ -101,6 +101,9 @@ def test_inference(bench: Bench, tmp_path: Path) -> None:
     assert "| ours, torch |" in said
     assert "| two-stream sum, plain eager forward |" in said
     assert all(row["p50"] > 0 for row in json.loads(out.read_text())["n"].values())
+    words = ["--ensemble", "--scales", "n", "--rounds", "2", "--size", "64", "64", "--json", out, "--formats"]
+    assert "| torch |" in bench("inference", *words)
+    assert json.loads(out.read_text())["n"]["torch"]["ratio, median"] > 0
 
 
 def test_ablation(bench: Bench, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class PairDetector:
             self._draw(visible, thermal, found, identities, header, size, registration)
 
     def hold(self) -> None:
-        """Publish the last fused answer again, under its old stamp."""
+        """Publish the last answer to a pair again, under its old stamp."""
         if self._held is not None:
             self._publisher.publish(self._held)
             self.published_at = time.monotonic()

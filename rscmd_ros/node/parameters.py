@@ -114,7 +114,7 @@ class Settings:
     fallback: str = _parameter(
         "both",
         "What answers while one camera is lost. both: the branch of the camera that is left. visible, thermal: the "
-        "same, but only for that camera; without it nothing. hold: no branch; the last fused answer is published "
+        "same, but only for that camera; without it nothing. hold: no branch; the last answer to a pair is published "
         "again, under its old stamp, with each frame of the camera that is left. off: cameras are not judged; only "
         "pairs are answered, those with a frozen picture too.",
         choices=FALLBACKS,
