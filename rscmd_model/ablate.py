@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--jobs", type=int, help="trainings side by side (default: one on a GPU, else as many as there are cores)"
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="checkpoint that each training starts from, as train takes it"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint that each training starts from, as train takes it; family and scale are the file's",
     )
     evidence = parser.add_argument_group("folds and intervals")
     evidence.add_argument(
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
     if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
-    scale, family = given_scale(args) or "n", args.family or "yolov8"
+    scale, family = given_scale(args), args.family
     for method in methods:
         parse_method(method, scale=scale, family=family)
     options = {**RECIPE, **parse_options(args.options)}
@@ -95,9 +98,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = open_given(args)
     folds, drives = _evidence(args, data)
     weights = args.weights.resolve() if args.weights else None
-    if weights and not weights.is_file():
-        raise UserError(f"--weights: no file {weights}")
-    ablation = Ablation(args.out, data, args.split, scale, family, options, weights, folds, args.lost)
+    if weights:
+        from rscmd_model.network.checkpoint import read_detector  # here, since --help should not wait for torch
+
+        start = read_detector(weights)
+        start.check_size(family, scale)
+        scale, family = start.scale, start.family
+    size = scale or "n", family or "yolov8"
+    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost)
     check_device(options.get("device"))
     jobs = args.jobs or _usual_jobs()
     ablate(ablation, methods, args.seeds, jobs, partial(print, flush=True), drives=drives, resamples=args.resamples)
