@@ -35,7 +35,7 @@ from rscmd_model.methods import METHODS, method_config, parse_method
 from rscmd_model.network.checkpoint import read_detector
 from rscmd_model.network.families import find_family
 from rscmd_model.network.header import ModelHeader
-from rscmd_model.network.model_file import load_model, read_header, save_model
+from rscmd_model.network.model_file import load_model, save_model
 from rscmd_model.network.pretrained import load_weights
 from rscmd_model.options import parse_options
 from rscmd_model.training.trainer import PairedTrainer
