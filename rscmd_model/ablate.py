@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--workers", type=int, metavar="N", help="with --ray: trainings at once (default: one per GPU, or processor)"
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="checkpoint that each training starts from, as train takes it"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint that each training starts from, as train takes it; family and scale are the file's",
     )
     evidence = parser.add_argument_group("folds and intervals")
     evidence.add_argument(
@@ -101,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--workers says how many trainings --ray has at once, 1 or more (--ray local: this machine)")
     if args.jobs and args.ray:
         raise UserError("--jobs is for trainings without Ray: with --ray give --workers")
-    scale, family = given_scale(args) or "n", args.family or "yolov8"
+    scale, family = given_scale(args), args.family
     for method in methods:
         parse_method(method, scale=scale, family=family)
     options = {**RECIPE, **parse_options(args.options)}
@@ -113,9 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = open_given(args)
     folds, drives = _evidence(args, data)
     weights = args.weights.resolve() if args.weights else None
-    if weights and not weights.is_file():
-        raise UserError(f"--weights: no file {weights}")
-    ablation = Ablation(args.out, data, args.split, scale, family, options, weights, folds, args.lost)
+    if weights:
+        from rscmd_model.network.checkpoint import read_detector  # here, since --help should not wait for torch
+
+        start = read_detector(weights)
+        start.check_size(family, scale)
+        scale, family = start.scale, start.family
+    size = scale or "n", family or "yolov8"
+    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost)
     if args.ray is None:  # the machines of a cluster may have other devices
         check_device(options.get("device"))
     jobs = args.workers if args.ray else args.jobs or _usual_jobs()

@@ -66,13 +66,15 @@ def option_words(parser: argparse.ArgumentParser, about: str = "ultralytics' opt
 
 def scale_argument(parser: argparse.ArgumentParser) -> None:
     """Add --scale, and --model as its older name; `given_scale` reads them."""
-    parser.add_argument("--scale", choices=SCALES, help="scale of both streams (default: n)")
+    parser.add_argument("--scale", choices=SCALES, help="scale of both streams (default: that of --weights, else n)")
     parser.add_argument("--model", choices=SCALES, metavar="SCALE", help="the older name of --scale")
 
 
 def family_argument(parser: argparse.ArgumentParser) -> None:
     """Add --family."""
-    parser.add_argument("--family", choices=FAMILIES, help="layers of both streams (default: yolov8)")
+    parser.add_argument(
+        "--family", choices=FAMILIES, help="layers of both streams (default: those of --weights, else yolov8)"
+    )
 
 
 def given_scale(args: argparse.Namespace) -> str | None:

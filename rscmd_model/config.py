@@ -56,7 +56,8 @@ class ModelConfig:
         answers: names of the answers this network can give, the main one first: "fused" and/or modalities. A model of
             both cameras without "fused" joins those of its modalities.
         head_classes: number of classes that the class towers are as wide as for, where it is another than that of the
-            model's own: the towers of a checkpoint of 80 classes. 0 means the model's own.
+            model's own: the towers of a checkpoint of 80 classes. 0 means the model's own. At scales above n it is 0,
+            since their towers are of one width.
 
     Raises:
         UserError: a value is none of those.
@@ -96,8 +97,11 @@ class ModelConfig:
         alone = self.answers == self.modalities  # two cameras and nothing that fuses them
         if (self.answers[0] != main and not alone) or len(set(self.answers)) < len(self.answers):
             raise UserError(f"answers {', '.join(self.answers)} do not begin with {main}, or name one twice")
-        if not isinstance(self.head_classes, int) or not 0 <= self.head_classes <= MOST_CLASSES:
-            raise UserError(f"head_classes {quoted(self.head_classes)} is not a number from 0 to {MOST_CLASSES}")
+        wide = self.head_classes
+        if isinstance(wide, bool) or not isinstance(wide, int) or not 0 <= wide <= MOST_CLASSES:
+            raise UserError(f"head_classes {quoted(wide)} is not a number from 0 to {MOST_CLASSES}")
+        if self.scale != "n":
+            object.__setattr__(self, "head_classes", 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Checkpoints from before there were methods hold an object with a flag for each choice.

@@ -68,7 +68,7 @@ OPTIONS: dict[str, Option] = {
     "name": text("name of the run's folder", "a name"),
     "exist_ok": switch("takes a run's folder that is there already"),
     "pretrained": Option("use `--weights FILE`; without it training starts from random weights", harmless=False),
-    "cls_remap": Option("class outputs of `--weights` are taken only if their number agrees", harmless=False),
+    "cls_remap": Option("class outputs of `--weights` are always taken by name", harmless=False),
     "optimizer": one_of(
         "auto chooses MuSGD or AdamW and their lr0, momentum and warmup_bias_lr: a warning says so if these are given",
         *("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"),

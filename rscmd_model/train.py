@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
-from rscmd_model.config import Augmentation
+from rscmd_model.config import Augmentation, ModelConfig
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
-from rscmd_model.methods import METHODS, parse_method
+from rscmd_model.methods import METHODS, method_class, parse_method
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
 
@@ -43,16 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(args.options)
     _check(args, options)
     method, scale = args.method or "rscmd", given_scale(args)
-    # Both are read before anything is written, the data first: a mistake there needs no torch to be told.
+    # All are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
     if args.weights:
         from rscmd_model.network.checkpoint import read_detector
 
         start = read_detector(args.weights)
-        size = {"scale": scale or start.scale, "family": args.family or start.family}
-        config = parse_method(method, **size, head_classes=len(start.names))
-        print(f"{args.weights}: {start}; trained is {config.title}, {config.layers}")
+        start.check_size(args.family, scale)
+        config = parse_method(method, scale=start.scale, family=start.family, head_classes=len(start.names))
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{args.weights}: {start}; {_told(method, config)}")
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
@@ -144,6 +145,15 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError("--lost is about what --score scores: give both")
     if args.score and options.get("single_cls"):
         raise UserError("--score compares with the data's own classes, which single_cls=True gives up: leave one out")
+
+
+def _told(method: str, config: ModelConfig) -> str:
+    """What is trained, and which of its settings are the defaults of a start from weights, for people."""
+    given = [word.partition("=")[0] for word in method.split("+")]
+    others = {name: value for name, value in method_class(config.method).from_weights.items() if name not in given}
+    taken = {name: value for name, value in others.items() if config.settings.get(name) == value}
+    told = ", ".join(f"{name}={value}" for name, value in taken.items())
+    return f"trained is {config.title}" + (f", where a start from weights has the defaults {told}" if told else "")
 
 
 def _data(args: argparse.Namespace) -> str | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rscmd_model.config import FAMILIES
-from rscmd_model.errors import UserError, several
+from rscmd_model.errors import several
 from rscmd_model.network.checkpoint import Detector, activations, read_detector
 from rscmd_model.network.families import find_family
 from rscmd_model.network.lean import LeanBranch
@@ -27,21 +26,26 @@ class Loaded:
         parts: by part of the model ("visible backbone", "fused class head"), how many of its numbers came from the
             file, and how many it has. Counters do not count.
         classes: names of the classes whose outputs are the file's.
+        unknown: names of the classes whose outputs kept their random start.
         kept: names of the tensors that kept their start, or a part of it.
         other: names of the model's convolutions that are followed by another activation than in the file.
     """
 
     parts: Mapping[str, tuple[int, int]]
     classes: tuple[str, ...]
+    unknown: tuple[str, ...]
     kept: tuple[str, ...]
     other: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"{part} {came:,} of {there:,}" for part, (came, there) in self.parts.items()]
-        parts.append(f"its outputs for {several(self.classes)}" if self.classes else "its outputs for no class")
+        lines = [f"{part}: {came:,} of {there:,} numbers" for part, (came, there) in self.parts.items()]
+        if self.classes:
+            lines.append(f"outputs by name for {several(self.classes)}")
+        if self.unknown:
+            lines.append(f"random outputs for {several(self.unknown)}")
         if self.other:
-            parts.append(f"the activation is not the file's after {several(self.other, 4)}")
-        return "; ".join(parts)
+            lines.append(f"the activation is not the file's after {several(self.other, 4)}")
+        return "\n  ".join(lines)
 
 
 def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | None = None) -> Loaded:
@@ -60,14 +64,8 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | 
         UserError: as `read_detector`, or another family or scale.
     """
     detector = weights if isinstance(weights, Detector) else read_detector(weights)
-    config = model.config
-    if (detector.family, detector.scale) != (config.family, config.scale):
-        raise UserError(
-            f"{'the weights are' if weights is detector else f'{weights} is'} {FAMILIES[detector.family]}"
-            f"{detector.scale} and the model is {config.layers}: give --family {detector.family} --scale "
-            f"{detector.scale}, or leave both out"
-        )
-    rows = _same_classes(model.names, detector.names)
+    detector.check_size(model.config.family, model.config.scale)
+    rows = _same_classes(model.names, detector.names) if _towers_fit(model, detector) else {}
     parts: dict[str, tuple[int, int]] = {}
     kept = []
     with torch.no_grad():
@@ -84,7 +82,17 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | 
                 kept.append(name)
     ours, theirs = activations(model), detector.activations
     other = [name for name, act in ours.items() if theirs.get(_source(model, name), act) != act]
-    return Loaded(parts, tuple(model.names[ours] for ours in rows), tuple(kept), tuple(other))
+    classes, unknown = (tuple(name for n, name in model.names.items() if (n in rows) == came) for came in (True, False))
+    return Loaded(parts, classes, unknown, tuple(kept), tuple(other))
+
+
+def _towers_fit(model: RscmdModel, detector: Detector) -> bool:
+    """Whether the last layers of the towers for the classes read as many channels as in the file."""
+    return all(
+        value.shape[1:] == detector.state[_source(model, name)].shape[1:]
+        for name, value in model.state_dict().items()
+        if _is_class_output(name)
+    )
 
 
 def _same_classes(ours: Mapping[int, str], theirs: Mapping[int, str]) -> dict[int, int]:

@@ -45,7 +45,7 @@ def train(
         data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
-        weights: a YOLOv8 checkpoint to start from.
+        weights: a plain detector's checkpoint to start from, of the family and scale of `config`.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
             remember them: a resumed one has those that are given.
