@@ -45,7 +45,7 @@ def test_an_ablation_is_trained_once_and_goes_on_where_it_stopped(ablate: Ablate
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["branch"]) for row in rows] == [
         ("thermal", "thermal"),
-        *(("rsc+lambda_thermal=2", branch) for branch in ("fused", "visible", "thermal")),
+        *(("rsc+lambda_thermal=2", branch) for branch in ("fused", "ensemble", "visible", "thermal")),
     ]
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "| rsc+lambda_thermal=2, visible branch alone |" in (out / "table.md").read_text()
@@ -123,7 +123,7 @@ def test_the_last_line_of_a_process_is_known_on_a_full_disk(tmp_path: Path) -> N
         (["epoch=3"], "did you mean epochs"),
         (["classes=[0,"], "classes takes numbers of classes"),
         (["device=99"], "'99' is not there"),
-        (["--weights", "nothing.pt"], "--weights: no file"),
+        (["--weights", "nothing.pt"], "no weights file"),
         (["--workers", "2"], "--ray local: this machine"),
         (["--ray", "local", "--jobs", "2"], "with --ray give --workers"),
         (["--fold-count", "2"], "--fold-count makes folds of the drives that --folds FILE names"),

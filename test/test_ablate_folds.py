@@ -20,6 +20,7 @@ import yaml
 from published_layouts import WRITERS, open_tiny
 from test_pairs import write_world
 
+from rscmd_model.config import LINEAR_SPPF
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, read_labels
@@ -233,7 +234,7 @@ def test_another_recipe_is_refused_and_an_old_one_goes_on(tmp_path: Path) -> Non
         claim(given)
     with pytest.raises(UserError, match="another folds and weights"):
         claim(replace(ablation, folds=Folds({**ablation.folds.of, "e": "0", "f": "0"}, ("train",))))  # type: ignore[union-attr]
-    plain = replace(ablation, folds=None, out=tmp_path / "old")
+    plain = replace(ablation, folds=None, out=tmp_path / "old", family=LINEAR_SPPF)
     old = {"data": ablation.data.spec, "split": "train", "model": "n", "options": {"epochs": 1}}
     write_json(plain.out / "recipe.json", old)
     claim(plain)

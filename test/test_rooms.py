@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "rscmd_model": ["train", "evaluate", "predict", "export", "diagnose", "ablate", "register"],
+    "rscmd_model": ["train", "evaluate", "predict", "export", "diagnose", "ablate", "register", "assemble"],
     "rscmd_ros": ["detector_node", "evaluate_bag", "make_bag", "demo", "annotations", "parameter_pages"],
 }
 # What each room of a package may import besides itself and the ground (its modules that are no commands), which imports

@@ -141,7 +141,7 @@ def _rivals(answer: Answer) -> Iterator[Answer]:
     if branch in MODALITIES:
         lost = MODALITIES[1 - MODALITIES.index(branch)]
         rivals |= dict.fromkeys([(branch, branch), (method, lost_answer(lost))])
-    if branch not in MODALITIES:
+    if branch == "ensemble" or answer_name(method, branch) == method:
         rivals[("sum", "fused")] = None
     yield from (rival for rival in rivals if rival != answer and not is_lost(branch))
 

@@ -87,11 +87,11 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | 
 
 
 def _towers_fit(model: RscmdModel, detector: Detector) -> bool:
-    """Whether the last layers of the towers for the classes read as many channels as in the file."""
+    """Whether the last layers of the towers for the classes read as many channels as in the file, or more."""
     return all(
-        value.shape[1:] == detector.state[_source(model, name)].shape[1:]
+        value.shape[1] >= detector.state[_source(model, name)].shape[1]
         for name, value in model.state_dict().items()
-        if _is_class_output(name)
+        if _is_class_output(name) and name.endswith("weight")
     )
 
 
