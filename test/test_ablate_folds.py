@@ -184,7 +184,7 @@ def test_answers_are_kept_as_they_were(tmp_path: Path) -> None:
 def finish(folder: Path, answers: Answers) -> None:
     """What a finished run leaves for the tables."""
     write_json(folder / "cost.json", {"parameters": 1, "gflops": 1.0, "step_ms": None, "memory_mb": 1.0})
-    write_json(folder / "scores.json", {"branches": dict.fromkeys(answers.found, {})})
+    write_json(folder / "scores.json", {"branches": {name: {} for name in answers.found}})
     answers.save(folder / "answers.npz")
 
 
