@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.ablation import claim, read_rows, times_of
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
-from rscmd_model.evaluation.answers import Answers
+from rscmd_model.evaluation.answers import Answers, lost_answer
 from rscmd_model.evaluation.folds import Drives, Folds, read_drives, read_folds
 from rscmd_model.evaluation.scoring import Truth, score
 from rscmd_model.evaluation.trainings import train_there
@@ -36,7 +35,7 @@ from rscmd_model.files import write_json
 
 STEMS = ("a", "b", "c", "d", "e", "f")
 FRAMES = "name,fold,block\na,0,x\nb,0,x\nc,1,y\nd,1,y\ne,1,z\nf,1,z\n"
-OPTIONS = ["epochs=2", "imgsz=64", "batch=4", "device=cpu", "workers=0", "optimizer=SGD", "val=False"]
+OPTIONS = ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0", "optimizer=SGD", "val=False"]
 
 
 def write(file: Path, text: str) -> Path:
@@ -183,6 +182,13 @@ def test_answers_are_kept_as_they_were(tmp_path: Path) -> None:
         Answers.load(tmp_path / "answers.npz")
 
 
+def finish(folder: Path, answers: Answers) -> None:
+    """What a finished run leaves for the tables."""
+    write_json(folder / "cost.json", {"parameters": 1, "gflops": 1.0, "step_ms": None, "memory_mb": 1.0})
+    write_json(folder / "scores.json", {"branches": {name: {} for name in answers.found}})
+    answers.save(folder / "answers.npz")
+
+
 def ablation_of(tmp_path: Path, frames: str = FRAMES) -> Ablation:
     data = open_data(world(tmp_path / "data"))
     folds, _ = read_folds(data, ["train"], write(tmp_path / "frames.csv", frames))
@@ -200,8 +206,7 @@ def test_folds_are_pooled_and_their_drives_resampled(tmp_path: Path) -> None:
         here = [n for n, stem in enumerate(STEMS) if ablation.folds and ablation.folds.of[stem] == run.fold]
         found = {"fused": [whole.found["fused"][n] for n in here]}
         part = Answers(*([t[n] for n in here] for t in (whole.stems, whole.sizes, whole.truths)), found)  # type: ignore[arg-type]
-        write_json(folder / "cost.json", {"parameters": 1, "gflops": 1.0, "step_ms": None, "memory_mb": 1.0})
-        part.save(folder / "answers.npz")
+        finish(folder, part)
     drives = Drives(dict(zip(STEMS, "xxyyzz")), "block")
     rows = read_rows(runs, ablation, drives, 50)
     assert [(row.method, row.seed, row.branch) for row in rows] == [("sum", 0, "fused"), ("rsc", 0, "fused")]
@@ -272,51 +277,41 @@ def test_a_machine_that_does_not_see_the_folder_refuses(tmp_path: Path) -> None:
     assert f"does not see {ablation.out / 'recipe.json'}" in blind
 
 
-def answered(out: Path) -> dict[str, dict[str, np.ndarray]]:
-    found = {}
-    for file in sorted(out.glob("*/answers.npz")):
-        with np.load(file) as kept:
-            found[file.parent.name] = dict(kept)
-    return found
-
-
-def figures(out: Path) -> list[dict[str, str]]:
-    with (out / "results.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if "mAP" in k or k in ("method", "branch")} for row in csv.DictReader(file)
-        ]
+def test_a_training_is_killed_with_what_started_it() -> None:
+    program = (
+        "import sys, time\nfrom rscmd_model.evaluation.trainings import start\n"
+        "print(start([sys.executable, '-c', 'print(1, flush=True); input()']).stdout.read(1), flush=True)\n"
+        "time.sleep(99)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"b'1'\n"
+    trainings = psutil.Process(parent.pid).children()
+    assert len(trainings) == 1
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(trainings, timeout=30)[1] == []
 
 
 @pytest.mark.timeout(280)
-def test_a_killed_ablation_and_a_killed_worker_give_the_same(
+def test_ray_gives_the_same_though_a_worker_is_killed(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     data, frames = world(tmp_path / "data"), write(tmp_path / "frames.csv", FRAMES)
     words = ["--data", str(data), "--split", "train", "--folds", str(frames), "--methods", "sum", "--seeds", "1"]
     words += ["--resamples", "20", "--lost", *OPTIONS]
-    here, there = tmp_path / "here", tmp_path / "there"
-    line = [sys.executable, "-m", "rscmd_model.ablate", *words, "--out", str(here), "--jobs", "1"]
-    killed = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(here / "sum-seed0-fold0" / "weights" / "last.pt", killed)
-    trainings = psutil.Process(killed.pid).children()
-    assert trainings
-    killed.kill()
-    killed.wait()
-    assert psutil.wait_procs(trainings, timeout=30)[1] == [], "a training went on alone"
-    done = command("rscmd_model.ablate", *words, "--out", here, "--jobs", "1")
-    assert done.returncode == 0, done.stderr
-    assert "2 runs, 0 of them finished before; 6 pairs in 2 folds" in done.stdout
-
-    shutil.copytree(here, there)
-    shutil.rmtree(there / "sum-seed0-fold0")
-    (there / "sum-seed0-fold0.log").unlink()
-
+    there, here = tmp_path / "there", tmp_path / "here"
+    for out in (there, here):  # fold 1 is finished
+        answers = some_answers(STEMS[2:], 0)
+        names = ("fused", *map(lost_answer, ("visible", "thermal")))
+        answers = replace(answers, found=dict.fromkeys(names, answers.found["fused"]))
+        finish(out / "sum-seed0-fold1", answers)
     struck: list[int] = []
 
     def strike() -> None:
         """Kill the worker of Ray that trains fold 0, as soon as it does."""
-        wait_for(there / "sum-seed0-fold0.log", None)
+        wait_for(there / "sum-seed0-fold0.log")
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or ()
             if "name=sum-seed0-fold0" in words and f"project={there}" in words:
@@ -331,20 +326,29 @@ def test_a_killed_ablation_and_a_killed_worker_give_the_same(
     done = command("rscmd_model.ablate", *words, "--out", there, "--ray", "local", "--workers", "1")
     striker.join()
     assert done.returncode == 0, done.stderr
+    assert "2 runs, 1 of them finished before; 6 pairs in 2 folds" in done.stdout
     assert struck, "no worker was killed"
+
+    done = command("rscmd_model.ablate", *words, "--out", here, "--jobs", "1")
+    assert done.returncode == 0, done.stderr
     assert "2 runs, 1 of them finished before" in done.stdout
     assert figures(here) == figures(there)
     assert [row["branch"] for row in figures(here)] == ["fused", "fused, visible lost", "fused, thermal lost"]
-    mine, theirs = answered(here), answered(there)
-    assert list(mine) == list(theirs) == ["sum-seed0-fold0", "sum-seed0-fold1"]
-    for run, arrays in mine.items():
-        assert len(arrays["boxes"])
-        assert all(np.array_equal(values, theirs[run][name]) for name, values in arrays.items())
+    files = [out / "sum-seed0-fold0" / "answers.npz" for out in (here, there)]
+    with np.load(files[0]) as mine, np.load(files[1]) as theirs:
+        assert len(mine["boxes"])
+        assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
 
 
-def wait_for(file: Path, process: subprocess.Popen[bytes] | None) -> None:
-    end = time.monotonic() + 120
+def figures(out: Path) -> list[dict[str, str]]:
+    """The rows of results.csv without what the runs cost."""
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if "mAP" in k or k in ("method", "branch")} for row in rows]
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 240
     while not file.exists():
-        assert process is None or process.poll() is None
         assert time.monotonic() < end, f"no {file}"
         time.sleep(0.1)
