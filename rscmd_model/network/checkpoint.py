@@ -51,7 +51,7 @@ class Detector:
     def check_size(self, family: str | None, scale: str | None) -> None:
         """Raise `UserError` where another family or scale is asked for; None asks for none."""
         if family not in (None, self.family) or scale not in (None, self.scale):
-            asked = FAMILIES.get(family or self.family, family) + (scale or self.scale)
+            asked = FAMILIES.get(family or self.family, str(family)) + (scale or self.scale)
             raise UserError(
                 f"{self.file} is {FAMILIES[self.family]}{self.scale} and the model is {asked}: give --family "
                 f"{self.family} --scale {self.scale}, or leave both out"
