@@ -51,7 +51,7 @@ class Detector:
     def check_size(self, family: str | None, scale: str | None) -> None:
         """Raise `UserError` where another family or scale is asked for; None asks for none."""
         if family not in (None, self.family) or scale not in (None, self.scale):
-            asked = FAMILIES.get(family or self.family, str(family)) + (scale or self.scale)
+            asked = FAMILIES.get(family or self.family, FAMILIES["yolov8"]) + (scale or self.scale)
             raise UserError(
                 f"{self.file} is {FAMILIES[self.family]}{self.scale} and the model is {asked}: give --family "
                 f"{self.family} --scale {self.scale}, or leave both out"
@@ -115,7 +115,7 @@ def activations(model: nn.Module) -> dict[str, str]:
 
 def _names(path: Path, model: Any) -> dict[int, str]:
     """The names of a model's classes by number."""
-    names = getattr(model, "names", None)
+    names: Any = getattr(model, "names", None)
     try:
         found = {
             int(number): str(name)
