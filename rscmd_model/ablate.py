@@ -25,7 +25,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
+from rscmd_model.arguments import (
+    batchnorm_argument,
+    command_parser,
+    family_argument,
+    frozen_statistics,
+    given_scale,
+    option_words,
+    parse,
+    scale_argument,
+)
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.devices import check_device
@@ -72,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="checkpoint that each training starts from, as train takes it; family and scale are the file's",
     )
+    batchnorm_argument(parser)
     evidence = parser.add_argument_group("folds and intervals")
     evidence.add_argument(
         "--folds",
@@ -123,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         start.check_size(family, scale)
         scale, family = start.scale, start.family
     size = scale or "n", family or "yolov8"
-    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost)
+    frozen = frozen_statistics(args)
+    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost, frozen)
     if args.ray is None:  # the machines of a cluster may have other devices
         check_device(options.get("device"))
     jobs = args.workers if args.ray else args.jobs or _usual_jobs()

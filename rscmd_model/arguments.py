@@ -77,6 +77,27 @@ def family_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def batchnorm_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --batchnorm; `frozen_statistics` reads it."""
+    parser.add_argument(
+        "--batchnorm",
+        choices=("batch", "frozen"),
+        help="whether training normalises by each batch's statistics, or by those of the --weights, which then stay as "
+        "they are (default: frozen with --weights, batch without)",
+    )
+
+
+def frozen_statistics(args: argparse.Namespace) -> bool:
+    """Whether BatchNorm's statistics stay as they are, by `batchnorm_argument` and --weights.
+
+    Raises:
+        UserError: they are to stay, and there are none to begin with.
+    """
+    if args.batchnorm == "frozen" and not args.weights:
+        raise UserError("--batchnorm frozen keeps the statistics of --weights: give these as well")
+    return args.batchnorm == "frozen" or (args.batchnorm is None and args.weights is not None)
+
+
 def given_scale(args: argparse.Namespace) -> str | None:
     """The scale that a command line names by `scale_argument`, or None.
 

@@ -22,7 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.arguments import command_parser, family_argument, given_scale, option_words, parse, scale_argument
+from rscmd_model.arguments import (
+    batchnorm_argument,
+    command_parser,
+    family_argument,
+    frozen_statistics,
+    given_scale,
+    option_words,
+    parse,
+    scale_argument,
+)
 from rscmd_model.config import Augmentation, ModelConfig
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import find_pairs
@@ -42,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require("torch", "ultralytics")
     options = parse_options(args.options)
     _check(args, options)
-    method, scale = args.method or "rscmd", given_scale(args)
+    method, scale, frozen = args.method or "rscmd", given_scale(args), frozen_statistics(args)
     # All are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
@@ -53,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start.check_size(args.family, scale)
         config = parse_method(method, scale=start.scale, family=start.family, head_classes=len(start.names))
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{args.weights}: {start}; {_told(method, config)}")
+            print(f"{args.weights}: {start}; {_told(method, config, frozen)}")
     if not options.get("resume"):  # else both stand in the checkpoint
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
@@ -64,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
     recorder = partial(GradientRecorder.attach, every=every)
-    file = train(data, config, options, args.weights, augmentation, observers=[recorder])
+    file = train(data, config, options, args.weights, augmentation, frozen_statistics=frozen, observers=[recorder])
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:
@@ -94,6 +103,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="yolov8*.pt or yolo11*.pt that starts both streams and every answer (never downloaded); family and scale "
         "are the file's, and some defaults are others: means of features, full branches",
     )
+    batchnorm_argument(parser)
     parser.add_argument(
         "--modality-dropout",
         type=float,
@@ -138,7 +148,7 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     resumes = options.get("resume")
     if args.data is None and not resumes:
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
-    for name in ("method", "scale", "model", "family", "weights") if resumes else ():
+    for name in ("method", "scale", "model", "family", "weights", "batchnorm") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
     if args.lost and not args.score:
@@ -147,13 +157,14 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError("--score compares with the data's own classes, which single_cls=True gives up: leave one out")
 
 
-def _told(method: str, config: ModelConfig) -> str:
+def _told(method: str, config: ModelConfig, frozen: bool) -> str:
     """What is trained, and which of its settings are the defaults of a start from weights, for people."""
     given = [word.partition("=")[0] for word in method.split("+")]
     others = {name: value for name, value in method_class(config.method).from_weights.items() if name not in given}
     taken = {name: value for name, value in others.items() if config.settings.get(name) == value}
     told = ", ".join(f"{name}={value}" for name, value in taken.items())
-    return f"trained is {config.title}" + (f", where a start from weights has the defaults {told}" if told else "")
+    settings = f", where a start from weights has the defaults {told}" if told else ""
+    return f"trained is {config.title}{settings}; BatchNorm {'frozen' if frozen else 'by batch'}"
 
 
 def _data(args: argparse.Namespace) -> str | None:

@@ -469,7 +469,7 @@ def test_a_start_from_weights_is_told_and_resumed(
         done = command("rscmd_model.train", *words, "name=run", "val=False")
     assert done.returncode == 130, done.stderr
     told = f"{file}: YOLOv8n, 80 classes; trained is rsc+branch=full, where a start from weights has the defaults "
-    assert f"{told}branch=full\n" in done.stdout
+    assert f"{told}branch=full; BatchNorm frozen\n" in done.stdout
     assert f"{file}: visible backbone: " in caplog.text
     assert "\n  random outputs for 'person', 'car'" in caplog.text
     last = tmp_path / "run/weights/last.pt"
@@ -480,3 +480,22 @@ def test_a_start_from_weights_is_told_and_resumed(
     assert header.config == parse_method("rsc+fusion=sum", head_classes=80)
     assert (header.config.head_classes, header.config.settings) == (80, {"branch": "full"})
     assert {branch.head.cv3[0][-1].in_channels for branch in model.branches.values()} == {80}
+    # BatchNorm's statistics are the file's to the last epoch, also after the run was resumed; what is learned is not.
+    theirs, ours = plain["yolov8"].model[8].cv1, model.backbones["thermal"].b8.cv1
+    assert torch.equal(ours.bn.running_var, theirs.bn.running_var.float())
+    assert not torch.equal(ours.bn.weight, theirs.bn.weight.float())
+
+
+def test_batchnorm_is_frozen_unless_asked_otherwise(
+    folder: Path, plain: dict[str, nn.Module], world: Path, command: Command, tmp_path: Path
+) -> None:
+    words = ("--data", world, *WORDS, "epochs=1", f"project={tmp_path}", "name=run", "val=False", "--method", "visible")
+    done = command("rscmd_model.train", *words, "--batchnorm", "frozen")
+    assert done.returncode == 1
+    assert done.stderr == "error: --batchnorm frozen keeps the statistics of --weights: give these as well\n"
+    done = command("rscmd_model.train", *words, "--weights", folder / "yolov8n.pt", "--batchnorm", "batch")
+    assert done.returncode == 0, done.stderr
+    assert "BatchNorm by batch" in done.stdout
+    model, _ = load_model(tmp_path / "run/model.safetensors")
+    statistics = model.backbones["visible"].b8.cv1.bn.running_var
+    assert not torch.equal(statistics, plain["yolov8"].model[8].cv1.bn.running_var.float())

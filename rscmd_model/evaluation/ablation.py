@@ -105,6 +105,7 @@ def claim(ablation: Ablation) -> None:
         "family": ablation.family,
         "options": dict(ablation.options),
         "weights": digest(ablation.weights) if ablation.weights else None,
+        "batchnorm": "frozen" if ablation.frozen_statistics else "batch",
         "folds": ablation.folds.digest() if ablation.folds else None,
     }
     file = ablation.out / "recipe.json"
@@ -116,7 +117,7 @@ def claim(ablation: Ablation) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         if "weights" not in before and before.get("family", "yolov8") == "yolov8":
             before["family"] = LINEAR_SPPF
-        before = {"weights": None, "folds": None, **before}
+        before = {"weights": None, "folds": None, "batchnorm": "batch", **before}
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != json.loads(json.dumps(recipe)):

@@ -52,6 +52,7 @@ class Ablation:
         weights: checkpoint that each training starts from; None for random weights.
         folds: which pairs are held out together; None to train on train and score `split`.
         lost: also score the fused head with each camera's image black.
+        frozen_statistics: whether BatchNorm keeps the statistics of `weights`.
     """
 
     out: Path
@@ -63,6 +64,7 @@ class Ablation:
     weights: Path | None = None
     folds: Folds | None = None
     lost: bool = False
+    frozen_statistics: bool = False
 
     def runs(self, methods: Sequence[str], seeds: int) -> list[Run]:
         """All trainings. Seed by seed, so that an ablation that is interrupted has whole seeds to show."""
@@ -79,7 +81,9 @@ class Ablation:
         words = [word(key, value) for key, value in self.options.items()]
         words += [f"project={self.out}", f"name={run.name}", f"seed={run.seed}", "exist_ok=True"]
         model = ["--scale", self.scale, "--family", self.family]
-        model += ["--weights", str(self.weights)] if self.weights else []
+        if self.weights:
+            kind = "frozen" if self.frozen_statistics else "batch"
+            model += ["--weights", str(self.weights), "--batchnorm", kind]
         data = self.data.spec if run.fold is None else str(self.out / "folds" / f"fold{run.fold}.yaml")
         return [*start, "--data", data, "--method", run.method, *model, *words]
 

@@ -45,11 +45,16 @@ class RscmdModel(BaseModel):
         config: size, method and answers.
         names: class names by index.
 
+    Attributes:
+        frozen_statistics: whether a training leaves BatchNorm's running statistics as they are, and normalises by them.
+
     The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
 
     Raises:
         UserError: no such method, a setting it does not have, or answers it does not give.
     """
+
+    frozen_statistics = False
 
     def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
         super().__init__()
@@ -91,6 +96,14 @@ class RscmdModel(BaseModel):
         sppf: list[Any] = [backbone.get_submodule("b9.cv1") for backbone in self.backbones.values()]
         if self.config.family == "yolov8" and any(isinstance(layer.act, nn.Identity) for layer in sppf):
             self.config = replace(self.config, family=LINEAR_SPPF)
+
+    def train(self, mode: bool = True) -> RscmdModel:
+        """As torch's; with `frozen_statistics` BatchNorm normalises by its running statistics and leaves them."""
+        super().train(mode)
+        for norm in self.modules() if mode and self.frozen_statistics else ():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eval()
+        return self
 
     def heads(self) -> list[Detect]:
         """The detection heads, the main answer's first."""

@@ -36,6 +36,7 @@ def train(
     weights: str | Path | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
     *,
+    frozen_statistics: bool = False,
     observers: Sequence[Callable[[PairedTrainer], None]] = (),
     trainer_class: type[PairedTrainer] = PairedTrainer,
 ) -> Path:
@@ -47,6 +48,7 @@ def train(
         options: ultralytics' options.
         weights: a plain detector's checkpoint to start from, of the family and scale of `config`.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
+        frozen_statistics: see `RscmdModel`; ignored when resuming, which keeps the run's own.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
             remember them: a resumed one has those that are given.
         trainer_class: in place of `PairedTrainer`.
@@ -75,6 +77,7 @@ def train(
         raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
     if not checkpoint:
         trainer.start_from(config, weights, augmentation)
+        trainer.model.frozen_statistics = frozen_statistics
     for observe in observers:
         observe(trainer)
     _run(trainer)

@@ -179,6 +179,7 @@ class PairedTrainer(DetectionTrainer):
         if weights is not None:
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
+            model.frozen_statistics = weights.frozen_statistics
         return model
 
     def start_from(
