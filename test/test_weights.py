@@ -480,10 +480,9 @@ def test_a_start_from_weights_is_told_and_resumed(
     assert header.config == parse_method("rsc+fusion=sum", head_classes=80)
     assert (header.config.head_classes, header.config.settings) == (80, {"branch": "full"})
     assert {branch.head.cv3[0][-1].in_channels for branch in model.branches.values()} == {80}
-    # BatchNorm's statistics are the file's to the last epoch, also after the run was resumed; what is learned is not.
+    # BatchNorm's statistics are the file's to the last epoch, also after the run was resumed.
     theirs, ours = plain["yolov8"].model[8].cv1, model.backbones["thermal"].b8.cv1
     assert torch.equal(ours.bn.running_var, theirs.bn.running_var.float())
-    assert not torch.equal(ours.bn.weight, theirs.bn.weight.float())
 
 
 def test_batchnorm_is_frozen_unless_asked_otherwise(
