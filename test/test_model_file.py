@@ -128,7 +128,9 @@ def test_a_file_from_before_lean_branches_has_full_ones() -> None:
     plain = {**json.loads(ModelHeader(method_config("rscmd"), NAMES, 64, ThermalContract()).to_json()), "config": {}}
     assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", family=LINEAR_SPPF, branch="full")
     plain["config"] = {"branch": "lean", "md": "map", "scale": "s"}
-    assert ModelHeader.from_json(json.dumps(plain)).config == method_config("rscmd", md="map", scale="s")
+    assert ModelHeader.from_json(json.dumps(plain)).config == method_config(
+        "rscmd", family=LINEAR_SPPF, md="map", scale="s"
+    )
 
 
 def test_a_model_file_may_be_read_by_others(tmp_path: Path) -> None:
@@ -252,6 +254,7 @@ MISSING = {
     "lambda_visible": 1.0,
     "lambda_thermal": 1.0,
     "rsc": "own",
+    "teach": "backbone",
     "md": "project",
     "md_from": 0.0,
     "md_until": 1.0,
@@ -268,7 +271,7 @@ def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_
         fields = method_class(method).Settings.__dataclass_fields__
         assert {name: f.metadata["missing"] for name, f in fields.items()} == {n: MISSING[n] for n in fields}
     plain = ModelHeader(method_config("rscmd", md="map"), NAMES, 64, ThermalContract()).to_json()
-    assert json.loads(plain)["config"] == {"method": "rscmd", "settings": {"md": "map"}}
+    assert json.loads(plain)["config"] == {"family": "yolov8", "method": "rscmd", "settings": {"md": "map"}}
 
 
 def test_a_method_of_tomorrow_is_named(tmp_path: Path) -> None:

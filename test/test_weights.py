@@ -292,7 +292,11 @@ def test_an_ablation_is_of_the_file_s_layers(
     """Told by what it says of a folder that holds one of other weights."""
     words = ["epochs=1", "device=cpu"]
     options = {**RECIPE, **parse_options(words)}
-    claim(Ablation(tmp_path, open_data(world), "val", "n", "yolov8", options, folder / "yolov8n.pt"))
+    claim(
+        Ablation(
+            tmp_path, open_data(world), "val", "n", "yolov8", options, folder / "yolov8n.pt", frozen_statistics=True
+        )
+    )
     done = command("rscmd_model.ablate", "--data", world, "--weights", folder / "yolo11n.pt", "--out", tmp_path, *words)
     assert "holds an ablation with another family and weights: choose another --out" in done.stderr
 
