@@ -109,11 +109,6 @@ class ModelConfig:
         self.__dict__.setdefault("head_classes", 0)
 
     @property
-    def main(self) -> tuple[str, ...]:
-        """The network's answers that a whole pair is answered from: the fused one, or those that are joined."""
-        return self.answers if self.answers == self.modalities else self.answers[:1]
-
-    @property
     def layers(self) -> str:
         """The layers as their authors name them, with the scale: "YOLOv8n"."""
         return f"{FAMILIES.get(self.family, FAMILIES['yolov8'])}{self.scale}"
@@ -133,6 +128,11 @@ class ModelConfig:
         """
         single = self.answers[:1] if self.answers[0] == "fused" or len(self.answers) == 1 else ()
         return (*single, *(("ensemble",) if len(self.answers) > 1 else ()))
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The answers of the network that a whole pair is answered from, unless another answer is asked for."""
+        return self.made_of(self.pair_answers[0])
 
     def made_of(self, answer: str) -> tuple[str, ...]:
         """The answers of the network that `answer` is made of: of "ensemble" all, of any other itself."""
