@@ -163,7 +163,7 @@ def test_measuring_changes_nothing_and_reads_no_running_statistics() -> None:
 
 
 def test_one_camera_or_no_pairs_is_refused() -> None:
-    with pytest.raises(UserError, match="visible-only"):
+    with pytest.raises(UserError, match="method visible has no fused loss"):
         OpenModel(make_model(method_config("visible")))
     with pytest.raises(UserError, match="no pairs"):
         measure(OpenModel(make_model(method_config("sum"))), [])
