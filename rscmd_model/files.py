@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -35,6 +36,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal. Raises `OSError` where it cannot be read."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -6,7 +6,6 @@ scored as one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from rscmd_model.evaluation.resampling import draw, scores
 from rscmd_model.evaluation.scoring import match
 from rscmd_model.evaluation.sweep import score_all
 from rscmd_model.evaluation.trainings import train_here, train_with_ray
-from rscmd_model.files import lock_folder, write_json
+from rscmd_model.files import lock_folder, sha256_of, write_json
 
 
 def ablate(
@@ -133,8 +132,7 @@ def digest(file: Path) -> str:
         UserError: it cannot be read.
     """
     try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
 

@@ -22,7 +22,7 @@ import rscmd_model
 import rscmd_ros
 from rscmd_model.detections import Detections
 from rscmd_model.evaluation.scoring import Truth
-from rscmd_model.files import whole_file
+from rscmd_model.files import sha256_of, whole_file
 from rscmd_ros.bags.job import LOWEST_SCORE, Job
 from rscmd_ros.bags.report import Sample
 from rscmd_ros.bags.run import Result
@@ -61,7 +61,7 @@ def result_file(folder: Path, job: Job, digests: dict[Path, str]) -> Path:
 
 def _digest(path: Path, digests: dict[Path, str]) -> str:
     if path not in digests:
-        digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        digests[path] = sha256_of(path)
     return digests[path]
 
 
