@@ -22,6 +22,11 @@ _LARGEST_NUMBER = 1e6
 _MOST_SETTINGS = 100
 
 
+def other_modality(modality: str) -> str:
+    """The other one of `MODALITIES`."""
+    return MODALITIES[1 - MODALITIES.index(modality)]
+
+
 def is_number(value: Any) -> bool:
     """Whether it is an int or a float (not a bool); NaN and infinities are."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rscmd_model.arguments import (
     batchnorm_argument,
@@ -41,6 +41,9 @@ from rscmd_model.methods import METHODS, method_class, parse_method
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
 
+if TYPE_CHECKING:
+    from rscmd_model.network.checkpoint import Detector
+
 # Flags of earlier versions. What they said is a setting of the method now.
 _SETTINGS = ("rsc", "md", "lambda_visible", "lambda_thermal")
 
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # All are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
+    start: Detector | None = None
     if args.weights:
         from rscmd_model.network.checkpoint import read_detector
 
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
     recorder = partial(GradientRecorder.attach, every=every)
-    file = train(data, config, options, args.weights, augmentation, frozen_statistics=frozen, observers=[recorder])
+    file = train(data, config, options, start, augmentation, frozen_statistics=frozen, observers=[recorder])
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:

@@ -24,6 +24,7 @@ from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
 from rscmd_model.files import whole_file
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import method_config
+from rscmd_model.network.checkpoint import Detector
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.training.run import train
@@ -56,7 +57,7 @@ class FrozenBackboneTrainer(PairedTrainer):
     def start_from(
         self,
         config: ModelConfig,
-        weights: str | Path | None = None,
+        weights: str | Path | Detector | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         """Begin with a fresh neck and head on the backbone of a model file.
@@ -66,7 +67,7 @@ class FrozenBackboneTrainer(PairedTrainer):
             weights: the model file; must be given.
             augmentation: as in the parent.
         """
-        assert weights is not None
+        assert isinstance(weights, str | Path)
         super().start_from(config, augmentation=augmentation)
         (modality,) = config.modalities
         self.model.backbones[modality].load_state_dict(load_model(weights)[0].backbones[modality].state_dict())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rscmd_model.config import MODALITIES
+from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.evaluation.ablation_plot import answer_name, plot_ablation
 from rscmd_model.evaluation.answers import is_lost, lost_answer
 from rscmd_model.evaluation.resampling import interval, over_seeds
@@ -139,7 +139,7 @@ def _rivals(answer: Answer) -> Iterator[Answer]:
     method, branch = answer
     rivals: dict[Answer, None] = {}
     if branch in MODALITIES:
-        lost = MODALITIES[1 - MODALITIES.index(branch)]
+        lost = other_modality(branch)
         rivals |= dict.fromkeys([(branch, branch), (method, lost_answer(lost))])
     if branch == "ensemble" or answer_name(method, branch) == method:
         rivals[("sum", "fused")] = None

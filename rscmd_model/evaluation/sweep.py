@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.config import MODALITIES
+from rscmd_model.config import other_modality
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
@@ -157,7 +157,7 @@ def _check_answer(predictor: Predictor, fault: Fault) -> None:
     if fault.drop is None:
         predictor.header.pair_answer(fault.pair_answer)
         return
-    left = MODALITIES[1 - MODALITIES.index(fault.drop)]
+    left = other_modality(fault.drop)
     there = ", ".join(predictor.config.answers)
     if fault.answer == "branch" and left not in predictor.modalities:
         hint = "; --answer zeros asks its fused head" if "fused" in predictor.config.answers else ""

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rscmd_model.config import other_modality
 from rscmd_model.synthetic import shapes
 
 Array = npt.NDArray[np.uint8]
@@ -95,7 +96,7 @@ class WorldConfig:
         for name, dial in (("weak", weak), ("noisy", noisy), ("misleading", misleading)):
             if not 0.0 <= dial <= 1.0:
                 raise ValueError(f"{name} is a dial from 0 to 1, got {dial}")
-        other = "thermal" if modality == "visible" else "visible"
+        other = other_modality(modality)
         hidden = getattr(self, f"hidden_in_{modality}")
         changes = {
             f"hidden_in_{modality}": hidden + max(0.7 - hidden, 0.0) * weak,

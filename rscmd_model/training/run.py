@@ -12,7 +12,7 @@ import yaml
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER, RANK
 
-from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation, ModelConfig
+from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation, ModelConfig, other_modality
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.devices import check_device, scoring_device
@@ -23,6 +23,7 @@ from rscmd_model.evaluation.scoring import MAX_DETECTIONS
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, answer_pairs, score_all
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
+from rscmd_model.network.checkpoint import Detector
 from rscmd_model.options import RESUMABLE, check_options, without_effect
 from rscmd_model.training.resume import is_finished, options_of
 from rscmd_model.training.trainer import PairedTrainer
@@ -33,7 +34,7 @@ def train(
     data: str | Path | None,
     config: Any,
     options: dict[str, Any],
-    weights: str | Path | None = None,
+    weights: str | Path | Detector | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
     *,
     frozen_statistics: bool = False,
@@ -46,7 +47,8 @@ def train(
         data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
-        weights: a plain detector's checkpoint to start from, of the family and scale of `config`.
+        weights: a plain detector's checkpoint to start from, or what `read_detector` made of it; of the family and
+            scale of `config`.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
         frozen_statistics: see `RscmdModel`; ignored when resuming, which keeps the run's own.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
@@ -202,5 +204,4 @@ def _sound(config: ModelConfig) -> dict[str, Fault]:
     if len(config.modalities) == 1:
         return {config.answers[0]: Fault()}
     whole = {answer: Fault(answer=answer) for answer in config.pair_answers}
-    other = dict(zip(MODALITIES, MODALITIES[::-1]))
-    return whole | {answer: Fault(drop=other[answer]) for answer in config.answers if answer in other}
+    return whole | {answer: Fault(drop=other_modality(answer)) for answer in config.answers if answer in MODALITIES}

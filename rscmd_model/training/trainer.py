@@ -34,6 +34,7 @@ from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.network.checkpoint import Detector, read_detector
 from rscmd_model.network.header import check_image_size
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, save_model
@@ -185,7 +186,7 @@ class PairedTrainer(DetectionTrainer):
     def start_from(
         self,
         config: ModelConfig,
-        weights: str | Path | None = None,
+        weights: str | Path | Detector | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count).
@@ -209,7 +210,8 @@ class PairedTrainer(DetectionTrainer):
                 f"thermal shift up to {augmentation.thermal_shift} px"
             )
         if weights is not None:
-            LOGGER.info(f"{weights}: {load_weights(self.model, weights)}")
+            detector = weights if isinstance(weights, Detector) else read_detector(weights)
+            LOGGER.info(f"{detector.file}: {load_weights(self.model, detector)}")
 
     def run_callbacks(self, event: str) -> None:
         """ultralytics' callbacks; at the start of an epoch all that is random is set first."""
