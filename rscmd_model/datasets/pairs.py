@@ -137,11 +137,16 @@ class Labels:
         boxes: (N, 5) float32: class, cx, cy, w, h; centre and size as fractions of the image, inside it.
         problems: what was clipped or left out.
         size: (width, height) px that the label file says the image has, or None.
+        weights: (N, 3) float32 within 0 to 1: how much each box teaches the answers fused, visible and thermal; with 0
+            that answer learns neither object nor background there. None: every box teaches them all.
+        ignore: (M, 5) as `boxes`: regions where no answer learns anything, whatever the class. None: there are none.
     """
 
     boxes: np.ndarray
     problems: tuple[Problem, ...] = ()
     size: tuple[int, int] | None = None
+    weights: np.ndarray | None = None
+    ignore: np.ndarray | None = None
 
 
 class Reader(Protocol):
