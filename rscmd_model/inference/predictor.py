@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from rscmd_model.imaging.preprocess import Placement, fill, place
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.inference.late_fusion import suppress_and_join
 from rscmd_model.inference.opening import open_backend
+from rscmd_model.inference.suppression import suppress
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,7 @@ class Predictor:
         answer: str | None = None,
     ) -> tuple[list[Detections], StageTimes]:
         """As `predict_batch`, and where its time went."""
-        if len(visibles) != len(thermals):
-            raise ValueError(f"expected as many thermal as visible images, got {len(thermals)} and {len(visibles)}")
+        _same_length(visibles, thermals)
         conf = self.conf if conf is None else conf
         iou = self.iou if iou is None else iou
         max_det = self.max_det if max_det is None else max_det
@@ -234,6 +235,43 @@ class Predictor:
             postprocess += time.perf_counter() - answered
         preprocess = time.perf_counter() - started - inference - postprocess
         return results, StageTimes(1e3 * preprocess, 1e3 * inference, 1e3 * postprocess)
+
+    def predict_each(
+        self,
+        visibles: Sequence[np.ndarray],
+        thermals: Sequence[np.ndarray],
+        *,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        registration: Registration | None = None,
+    ) -> list[dict[str, Detections]]:
+        """What each answer of the model finds in whole pairs, before anything is joined.
+
+        Args:
+            visibles, thermals: of each pair the two images, as for `predict`.
+            conf, iou, max_det: for each answer, in place of the predictor's own.
+            registration: in place of the predictor's own.
+
+        Returns:
+            for each pair the detections by the name of the answer, the model's main one first; boxes in pixels of the
+            visible image.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        _same_length(visibles, thermals)
+        conf = self.conf if conf is None else conf
+        iou = self.iou if iou is None else iou
+        max_det = self.max_det if max_det is None else max_det
+        pairs = [self._prepare(v, t, registration, self.answer) for v, t in zip(visibles, thermals)]
+        results: list[dict[str, Detections]] = [{} for _ in pairs]
+        for members in self._batches(pairs):
+            batch = self._input([pairs[i] for i in members])
+            for name, values in zip(self.config.answers, self._forward(batch, self.config.answers)):
+                for i, found in zip(members, suppress(values[: len(members)], conf, iou, max_det)):
+                    results[i][name] = _detections(found, pairs[i].placement, None)
+        return results
 
     def thermal_view(
         self, visible: np.ndarray | None, thermal: np.ndarray, *, registration: Registration | None = None
@@ -360,6 +398,11 @@ class Predictor:
                 f"{self._file}: its {answer} answer is not finite (NaN or infinite numbers){less}: copy or export the "
                 "file again, or train the model again"
             )
+
+
+def _same_length(visibles: Sequence[Any], thermals: Sequence[Any]) -> None:
+    if len(visibles) != len(thermals):
+        raise ValueError(f"expected as many thermal as visible images, got {len(thermals)} and {len(visibles)}")
 
 
 def _detections(found: np.ndarray, placement: Placement, size: tuple[int, int] | None) -> Detections:
