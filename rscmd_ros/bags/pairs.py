@@ -205,16 +205,25 @@ def _paired(
 
 
 def load_pictures(
-    bag: Bag, topics: dict[str, str], pairs: Sequence[BagPair], contract: ThermalContract | None = None
+    bag: Bag,
+    topics: dict[str, str],
+    pairs: Sequence[BagPair],
+    contract: ThermalContract | None = None,
+    faults: dict[BagPair, str] | None = None,
 ) -> Iterator[Pictures]:
     """Read the pictures of some pairs that are known. They are kept only as long as a pair still needs them.
 
     Args:
         bag, topics, contract: as for `read_pairs`.
         pairs: the pairs.
+        faults: pairs with a picture that cannot be decoded are passed over, and the reason is put here; without it such
+            a picture is an error.
 
     Yields:
         Each pair with its pictures as soon as both have been read.
+
+    Raises:
+        UserError: the bag cannot be read, or a picture of it.
     """
     waiting: dict[tuple[str, int], list[BagPair]] = {}
     for pair in pairs:
@@ -224,20 +233,32 @@ def load_pictures(
     readers = _readers(bag, topics, contract)
     counts = {"visible": 0, "thermal": 0}
     held: dict[tuple[str, int], npt.NDArray[Any]] = {}
+
+    def done(pair: BagPair) -> None:
+        for end in (("visible", pair.visible_index), ("thermal", pair.thermal_index)):
+            waiting[end].remove(pair)
+            if not waiting[end]:
+                held.pop(end, None)
+
     for topic, _, data in bag.raw(stream_of):
         stream = stream_of[topic]
         key = (stream, counts[stream])
         counts[stream] += 1
-        if key not in waiting:
+        if not waiting.get(key):
             continue
-        picture = readers[stream](bag.deserialise(topic, data))[1]
+        try:
+            picture = readers[stream](bag.deserialise(topic, data))[1]
+        except UserError as error:
+            if faults is None:
+                raise
+            for pair in list(waiting[key]):
+                faults[pair] = str(error)
+                done(pair)
+            continue
         assert picture is not None
         held[key] = picture
         for pair in list(waiting[key]):
             ends = (("visible", pair.visible_index), ("thermal", pair.thermal_index))
             if all(end in held for end in ends):
                 yield pair, held[ends[0]], held[ends[1]]
-                for end in ends:
-                    waiting[end].remove(pair)
-                    if not waiting[end]:
-                        del held[end]
+                done(pair)
