@@ -35,7 +35,7 @@ from rscmd_model.arguments import (
     parse,
     scale_argument,
 )
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given, teaching_arguments
 from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError, run_cli
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser("ablate", __doc__)
     data_arguments(parser)
     camera_arguments(parser)
+    teaching_arguments(parser)
     parser.add_argument(
         "--methods",
         default="visible,thermal,sum,rsc,rscmd",

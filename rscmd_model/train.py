@@ -33,7 +33,7 @@ from rscmd_model.arguments import (
     scale_argument,
 )
 from rscmd_model.config import Augmentation, ModelConfig
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
+from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given, teaching_arguments
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
@@ -93,6 +93,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("train", __doc__)
     data_arguments(parser, required=False)
     camera_arguments(parser)
+    teaching_arguments(parser)
     parser.add_argument(
         "--method",
         metavar="NAME[+SETTING=VALUE...]",
@@ -155,6 +156,9 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     for name in ("method", "scale", "model", "family", "weights", "batchnorm") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
+    for name in ("teach", "confidence") if resumes else ():
+        if getattr(args, name) is not None:
+            raise UserError(f"a resumed run's labels teach what they taught before: leave out --{name}")
     if args.lost and not args.score:
         raise UserError("--lost is about what --score scores: give both")
     if args.score and options.get("single_cls"):

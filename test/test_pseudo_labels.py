@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from rscmd_model.datasets.sidecars import (
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.inference.predictor import Predictor
-from rscmd_model.labelling.pseudo_labels import Candidates, Limits, candidates, pseudo_labels
+from rscmd_model.labelling.pseudo_labels import Candidates, Limits, candidates, pseudo_labels, sure_from
 
 SIZE = (200, 100)
 CLASSES = {0: "person", 1: "car"}
-LIMITS = Limits(sure=0.5, unsure=0.2, followed=0.3, of_class={"car": 0.7})
+LIMITS = Limits({"person": 0.5, "car": 0.7}, followed=0.3, unsure=0.2)
 
 
 def boxes(*rows: tuple[float, float, float, float, float, int]) -> Detections:
@@ -87,10 +88,35 @@ def test_boxes_are_cut_at_the_edge_and_slivers_left_out() -> None:
     assert numbers(found.line) == pytest.approx((0, 0.05, 0.25, 0.1, 0.5))
 
 
-@pytest.mark.parametrize("wrong", [{"sure": 0.1}, {"followed": 0.9}, {"unsure": 0}, {"of_class": {"car": 1.5}}])
-def test_limits_out_of_order_are_refused(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize("wrong", [{"followed": 1.1}, {"unsure": 0}, {"sure": {"car": 1.5}}])
+def test_limits_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="score limits"):
-        Limits(**wrong)  # type: ignore[arg-type]
+        Limits(**{"sure": {"person": 0.5}, **wrong})
+
+
+def test_the_limits_of_a_class_never_cross() -> None:
+    assert Limits({"person": 0.25, "car": 0.1}).of("person") == (0.25, 0.25, 0.15)
+    assert Limits({"person": 0.25, "car": 0.1}).of("car") == (0.1, 0.1, 0.1)
+
+
+def test_sure_is_where_the_wanted_share_is_right() -> None:
+    """Scores that are right as often as they say: the labels above the limit have the precision that was asked for."""
+    random = np.random.default_rng(0)
+    scores = {"person": random.uniform(0, 1, 4000), "car": random.uniform(0, 1, 4000) ** 2, "rare": np.array([0.6])}
+    for precision in (0.7, 0.8, 0.9):
+        sure = sure_from(scores, precision)
+        for name in ("person", "car"):
+            taken = scores[name][scores[name] >= sure[name]]
+            right = random.uniform(0, 1, len(taken)) < taken
+            assert right.mean() == pytest.approx(precision, abs=0.04)
+        together = sure_from({"all": np.concatenate(list(scores.values()))}, precision)
+        assert sure["rare"] == together["all"], "one box says nothing of its class"
+    assert sure_from({"person": np.full(50, 0.3)}, 0.8) == {"person": 1.0}, "nothing is that sure"
+    assert sure_from({"person": np.full(50, 0.99)}, 0.1)["person"] == pytest.approx(0.99)
+    assert sure_from({"person": np.full(50, 0.2)}, 0.1) == {"person": 0.25}
+    assert sure_from({"person": np.zeros(0)}) == {"person": 1.0}
+    with pytest.raises(UserError, match="precision"):
+        sure_from(scores, 1)
 
 
 def test_a_sidecar_comes_back_and_knows_a_person_s_hand(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 `reader` (yolo by default, coco, cvat, label_studio, or a published set), `path` or `root` (its folder; relative to the
 file's), `names`, `thermal_contract`, `registration` (a file, relative to this one, or what it would hold), `split_file`
-(published sets), `boxes` and `match_iou` (where each camera has labels of its own), `fold` (one fold held out, see
-`folds.py`), and the folders or lists of each split, which docs/datasets/own.md shows.
+(published sets), `boxes` and `match_iou` (where each camera has labels of its own), `sidecars`, `confidence` and
+`teach` (labels that no person drew, see `teaching.py`), `fold` (one fold held out, see `folds.py`), and the folders or
+lists of each split, which docs/datasets/own.md shows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from rscmd_model.datasets.listed import FORMS, ListedPairs, load
 from rscmd_model.datasets.lists import ImageLists
 from rscmd_model.datasets.pairs import DataConfig, Reader
 from rscmd_model.datasets.published import PUBLISHED, open_published
+from rscmd_model.datasets.teaching import CHOICES as TEACH_CHOICES
+from rscmd_model.datasets.teaching import CONFIDENCE, TEACH, Teaching
 from rscmd_model.datasets.two_labels import CHOICES, Boxes
 from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError, did_you_mean, quoted
@@ -29,6 +32,8 @@ from rscmd_model.text import parse_yaml
 
 _COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration", "fold")
 _BOXES = ("boxes", "match_iou")
+_SIDECARS = ("sidecars", "confidence", "teach")
+_TRUTH = {"true": True, "false": False}
 PALETTE = "--palette-ok"  # of the command line, on its way into the thermal contract; no key of a file
 _UNUSED = ("nc", "channels", "download", "license")  # ultralytics' own files have these
 _READERS = ("yolo", *FORMS, *PUBLISHED)
@@ -76,6 +81,11 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
     except (OSError, RuntimeError) as error:  # a loop of links
         raise UserError(f"{where}: path {quoted(given_root)} leads nowhere: {error}") from None
     registration = _registration(data.get("registration"), base, where)
+    if "sidecars" not in data and (lone := [key for key in ("confidence", "teach") if key in data]):
+        raise UserError(
+            f"{where}: {lone[0]} is about labels that no person drew, and these data have no 'sidecars', the folder "
+            "that tells which those are"
+        )
     if reader in PUBLISHED:
         _known(data, (*_COMMON, "split_file"), where)
         if "names" in data:
@@ -100,6 +110,9 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
     if palette_ok:
         contract = replace(contract, palette_ok=True)
     config = replace(config, thermal_contract=contract, registration=registration)
+    if isinstance(config.reader, YoloFolders) and config.reader.teaching:  # also where a default was taken
+        teaching = config.reader.teaching
+        data = {**data, "confidence": str(teaching.confidence).lower(), "teach": teaching.teach}
     rest = {k: v for k, v in data.items() if k not in (*_COMMON, *_UNUSED) or k == "names"}
     resolved = {"reader": reader, "root": str(config.root), **rest, "thermal_contract": contract.to_dict()}
     if registration is not None:
@@ -123,7 +136,7 @@ def _registration(given: Any, base: Path, where: str) -> Registration | None:
 
 def _yolo(data: dict[str, Any], root: Path, where: str, registration: Registration | None) -> DataConfig:
     names = _names(data.get("names"), where)
-    thermal, used = _sources(data, "thermal", where), [*_COMMON, *_BOXES, "labels"]
+    thermal, used = _sources(data, "thermal", where), [*_COMMON, *_BOXES, *_SIDECARS, "labels"]
     if not isinstance(thermal, dict) or not thermal:
         raise UserError(
             f"{where}: thermal must give a folder for each split, as in 'thermal: {{train: thermal/train}}'"
@@ -162,6 +175,12 @@ def _yolo(data: dict[str, Any], root: Path, where: str, registration: Registrati
         lacking = [split for split, *_ in sources if split not in dict(thermal_labels)]
         if lacking:
             raise UserError(f"{where}: 'boxes: {boxes.choice}' needs labels of the thermal images of {lacking[0]}")
+    teaching = _teaching(data, root, where)
+    if teaching and (all(lists) or boxes.choice != "visible"):
+        raise UserError(
+            f"{where}: sidecars belong to labels of the visible images in folders: leave out "
+            + ("the .txt lists" if all(lists) else f"'boxes: {boxes.choice}'")
+        )
     reader: Reader
     if all(lists):
         reader = ImageLists(root, tuple(sources), visible_labels, thermal_labels, boxes)
@@ -172,7 +191,7 @@ def _yolo(data: dict[str, Any], root: Path, where: str, registration: Registrati
             if boxes.choice == "thermal":  # the visible images need no labels
                 label_folder = dict(thermal_labels)[split]
             folders.append((split, one, other, label_folder))
-        reader = YoloFolders(tuple(folders), thermal_labels, boxes)
+        reader = YoloFolders(tuple(folders), thermal_labels, boxes, teaching)
     return _own(root, names, tuple(row[0] for row in sources), reader)
 
 
@@ -209,6 +228,20 @@ def _labels(given: Any, splits: list[str], root: Path, where: str) -> dict[str, 
             raise UserError(f"{where} of {split}: give a folder, or {{visible: FOLDER, thermal: FOLDER}}")
         found[split] = {camera: root / _path(path, where) for camera, path in both.items()}
     return found
+
+
+def _teaching(data: Mapping[str, Any], root: Path, where: str) -> Teaching | None:
+    """What the keys `_SIDECARS` say; None without them."""
+    if "sidecars" not in data:
+        return None
+    folder = root / _path(data["sidecars"], f"{where}: sidecars")
+    confidence = data.get("confidence", CONFIDENCE)
+    if str(confidence).lower() not in _TRUTH:
+        raise UserError(f"{where}: confidence is true or false, got {quoted(confidence)}")
+    teach = data.get("teach", TEACH)
+    if teach not in TEACH_CHOICES:
+        raise UserError(f"{where}: teach is one of {', '.join(TEACH_CHOICES)}, got {quoted(teach)}")
+    return Teaching(folder, _TRUTH[str(confidence).lower()], teach)
 
 
 def _boxes(data: Mapping[str, Any], choice: Any, where: str, registration: Registration | None) -> Boxes:

@@ -32,6 +32,7 @@ class Inspection:
         visible: (h, w) uint8 grey at an eighth of the size, or None where the image cannot be read.
         thermal: (H, W) uint8 or uint16 counts, or None.
         problems: all that is wrong with it.
+        weights, ignore: as in `Labels`.
     """
 
     pair: PairFiles
@@ -41,6 +42,8 @@ class Inspection:
     visible: np.ndarray | None
     thermal: np.ndarray | None
     problems: tuple[Problem, ...]
+    weights: np.ndarray | None = None
+    ignore: np.ndarray | None = None
 
 
 def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
@@ -91,7 +94,9 @@ def inspect_pair(data: DataConfig, pair: PairFiles) -> Inspection:
     if labels.size and known and labels.size not in known and pair.label:
         text = f"{pair.label} says {_text(labels.size)} px, {pair.visible} is {_text(visible_size)} px"
         problems.append(Problem("label_size", pair.label, text))
-    return Inspection(pair, visible_size, thermal_size, labels.boxes, visible, thermal, tuple(problems))
+    return Inspection(
+        pair, visible_size, thermal_size, labels.boxes, visible, thermal, tuple(problems), labels.weights, labels.ignore
+    )
 
 
 def inspect_all(data: DataConfig, pairs: Sequence[PairFiles]) -> Iterator[Inspection]:
@@ -117,8 +122,8 @@ def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict
         pairs: of it.
 
     Returns:
-        for each pair {"size": (height, width) of the visible image, "labels": as `read_labels`}; and lines to show that
-        count the faults which are tolerated.
+        for each pair {"size": (height, width) of the visible image, "labels": as `read_labels`, "weights" and "ignore":
+        as in `Labels`}; and lines to show that count the faults which are tolerated.
 
     Raises:
         UserError: some pairs cannot be used; their number and the first ones with the reason.
@@ -129,7 +134,8 @@ def check_pairs(data: DataConfig, pairs: Sequence[PairFiles]) -> tuple[list[dict
         if stopping:
             faults.append(stopping[0].text)
         noted += [problem for problem in seen.problems if not data.stops(problem)]
-        gathered.append({"size": seen.visible_size[::-1], "labels": seen.labels})
+        taught = {"labels": seen.labels, "weights": seen.weights, "ignore": seen.ignore}
+        gathered.append({"size": seen.visible_size[::-1], **taught})
     missed = [problem for problem in noted if problem.kind == "out_of_scale"]
     if missed and len(missed) == len(pairs):
         raise UserError(f"no thermal image fits the thermal contract: {missed[0].text}")

@@ -20,6 +20,7 @@ import yaml
 from rscmd_model.datasets.description import PALETTE, describe, parse_description
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, split_hash
 from rscmd_model.datasets.published import PUBLISHED
+from rscmd_model.datasets.teaching import CHOICES
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
 from rscmd_model.text import read_text
@@ -56,14 +57,34 @@ def palette_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def teaching_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --teach and --confidence, which `open_given` reads."""
+    parser.add_argument(
+        "--teach",
+        choices=CHOICES,
+        help="what an answer of one camera learns from where no person drew the labels: those that its own camera saw, "
+        "or those of both (default: as data.yaml has it)",
+    )
+    parser.add_argument(
+        "--confidence",
+        choices=("on", "off"),
+        help="whether labels that no person drew teach as much as their scores say (default: as data.yaml has it)",
+    )
+
+
 def open_given(args: argparse.Namespace) -> DataConfig:
-    """Open the data that a command line names by `data_arguments`, and by `camera_arguments` where it has them.
+    """Open the data that a command line names by `data_arguments`, `camera_arguments` and `teaching_arguments`.
+
+    Args:
+        args: parsed; it may lack what the last two add.
 
     Raises:
         UserError: as `open_data`.
     """
     registration, palette_ok = getattr(args, "registration", None), getattr(args, "palette_ok", False)
-    return open_data(args.data, args.root, args.split_file, registration, palette_ok)
+    teach, confidence = getattr(args, "teach", None), getattr(args, "confidence", None)
+    sure = None if confidence is None else confidence == "on"
+    return open_data(args.data, args.root, args.split_file, registration, palette_ok, teach, sure)
 
 
 def open_data(
@@ -72,6 +93,8 @@ def open_data(
     split_file: Path | None = None,
     registration: Path | None = None,
     palette_ok: bool = False,
+    teach: str | None = None,
+    confidence: bool | None = None,
 ) -> DataConfig:
     """Open a data set.
 
@@ -81,6 +104,7 @@ def open_data(
         split_file: a list of splits instead of the published one.
         registration: a registration file instead of what `spec` says.
         palette_ok: take colour-palette thermal images, whatever `spec` says.
+        teach, confidence: as in `Teaching`, instead of what `spec` says.
 
     Returns:
         its `spec` alone opens the same data again, from any folder.
@@ -98,6 +122,10 @@ def open_data(
         given["registration"] = str(registration.resolve())
     if palette_ok:
         given[PALETTE] = True
+    if teach is not None:
+        given["teach"] = teach
+    if confidence is not None:
+        given["confidence"] = confidence
     if spec in PUBLISHED:
         if root is None:
             raise UserError(f"--data {spec} needs --root DIR, the folder the set was unpacked to")

@@ -89,6 +89,7 @@ class PairFiles:
         label: the label file; None where no label file means an image without objects.
         thermal_label: the label file of the thermal image, where each camera has labels of its own.
         entries: what a label file of many images calls the visible and the thermal one.
+        sidecar: what is known of labels that no person drew; None where a person drew them.
     """
 
     stem: str
@@ -97,6 +98,7 @@ class PairFiles:
     label: Path | None
     thermal_label: Path | None = None
     entries: tuple[str | None, str | None] = (None, None)
+    sidecar: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def find_unused(data: DataConfig, listings: Mapping[str, Listing]) -> list[Unuse
     used = {str(problem.file) for listing in listings.values() for problem in listing.problems}
     for listing in listings.values():
         for pair in listing.pairs:
-            used |= {str(f) for f in (pair.visible, pair.thermal, pair.label, pair.thermal_label) if f is not None}
+            files = pair.visible, pair.thermal, pair.label, pair.thermal_label, pair.sidecar
+            used |= {str(file) for file in files if file is not None}
     found: set[str] = set()
     for folder in folders:
         if not any(folder != other and folder.is_relative_to(other) for other in folders) and folder.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rscmd_model.datasets.folders import explained, images_in, others_below, walk
 from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Problem, match, tidy
+from rscmd_model.datasets.teaching import Teaching
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.text import read_text
@@ -27,18 +28,23 @@ class YoloFolders:
         folders: split, visible folder, thermal folder, folder of the visible images' labels.
         thermal_labels: split and folder of the thermal images' labels, where there are any.
         boxes: which of the labels are used.
+        teaching: what labels teach that no person drew; None where a person drew them all.
     """
 
     folders: tuple[tuple[str, Path, Path, Path], ...]
     thermal_labels: tuple[tuple[str, Path], ...] = ()
     boxes: Boxes = VISIBLE
+    teaching: Teaching | None = None
 
     def places(self) -> tuple[Place, ...]:
-        """Three folders of each split, or four."""
+        """Three folders of each split, or four, and that of the sidecars."""
         kinds = ("visible", "thermal", "labels")
         found = [Place(split, kind, f) for split, *rest in self.folders for kind, f in zip(kinds, rest)]
         found += [Place(split, "labels", folder) for split, folder in self.thermal_labels]
-        return tuple(replace(place, suffix=".txt") if place.kind == "labels" else place for place in found)
+        found = [replace(place, suffix=".txt") if place.kind == "labels" else place for place in found]
+        if self.teaching:
+            found += [Place(split, "labels", self.teaching.folder / split, ".json") for split, *_ in self.folders]
+        return tuple(found)
 
     def unlisted(self) -> tuple[str, bool]:
         """Every image in a split's folder is in the split."""
@@ -63,12 +69,19 @@ class YoloFolders:
         for folder in (folder for name, folder in self.thermal_labels if name == split):
             second, problem = _labels_of(folder, folders, {*visible, *thermal}, split)
             problems += problem
-        found = tuple(PairFiles(s, visible[s], thermal[s], first.get(s), second.get(s)) for s in stems)
+        known: dict[str, Path] = {}
+        if self.teaching:
+            known, problem = self.teaching.sidecars(split, stems)
+            problems += problem
+        found = tuple(
+            PairFiles(s, visible[s], thermal[s], first.get(s), second.get(s), sidecar=known.get(s)) for s in stems
+        )
         return Listing(found, tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
-        """As `Reader.labels`, from YOLO label files."""
-        return self.boxes.of(read_yolo(pair.label, names), read_yolo(pair.thermal_label, names))
+        """As `Reader.labels`, from YOLO label files and their sidecars."""
+        labels = self.boxes.of(read_yolo(pair.label, names), read_yolo(pair.thermal_label, names))
+        return self.teaching.of(labels, pair) if self.teaching else labels
 
 
 def _labels_of(folder: Path, folders: set[Path], stems: set[str], split: str) -> tuple[dict[str, Path], list[Problem]]:

@@ -25,36 +25,70 @@ MOST = 300
 _SMALLEST = 2.0  # px of a side: less is no label
 
 
+PRECISION = 0.8
+"""Share of the labels that should be right, by default."""
+LOWEST = 0.25
+"""No class's boxes are sure below this joint score."""
+_FEWEST = 20  # boxes of a class that its own limit can rest on
+
+
 @dataclass(frozen=True)
 class Limits:
-    """The scores that part objects, doubtful ones and background.
+    """The joint scores that part objects, doubtful ones and background.
 
     Attributes:
-        sure: joint score from which a box is a label, 0 to 1.
-        unsure: joint score from which a box that is no label is an ignore region, 0 to `sure`.
-        followed: joint score from which a box of a track that has a sure one is a label, `unsure` to `sure`.
-        of_class: `sure` of single classes, by name.
+        sure: by class name the score from which a box is a label.
+        followed: from here on a box is a label whose track has a sure one; at most `sure`.
+        unsure: from here on a box that is no label is an ignore region; at most `followed`.
 
     Raises:
-        UserError: they are not in this order, or out of range.
+        UserError: one is not above 0 and up to 1.
     """
 
-    sure: float = 0.5
-    unsure: float = 0.15
+    sure: Mapping[str, float]
     followed: float = 0.3
-    of_class: Mapping[str, float] = field(default_factory=dict)
+    unsure: float = 0.15
 
     def __post_init__(self) -> None:
-        for name, sure in {"sure": self.sure, **self.of_class}.items():
-            if not 0 < self.unsure <= self.followed <= sure <= 1:
-                raise UserError(
-                    f"score limits: 0 < unsure <= followed <= sure <= 1 is wanted, got {self.unsure:g}, "
-                    f"{self.followed:g} and {sure:g}{f' of {name}' if name != 'sure' else ''}"
-                )
+        for name, value in {"followed": self.followed, "unsure": self.unsure, **self.sure}.items():
+            if not 0 < value <= 1:
+                raise UserError(f"score limits: {name} is {value:g}, and a number above 0 and up to 1 is wanted")
 
-    def of(self, name: str) -> float:
-        """`sure` of a class."""
-        return self.of_class.get(name, self.sure)
+    def of(self, name: str) -> tuple[float, float, float]:
+        """`sure`, `followed` and `unsure` of a class."""
+        sure = self.sure[name]
+        followed = min(self.followed, sure)
+        return sure, followed, min(self.unsure, followed)
+
+
+def sure_from(scores: Mapping[str, np.ndarray], precision: float = PRECISION) -> dict[str, float]:
+    """From which joint score boxes are sure, class by class, without knowing any truth.
+
+    Joint scores say about how often they are right: docs/your_drive.md has that measured. So the limit of a class is
+    the lowest one at which the mean score of all boxes above it is the precision that is wanted. A class with few boxes
+    has the limit of all classes together.
+
+    Args:
+        scores: by class name the joint scores of all its boxes in the recording, (N,) each.
+        precision: share of the labels that should be right, above 0 and below 1.
+
+    Returns:
+        by class name the limit, `LOWEST` to 1; 1 where no box is that sure.
+
+    Raises:
+        UserError: `precision` is out of range.
+    """
+    if not 0 < precision < 1:
+        raise UserError(f"the precision of labels is a number above 0 and below 1, got {precision:g}")
+    together = _limit(np.concatenate(list(scores.values())), precision)
+    enough = {name: int((values >= LOWEST).sum()) >= _FEWEST for name, values in scores.items()}
+    return {name: _limit(values, precision) if enough[name] else together for name, values in scores.items()}
+
+
+def _limit(scores: np.ndarray, precision: float) -> float:
+    falling = np.sort(scores.astype(np.float64))[::-1]
+    reached = np.flatnonzero(np.cumsum(falling) / np.arange(1, len(falling) + 1) >= precision)
+    return max(float(falling[reached[-1]]), LOWEST) if len(reached) else 1.0
 
 
 @dataclass(frozen=True)
@@ -109,14 +143,13 @@ def pseudo_labels(
     wide, high = size
     for i, (box, score, cls) in enumerate(zip(given.found.boxes, given.found.scores.tolist(), given.found.classes)):
         x0, y0, x1, y1 = (float(v) for v in np.clip(box, 0, [wide, high] * 2))
-        if min(x1 - x0, y1 - y0) < _SMALLEST or score < limits.unsure:
+        sure, followed, unsure = limits.of(names[int(cls)])
+        if min(x1 - x0, y1 - y0) < _SMALLEST or score < unsure:
             continue
         track = tracks[i] if tracks is not None else None
-        sure = limits.of(names[int(cls)])
-        if tracks is None:
-            certain = score >= sure
-        else:
-            certain = track is not None and score >= limits.followed and track[1] >= sure
+        certain = score >= sure
+        if tracks is not None:
+            certain = track is not None and score >= followed and track[1] >= sure
         line = label_line(int(cls), ((x0 + x1) / 2 / wide, (y0 + y1) / 2 / high, (x1 - x0) / wide, (y1 - y0) / high))
         seen = {name: round(float(scores[i]), 4) for name, scores in given.seen.items()}
         found = Found(line, round(score, 4), **seen, track=None if track is None else track[0])

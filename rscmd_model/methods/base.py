@@ -200,7 +200,9 @@ class Method(nn.Module):
                 both logits, and "feats".
             scored: how each of them does on the batch, with its assignment of objects to anchors.
             features: of each modality, as the backbones gave them.
-            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size).
+            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size). Labels that
+                no person drew have "weights" (R, 3) as well, for the answers fused, visible and thermal; where all
+                three are 0 the row is no object but a region to ignore.
         """
         main, *others = self.taught
         sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}

@@ -189,7 +189,8 @@ class RscmdModel(BaseModel):
         """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch.
 
         Args:
-            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects.
+            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects, and "weights" as
+                `Method.losses` has them.
             preds: what `predict` gave for it, if it was called already.
         """
         if self.criterion is None:

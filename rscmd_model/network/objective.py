@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from ultralytics.cfg import get_cfg
-from ultralytics.utils.loss import v8DetectionLoss
 
 from rscmd_model.config import MODALITIES
+from rscmd_model.network.weighted_loss import WeightedLoss
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PARTS = ("box", "cls", "dfl")
 """Of an answer's loss: CIoU, class, distribution focal loss."""
+_COLUMNS = {answer: column for column, answer in enumerate(("fused", *MODALITIES))}
+"""Of a batch's "weights"."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Scored:
         parts: the losses `PARTS`, each a scalar with a gradient, mean over the batch, with ultralytics' gains.
         positives: (B, N) bool, the anchors that are assigned to an object.
         objects: (B, N) int64, which of its pair's objects each positive anchor is assigned to; anything elsewhere.
+            Where labels have weights, those with the weight 0 for this answer are not counted.
     """
 
     parts: dict[str, Tensor]
@@ -47,22 +50,38 @@ class Detection:
         if not hasattr(model, "args"):
             model.args = get_cfg()
         # The heads agree in classes, strides and bins, which is all that the criterion takes from one.
-        self.criterion = v8DetectionLoss(model)
+        self.criterion = WeightedLoss(model)
 
     def __call__(self, answer: Any, batch: Mapping[str, Any]) -> Scored:
         """Score one answer.
 
         Args:
             answer: what a head gives, in training or evaluation mode.
-            batch: "batch_idx", "cls" and "bboxes" (normalised centre and size) of all objects.
+            batch: "batch_idx", "cls" and "bboxes" (normalised centre and size) of all objects; and "weights" as
+                `WeightedLoss` takes them, where they differ.
         """
         output = self.criterion.parse_output(answer)
-        (positives, objects, *_), parts, _ = self.criterion.get_assigned_targets_and_loss(output, batch)
+        (positives, objects, *_), parts, _ = self.criterion.get_assigned_targets_and_loss(output, dict(batch))
         return Scored(dict(zip(PARTS, parts)), positives, objects)
 
     def losses(self, answers: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         """The parts of each answer's loss, by the answers' names."""
-        return {name: self(answer, batch).parts for name, answer in answers.items()}
+        return {name: self(answer, seen_by(name, batch)).parts for name, answer in answers.items()}
+
+
+def seen_by(answer: str, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch with the labels as they teach one answer.
+
+    Args:
+        answer: "fused", "visible" or "thermal"; another one learns what the fused one does.
+        batch: its "weights" (R, 3), if there are any, are for these three.
+
+    Returns:
+        the batch itself, or with the answer's own "weights" (R,).
+    """
+    if "weights" not in batch:
+        return batch
+    return {**batch, "weights": batch["weights"][:, _COLUMNS.get(answer, 0)]}
 
 
 class Objective:
@@ -88,12 +107,12 @@ class Objective:
             model: the network.
             answers: those that are taught.
             features: of each modality, per stride (B, C, H, W).
-            batch: "img" and the objects.
+            batch: "img" and the objects, with "weights" (R, 3) where labels teach the answers more or less.
 
         Returns:
             the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss").
         """
-        scored = {name: self.detection(answer, batch) for name, answer in answers.items()}
+        scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
         losses = model.method.losses(model, answers, scored, features, batch)
         weights = model.method.weights
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]) * len(batch["img"])

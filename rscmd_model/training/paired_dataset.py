@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from ultralytics.data.augment import BaseTransform, Compose, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER
@@ -73,6 +74,10 @@ class ThermalShift(BaseTransform):
 class PairedDataset(YOLODataset):
     """Pairs of a split as the ultralytics trainer wants its data. Writes nothing into the data's folders.
 
+    Where labels that are trained on have weights or regions to ignore, three columns beside the class carry the weights
+    (for fused, visible, thermal) through the augmentation, and a region goes along as a box of weight 0. A batch has
+    them as "weights". Elsewhere, and in what is validated, there are the objects alone.
+
     Args:
         data: with "config" (a `DataConfig`) and the keys ultralytics looks for.
         img_path: name of the split.
@@ -109,7 +114,7 @@ class PairedDataset(YOLODataset):
         checked, read_over = check_pairs(config, list(self.pairs.values()))
         for line in read_over:
             LOGGER.warning(f"{self.prefix}{line}")
-        return [
+        labels = [
             {
                 "im_file": file,
                 "shape": check["size"],
@@ -122,6 +127,51 @@ class PairedDataset(YOLODataset):
             }
             for file, check in zip(self.im_files, checked)
         ]
+        if self.augment and any(c["weights"] is not None or c["ignore"] is not None for c in checked):
+            for label, check in zip(labels, checked):
+                weights, ignore = check["weights"], check["ignore"]
+                label["weights"] = np.ones((len(label["cls"]), 3), np.float32) if weights is None else weights
+                label["ignore"] = np.zeros((0, 4), np.float32) if ignore is None else ignore[:, 1:]
+            self._tell(labels)
+        return labels
+
+    def _tell(self, labels: list[dict[str, Any]]) -> None:
+        """Say in the log how many labels teach less than others."""
+        weights = np.concatenate([label["weights"] for label in labels])
+        regions = sum(len(label["ignore"]) for label in labels)
+        LOGGER.info(
+            f"{self.prefix}of {len(weights)} boxes {(weights[:, 0] < 1).sum()} teach with a weight below 1, "
+            f"{(weights[:, 1] == 0).sum()} teach no visible answer, {(weights[:, 2] == 0).sum()} no thermal one; "
+            f"{regions} regions are ignored"
+        )
+
+    def update_labels(self, include_class: list[int] | None) -> None:
+        """The parent's choice of classes, also for the weights. A region is ignored whatever its class."""
+        for label in self.labels:
+            if include_class is not None and "weights" in label:
+                label["weights"] = label["weights"][np.isin(label["cls"][:, 0], include_class)]
+        super().update_labels(include_class)
+
+    def update_labels_info(self, label: dict[str, Any]) -> dict[str, Any]:
+        """As the parent's, which makes `Instances` of the boxes; regions become boxes, and weights columns."""
+        weights, ignore = label.pop("weights", None), label.pop("ignore", None)
+        if weights is not None:
+            objects = np.hstack((label["cls"], weights))
+            label["cls"] = np.vstack((objects, np.zeros((len(ignore), objects.shape[1]), np.float32)))
+            label["bboxes"] = np.vstack((label["bboxes"], ignore))
+        return super().update_labels_info(label)
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """The parent's batch, with "weights" (R, 3) beside "cls" (R, 1) where the samples have them."""
+        width = max(sample["cls"].shape[1] for sample in batch)  # that of a sample without labels is always 1
+        if width > 1:
+            batch = [{**sample, "cls": sample["cls"].reshape(len(sample["cls"]), width)} for sample in batch]
+        collated: dict[str, Any] = YOLODataset.collate_fn(batch)
+        if width > 1:
+            classes, weights = torch.split(collated["cls"], [1, width - 1], dim=1)
+            collated["cls"], collated["weights"] = classes.contiguous(), weights.contiguous()
+        return collated
 
     def set_rectangle(self) -> None:
         """Sort the pairs by their shape; those of a batch share the smallest input that holds them all.

@@ -311,6 +311,13 @@ class PairedTrainer(DetectionTrainer):
         if self.start_epoch and RANK in {-1, 0}:
             drop_rows_after(self.csv, self.start_epoch)
 
+    def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
+        """The parent's picture of a batch, without regions to ignore."""
+        if "weights" in batch:
+            objects = (batch["weights"] > 0).any(1)
+            batch = {**batch, **{key: batch[key][objects] for key in ("cls", "bboxes", "batch_idx")}}
+        super().plot_training_samples(batch, ni)
+
     def get_validator(self) -> DetectionValidator:
         """ultralytics' validator: it meets the main answer alone."""
         return DetectionValidator(self.test_loader, self.save_dir, copy(self.args), self.callbacks)

@@ -1,0 +1,272 @@
+"""Self-training on a recorded bag: label, train, label again with the new model, as long as that helps."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
+from rscmd_model.datasets.sidecars import read_sidecar
+from rscmd_model.errors import UserError, quoted
+from rscmd_model.files import lock_folder, sha256_of, whole_file, write_json
+from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.labelling.drift import share_found, surest
+from rscmd_model.labelling.label_set import DESCRIPTION, LabelSet
+from rscmd_model.text import read_json
+from rscmd_ros.bags.labelling import RECORD, LabelJob, label_bag
+
+if TYPE_CHECKING:
+    from rscmd_model.inference.predictor import Predictor
+
+STATE = "self_train.json"
+MODEL = "model.safetensors"
+KEEP = 0.9
+"""A model that finds a smaller share of the held boxes has drifted."""
+_SLACK = 0.01  # by which a person's pairs may be answered worse
+_CONFIDENCE = 0.25
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """What to do.
+
+    Attributes:
+        job: how the bag is labelled; its model is the first teacher, and its `out` lies in `out`.
+        weights: plain detector's checkpoint that every round starts from; None for random weights.
+        out: folder of everything.
+        rounds: of labelling and training, at most.
+        method: as `rscmd_model.train` takes it.
+        options: ultralytics' options as key=value words.
+    """
+
+    job: LabelJob
+    weights: Path | None
+    out: Path
+    rounds: int = 2
+    method: str = "rscmd"
+    options: Sequence[str] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """All that a round depends on, in plain JSON types."""
+        digests = {}
+        for name, file in (("model", self.job.model), ("weights", self.weights)):
+            try:
+                digests[name] = sha256_of(file) if file else None
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror}") from None
+        return {"bag": str(self.job.bag.resolve()), **digests, "method": self.method, "options": list(self.options)}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round gave.
+
+    Attributes:
+        number: 1 for the first.
+        labels: it was trained on.
+        agreement: mAP50 of its model against the labels of the val split, 0 to 1.
+        held: share of the first round's surest boxes that it finds; NaN where there are none.
+        person: mAP50 on the pairs of the val split that a person labelled; NaN where there are none.
+        verdict: why it is the last one; empty where another may follow.
+        kept: whether its model is better than the one before.
+    """
+
+    number: int
+    labels: int
+    agreement: float
+    held: float
+    person: float
+    verdict: str = ""
+    kept: bool = True
+
+    def line(self) -> str:
+        """For a terminal."""
+        held = "" if math.isnan(self.held) else f", finds {self.held:.0%} of the boxes that were surest at first"
+        person = "" if math.isnan(self.person) else f", mAP50 {100 * self.person:.1f} on a person's pairs"
+        verdict = f": {self.verdict}" if self.verdict else ""
+        return f"round {self.number}: {self.labels} labels, agreement {100 * self.agreement:.1f}{held}{person}{verdict}"
+
+
+@dataclass
+class _State:
+    """What is done so far, as it stands in `STATE`."""
+
+    file: Path
+    settings: Mapping[str, Any]
+    rounds: list[Round] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Keep it, whole."""
+        rounds = [{k: None if v != v else v for k, v in vars(done).items()} for done in self.rounds]
+        write_json(self.file, {"settings": self.settings, "rounds": rounds})
+
+    def read(self) -> None:
+        """Take up what an earlier call has done.
+
+        Raises:
+            UserError: it was of other settings, or cannot be read.
+        """
+        if not self.file.exists():
+            return
+        content: Any = read_json(self.file)
+        try:
+            begun, rounds = content["settings"], content["rounds"]
+            self.rounds = [Round(**{k: math.nan if v is None else v for k, v in done.items()}) for done in rounds]
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.file} is no record of self_train: choose another --out") from None
+        for name, value in self.settings.items():
+            if begun.get(name) != value:
+                raise UserError(
+                    f"{self.file.parent} was begun with {name} {quoted(begun.get(name))}, and it is {quoted(value)} "
+                    "now: call as before to go on there, or choose another --out"
+                )
+
+
+def self_train(given: SelfTraining, *, threads: int | None, progress: Callable[[str], None]) -> Path:
+    """Label, train and judge, round after round; what an earlier call has finished is not done again.
+
+    A round is the last one when its model drifts, answers a person's pairs worse, or agrees no better with its labels
+    than the round before; then the model of the round before is the result.
+
+    Args:
+        given: what to do.
+        threads: of torch while labelling; None leaves its setting.
+        progress: called with lines that tell how far it is.
+
+    Returns:
+        the best model, OUT/model.safetensors.
+
+    Raises:
+        UserError: as `label_bag`; a training failed; or the first round's model drifted, so that there is none.
+    """
+    with lock_folder(given.out, "self-training"):
+        state = _State(given.out / STATE, given.settings())
+        state.read()
+        state.write()
+        while len(state.rounds) < given.rounds and not (state.rounds and state.rounds[-1].verdict):
+            number = len(state.rounds) + 1
+            progress(f"== round {number}: labelling")
+            data = _label(given, number, threads, progress)
+            progress(f"== round {number}: training")
+            model = _train(given, number, data)
+            done = _judge(given, number, model, state)
+            state.rounds.append(done)
+            state.write()
+            progress(done.line())
+        kept = [done for done in state.rounds if done.kept]
+        if not kept:
+            raise UserError(f"no round gave a model that is better than {given.job.model}: {state.rounds[0].verdict}")
+        result = given.out / MODEL
+        with whole_file(result) as aside:
+            shutil.copyfile(given.out / _name(kept[-1].number) / MODEL, aside)
+        return result
+
+
+def _name(number: int) -> str:
+    return f"round{number}"
+
+
+def _teacher(given: SelfTraining, number: int) -> Path:
+    """The model that labels for a round."""
+    return given.job.model if number == 1 else given.out / _name(number - 1) / MODEL
+
+
+def _label(given: SelfTraining, number: int, threads: int | None, progress: Callable[[str], None]) -> Path:
+    """The set of a round: labelled by the model of the round before, with a person's labels where there are some."""
+    job = replace(given.job, model=_teacher(given, number))
+    record = job.out / RECORD
+    if record.exists() and read_json(record).get("settings", {}).get("model") == sha256_of(job.model):
+        progress(f"{job.out} is labelled already")
+    else:
+        labelled = label_bag(job, force=record.exists(), threads=threads, progress=progress)
+        for line in labelled.lines():
+            progress(line)
+    return job.out / DESCRIPTION
+
+
+def _train(given: SelfTraining, number: int, data: Path) -> Path:
+    """Train the model of a round by the command line that anybody can repeat; an interrupted training is resumed."""
+    run = given.out / _name(number)
+    command = [sys.executable, "-m", "rscmd_model.train"]
+    if (run / "weights/last.pt").is_file():
+        command += [f"resume={run / 'weights/last.pt'}"]
+    else:
+        command += ["--data", str(data), "--method", given.method, *given.options]
+        command += ["--weights", str(given.weights)] if given.weights else []
+        command += [f"project={given.out}", f"name={run.name}", "exist_ok=True"]
+    done = subprocess.run(command)
+    if done.returncode:
+        raise UserError(f"the training of round {number} failed; the reason stands above. Call again to go on")
+    return run / MODEL
+
+
+def _judge(given: SelfTraining, number: int, model: Path, state: _State) -> Round:
+    """Compare a round's model with its labels, with what was surest at first, and with a person's labels."""
+    # Not before there is something to judge: torch takes seconds to load.
+    from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
+    from rscmd_model.inference.predictor import Predictor
+
+    data = open_data(given.job.out / DESCRIPTION)
+    pairs = find_pairs(data, "val")
+    labels = LabelSet(given.job.out)
+    persons = {pair.stem for pair in labels.pairs() if pair.split == "val" and pair.touched}
+    predictor = _predictor(Predictor, model, given.job.device, LOWEST_SCORE)
+
+    def score(predictor: Predictor, pairs: Sequence[PairFiles]) -> float:
+        return float(evaluate(predictor, data, pairs)["mAP50"]) if pairs else math.nan
+
+    agreement = score(predictor, pairs)
+    of_person = [pair for pair in pairs if pair.stem in persons]
+    person = score(predictor, of_person)
+    before = score(_predictor(Predictor, _teacher(given, number), given.job.device, LOWEST_SCORE), of_person)
+    held = _held(given, number, predictor, data, pairs)
+    verdict, kept = _verdict(state.rounds, agreement, held, person, before)
+    count = sum(len(pair.text.splitlines()) for pair in labels.pairs() if pair.split == "train")
+    return Round(number, count, agreement, held, person, verdict, kept)
+
+
+def _predictor(kind: Any, model: Path, device: str, conf: float) -> Any:
+    """With all answers joined, where the model has several: that is what labelled."""
+    predictor = kind(model, device=device, conf=conf)
+    if "ensemble" in predictor.config.pair_answers and predictor.answer != "ensemble":
+        predictor = kind(model, device=device, conf=conf, answer="ensemble")
+    return predictor
+
+
+def _held(
+    given: SelfTraining, number: int, predictor: Predictor, data: DataConfig, pairs: Sequence[PairFiles]
+) -> float:
+    """The share of the first round's surest boxes in the val split that a model finds."""
+    folder = given.out / "held"
+    if number == 1 and not folder.exists():
+        sidecars = given.job.out / "sidecars/val"
+        aside = given.out / "held.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(sidecars, aside)
+        aside.rename(folder)
+    kept = surest({file.stem: read_sidecar(file) for file in sorted(folder.glob("*.json"))})
+    known = [pair for pair in pairs if pair.stem in kept]
+    answers, sizes = [], []
+    for pair in known:
+        visible, thermal = read_visible(pair.visible), read_thermal(pair.thermal, data.thermal_contract)
+        answers.append(predictor.predict(visible, thermal, conf=_CONFIDENCE))
+        sizes.append((visible.shape[1], visible.shape[0]))
+    return share_found([kept[pair.stem] for pair in known], answers, sizes)
+
+
+def _verdict(earlier: Sequence[Round], agreement: float, held: float, person: float, before: float) -> tuple[str, bool]:
+    """Why a round is the last one, or an empty text, and whether its model is kept."""
+    if held < KEEP:
+        return f"it has drifted (less than {KEEP:.0%}), and is left out", False
+    if person < before - _SLACK:
+        return f"a person's pairs were answered better before ({100 * before:.1f}), and it is left out", False
+    if earlier and agreement <= earlier[-1].agreement:
+        return "the agreement no longer rises, and it is left out", False
+    return "", True
