@@ -25,8 +25,8 @@ from rscmd_ros.bags.job import BATCH
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rscmd_model.labelling.pseudo_labels import Limits
     from rscmd_ros.bags.sampling import Sampling
+    from rscmd_ros.bags.tracked_labels import Choice
 
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -35,13 +35,21 @@ def _parser() -> argparse.ArgumentParser:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    usual, limits = Sampling(), Limits()
-    parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, or a .mcap or .db3 file")
-    parser.add_argument("--model", type=Path, required=True, help="model.safetensors, or what export made of it")
+    usual, choice = Sampling(), Choice()
+    parser.add_argument("bag", type=Path, nargs="?", metavar="BAG", help="rosbag2 folder, or a .mcap or .db3 file")
+    parser.add_argument("--model", type=Path, help="model.safetensors, or what export made of it")
     parser.add_argument("--registration", type=Path, help="registration.yaml in place of the model's own")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set")
     parser.add_argument(
         "--force", action="store_true", help="replace the model's labels of the set at --out; a person's labels stay"
+    )
+    parser.add_argument(
+        "--corrected",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="take over what was corrected in CVAT (.xml) or Label Studio (.json) into the set at --out, and nothing "
+        "else; BAG and --model are not needed",
     )
     topic_arguments(parser)
     which = parser.add_argument_group("which pairs")
@@ -64,28 +72,34 @@ def _parser() -> argparse.ArgumentParser:
         "--gap", type=float, default=usual.gap, metavar="S", help="before the val split (default %(default)s)"
     )
     which.add_argument("--png", action="store_true", help="visible pictures without loss, not as JPEG")
-    scores = parser.add_argument_group("score limits", "of both cameras' joint answer, 0 to 1")
+    scores = parser.add_argument_group("labels", "scores are those of both cameras' joint answer, 0 to 1")
+    scores.add_argument(
+        "--precision",
+        type=float,
+        default=choice.precision,
+        metavar="SHARE",
+        help="of the labels that should be right; each class's sure score follows from it (default %(default)s)",
+    )
     scores.add_argument(
         "--sure",
         nargs="+",
-        default=[f"{limits.sure:g}"],
+        default=[],
         metavar="SCORE",
-        help="a track with such a box is an object; a number, and CLASS=NUMBER for single classes (default "
-        f"{limits.sure:g})",
+        help="from here on a box is sure, in place of what follows from --precision; CLASS=SCORE for single classes",
     )
     scores.add_argument(
         "--followed",
         type=float,
-        default=limits.followed,
+        default=choice.followed,
         metavar="SCORE",
-        help="from here a box of such a track is a label (default %(default)s)",
+        help="from here on a box is a label whose track has a sure one (default %(default)s)",
     )
     scores.add_argument(
         "--unsure",
         type=float,
-        default=limits.unsure,
+        default=choice.unsure,
         metavar="SCORE",
-        help="from here a box that is no label is a region that teaches nothing (default %(default)s)",
+        help="from here on a box that is no label is a region that teaches nothing (default %(default)s)",
     )
     pairing_arguments(parser)
     speed = parser.add_argument_group("speed")
@@ -103,11 +117,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option in ("batch", "threads"):
         if getattr(args, option) is not None and not 1 <= getattr(args, option) <= 1024:
             raise UserError(f"--{option} must be within 1..1024, got {getattr(args, option)}")
-    from rscmd_model.labelling.pseudo_labels import Limits
+    if args.corrected:
+        from rscmd_model.labelling.showing import take_corrections
+
+        if args.force:
+            raise UserError("--corrected takes over a person's labels, and --force makes the model's anew: give one")
+        for line in take_corrections(args.out, args.corrected):
+            print(line)
+        return
+    if args.bag is None or args.model is None:
+        raise UserError("give BAG and --model, or --corrected FILE for a set that is there")
     from rscmd_ros.bags.labelling import LabelJob, label_bag
     from rscmd_ros.bags.sampling import Sampling
+    from rscmd_ros.bags.tracked_labels import Choice
 
-    sure, of_class = _sure(args.sure)
     job = LabelJob(
         bag=args.bag,
         model=args.model,
@@ -117,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         thermal_topic=args.thermal_topic,
         options=pairing_options(args),
         sampling=Sampling(args.rate, args.pairs, args.period, args.val_share, args.gap),
-        limits=Limits(sure, args.unsure, args.followed, of_class),
+        choice=Choice(args.precision, _sure(args.sure), args.followed, args.unsure),
         png=args.png,
         device=args.device,
         batch=args.batch,
@@ -127,22 +150,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
 
 
-def _sure(words: Sequence[str]) -> tuple[float, dict[str, float]]:
-    """The limit of all classes, and those of single ones."""
-    from rscmd_model.labelling.pseudo_labels import Limits
-
-    sure, of_class = Limits().sure, {}
+def _sure(words: Sequence[str]) -> dict[str, float]:
+    """By class name its limit; under an empty name that of all classes."""
+    limits = {}
     for word in words:
         name, _, number = word.rpartition("=")
         try:
-            value = float(number)
+            limits[name] = float(number)
         except ValueError:
-            raise UserError(f"--sure {word}: give a number from 0 to 1, or CLASS=NUMBER") from None
-        if name:
-            of_class[name] = value
-        else:
-            sure = value
-    return sure, of_class
+            raise UserError(f"--sure {word}: give a number above 0 and up to 1, or CLASS=NUMBER") from None
+    return limits
 
 
 def cli() -> NoReturn:

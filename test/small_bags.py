@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,9 @@ def write(
     plugin: str = "MCAP",
     compression: str | None = None,
     extra: Iterable[Extra] = (),
+    kinds: Mapping[str, str] = KINDS,
 ) -> Path:
-    """Write a bag; returns its storage file."""
+    """Write a bag with topics of these types; returns its storage file."""
     writer = Writer(folder, version=9, storage_plugin=StoragePlugin[plugin])
     if compression:
         writer.set_compression(CompressionMode[compression], CompressionFormat.ZSTD)
@@ -53,7 +54,7 @@ def write(
         known = {}
         for topic, time, data in recorded:
             if topic not in known:
-                known[topic] = writer.add_connection(topic, KINDS[topic], typestore=typestore())
+                known[topic] = writer.add_connection(topic, kinds[topic], typestore=typestore())
             writer.write(known[topic], time, data)
         for topic, kind, definition, data in extra:
             to = writer.add_connection(topic, kind, msgdef=definition, rihs01="RIHS01_" + "0" * 64)

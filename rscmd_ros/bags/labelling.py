@@ -8,37 +8,32 @@ labels. Both write into OUT.partial, which becomes OUT when it is whole; a run t
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rscmd_model.errors import UserError, quoted
-from rscmd_model.files import lock_folder, sha256_of, whole_file, write_json
+from rscmd_model.datasets.sidecars import Sidecar, read_sidecar
+from rscmd_model.errors import UserError
+from rscmd_model.files import lock_folder, sha256_of, write_json
 from rscmd_model.imaging.registration import Registration, load_registration
-from rscmd_model.labelling.label_set import DESCRIPTION, KINDS, LabelledPair, LabelSet, link_or_copy, stem_of
-from rscmd_model.labelling.pseudo_labels import Limits
-from rscmd_model.text import read_json
+from rscmd_model.labelling.label_set import DESCRIPTION, LabelledPair, LabelSet, stem_of
+from rscmd_model.labelling.showing import SHEET, show
 from rscmd_ros.bags.collecting import collect, in_order
 from rscmd_ros.bags.evaluation import read_model_header
 from rscmd_ros.bags.job import BATCH
-from rscmd_ros.bags.journal import JOURNAL, Journal
+from rscmd_ros.bags.journal import Journal
 from rscmd_ros.bags.pairs import pair_up
+from rscmd_ros.bags.placing import RECORD, begin, partial_of, persons_pairs, put_in_place, refuse_existing
 from rscmd_ros.bags.reader import Bag, open_bag
 from rscmd_ros.bags.sampling import Plan, Sampling, make_plan
 from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags.tracked_labels import Counts, tracked_labels
+from rscmd_ros.bags.tracked_labels import Choice, Counts, tracked_labels
 from rscmd_ros.node.pairing_options import PairingOptions
 
 if TYPE_CHECKING:
     from rscmd_model.network.model_file import ModelHeader
-
-RECORD = "label_bag.json"
-"""How a set was made: settings, limits and counts."""
-_OURS = {RECORD, JOURNAL, DESCRIPTION, ".lock", *KINDS}
-_MEANT = {"recording": "of another recording", "model": "with another model"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class LabelJob:
         thermal_topic: of the thermal images.
         options: of pairing.
         sampling: which pairs.
-        limits: of the scores.
+        choice: of the limits of the scores.
         png: visible pictures are written as PNG, and not as JPEG.
         device: auto, cpu or cuda:N.
         batch: pairs that go through the network together.
@@ -68,7 +63,7 @@ class LabelJob:
     thermal_topic: str = THERMAL_TOPIC
     options: PairingOptions = field(default_factory=PairingOptions)
     sampling: Sampling = field(default_factory=Sampling)
-    limits: Limits = field(default_factory=Limits)
+    choice: Choice = field(default_factory=Choice)
     png: bool = False
     device: str = "auto"
     batch: int = BATCH
@@ -81,7 +76,7 @@ class LabelJob:
     @property
     def partial(self) -> Path:
         """Where the set grows."""
-        return self.out.with_name(self.out.name + ".partial")
+        return partial_of(self.out)
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,6 @@ class Labelled:
         out: folder of the set.
         counts: of pairs and labels.
         persons: pairs whose labels are a person's and were left as they are.
-        limits: of the scores.
         notes: on the bag.
         weights: name of the checkpoint of the model's family and scale, for the next command.
     """
@@ -100,13 +94,12 @@ class Labelled:
     out: Path
     counts: Counts
     persons: int
-    limits: Limits
     notes: Sequence[str]
     weights: str
 
     def lines(self) -> list[str]:
         """As lines of text for a terminal."""
-        counts, limits = self.counts, self.limits
+        counts, limits = self.counts, self.counts.limits
         faults = f", {counts.faults} with a picture that cannot be decoded" if counts.faults else ""
         persons = f"; {self.persons} of a person, left as they are" if self.persons else ""
         kept = f"{counts.kept['train']} train, {counts.kept['val']} val"
@@ -120,12 +113,12 @@ class Labelled:
                 f"labels seen by visible alone {counts.seen['visible']}, by thermal alone {counts.seen['thermal']}, by "
                 f"both {counts.seen['both']}, by neither alone {counts.seen['neither']}"
             )
-        of_class = "".join(f", {name} {value:g}" for name, value in limits.of_class.items())
+        sure = ", ".join(f"{name} {value:.2f}" for name, value in limits.sure.items())
         lines += [
-            f"tracks {counts.tracks}; score limits: sure {limits.sure:g}{of_class}; followed {limits.followed:g}; "
+            f"tracks {counts.tracks}; score limits: sure {sure}; followed {limits.followed:g}; "
             f"unsure {limits.unsure:g}",
             *(f"note: {note}" for note in self.notes),
-            f"set: {self.out}",
+            f"set: {self.out}, a contact sheet of it: {self.out / SHEET}",
             f"next: python -m rscmd_model.train --data {self.out / DESCRIPTION} --weights {self.weights}",
         ]
         return lines
@@ -144,8 +137,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
         UserError: the bag, the model or the registration cannot be used, something is there already, a run with other
             settings was broken off, or nothing was found. `out` is then as it was.
     """
-    _mend(job.out)
-    _refuse_existing(job.out, force)
+    refuse_existing(job.out, force)
     with open_bag(job.bag) as bag:
         bag.require(job.visible_topic, IMAGE, "--visible-topic")
         bag.require(job.thermal_topic, IMAGE, "--thermal-topic")
@@ -157,10 +149,10 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
             raise UserError(_never(job, pairing.places))
         plan = make_plan(pairing.pairs, job.sampling)
         _check_sizes(bag, job, plan, header, registration)
-        settings = _settings(job, plan, registration)
-        persons = _persons(job.out, settings, header.names)
+        settings = _settings(job, plan, header, registration)
+        persons = persons_pairs(job.out, settings)
         with lock_folder(job.partial, "labelling"):
-            _begin(job, settings)
+            begin(job.out, settings)
             to, journal = LabelSet(job.partial, job.png), Journal(job.partial)
             kept, done = journal.resume(job.batch, len(plan.pairs))
             to.tidy({stem_of(entry.stamp): str(entry.kept) for entry in kept})
@@ -183,37 +175,26 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
             notes = bag.notes()
             progress("following the objects")
             counts = Counts()
-            for entry, sidecar in tracked_labels(journal.entries(), header.names, job.limits, counts):
-                to.write_labels(str(entry.kept), stem_of(entry.stamp), sidecar)
+            for entry, sidecar in tracked_labels(journal.entries(), header.names, job.choice, counts):
+                split, stem = str(entry.kept), stem_of(entry.stamp)
+                to.write_labels(split, stem, _after(sidecar, LabelSet(job.out).pair(split, stem)))
             if not counts.labels and not persons:
                 raise UserError(_nothing(job, counts))
             to.write_description(header.names, header.thermal, registration)
-            persons = _persons(job.out, settings, header.names)  # they may have worked in the meantime
+            persons = persons_pairs(job.out, settings)  # they may have worked in the meantime
             for pair in persons:
                 to.take(pair)
-            record = {"settings": settings, "limits": dataclasses.asdict(job.limits), "counts": counts.to_dict()}
+            progress("writing the contact sheet and the files for labelling tools")
+            show(job.partial, job.model.name, job.out.name)
+            record = {"settings": settings, "choice": dataclasses.asdict(job.choice), "counts": counts.to_dict()}
             write_json(job.partial / RECORD, {**record, "bag": job.bag.name, "model": job.model.name})
-            _put_in_place(job)
+            put_in_place(job.out)
     weights = f"{header.config.family.split('_')[0]}{header.config.scale}.pt"
-    return Labelled(job.out, counts, len(persons), job.limits, notes, weights)
+    return Labelled(job.out, counts, len(persons), notes, weights)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists and is not a folder; choose another --out")
-    if not out.exists():
-        return
-    if not (out / RECORD).is_file():
-        raise UserError(f"{out} exists and is no set of label_bag; choose another --out")
-    if not force:
-        raise UserError(
-            f"{out} exists already: take in corrections with --corrected FILE, replace the model's labels with --force "
-            "(a person's stay), or choose another --out"
-        )
 
 
 def _never(job: LabelJob, places: Mapping[str, Mapping[int, int]]) -> str:
@@ -243,7 +224,7 @@ def _check_sizes(bag: Bag, job: LabelJob, plan: Plan, header: ModelHeader, regis
     raise UserError(f"no pair of {job.bag} can be decoded: {fault}")
 
 
-def _settings(job: LabelJob, plan: Plan, registration: Registration | None) -> dict[str, Any]:
+def _settings(job: LabelJob, plan: Plan, header: ModelHeader, registration: Registration | None) -> dict[str, Any]:
     """All that the journal and the choice of pairs depend on, in plain JSON types."""
     try:
         model = sha256_of(job.model)
@@ -252,6 +233,7 @@ def _settings(job: LabelJob, plan: Plan, registration: Registration | None) -> d
     return {
         "recording": plan.digest,
         "model": model,
+        "names": list(header.names.values()),
         "registration": registration.to_dict() if registration else None,
         "visible_topic": job.visible_topic,
         "thermal_topic": job.thermal_topic,
@@ -263,68 +245,13 @@ def _settings(job: LabelJob, plan: Plan, registration: Registration | None) -> d
     }
 
 
-def _begin(job: LabelJob, settings: Mapping[str, Any]) -> None:
-    """Make sure that what lies in the folder of the set in the making is of these settings, or begin there."""
-    record = job.partial / RECORD
-    if record.exists():
-        begun = _recorded(record)
-        for name, value in settings.items():
-            if begun.get(name) != value:
-                what = _MEANT.get(name) or f"with {name} {quoted(begun.get(name))}, and it is {quoted(value)} now"
-                raise UserError(
-                    f"{job.partial} was begun {what}: call again as before to go on there, or remove it to begin anew"
-                )
-        return
-    if strange := sorted({path.name for path in job.partial.glob("[!.]*")} - _OURS):
-        raise UserError(
-            f"{job.partial} holds something that is no set of label_bag ({strange[0]}); choose another --out"
-        )
-    if job.out.exists() and _recorded(job.out / RECORD) == settings:
-        _seed(job)
-    write_json(record, {"settings": settings})
-
-
-def _seed(job: LabelJob) -> None:
-    """Begin with the journal and the pictures of the set that is there, which has the same settings."""
-    for kind in ("visible", "thermal"):
-        for file in sorted((job.out / kind).rglob("*.*")):
-            if file.is_file() and not file.name.startswith("."):
-                link_or_copy(file, job.partial / file.relative_to(job.out))
-    if (job.out / JOURNAL).exists():
-        with whole_file(job.partial / JOURNAL) as aside:  # no second name: it may be cut
-            shutil.copyfile(job.out / JOURNAL, aside)
-
-
-def _recorded(file: Path) -> dict[str, Any]:
-    """The settings of a `RECORD`."""
-    content = read_json(file)
-    settings = content.get("settings") if isinstance(content, dict) else None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} is no record of label_bag: choose another --out")
-    return settings
-
-
-def _persons(out: Path, settings: Mapping[str, Any], names: Mapping[int, str]) -> list[LabelledPair]:
-    """The pairs of the set that is there whose labels are a person's.
-
-    Raises:
-        UserError: they do not go with the new set: it has other classes, or divides another recording or divides it
-            elsewhere.
-    """
-    if not out.exists():
-        return []
-    found = [pair for pair in LabelSet(out).pairs() if pair.touched]
-    if not found:
-        return []
-    begun = _recorded(out / RECORD)
-    changed = [name for name in ("recording", "val_share", "gap") if begun.get(name) != settings[name]]
-    if changed:
-        what = "of another recording" if changed[0] == "recording" else f"with {changed[0]} {begun.get(changed[0])}"
-        raise UserError(
-            f"{out} has {len(found)} pairs with labels of a person and was made {what}: keep to that, or choose "
-            "another --out"
-        )
-    return found
+def _after(sidecar: Sidecar, before: LabelledPair) -> Sidecar:
+    """A sidecar that knows what an earlier model has said of its pair: a labelling tool may still have that."""
+    if not before.sidecar.exists():
+        return sidecar
+    old = read_sidecar(before.sidecar)
+    same = (old.labels, old.ignore) == (sidecar.labels, sidecar.ignore)
+    return sidecar if old.person or same else dataclasses.replace(sidecar, before=dataclasses.replace(old, before=None))
 
 
 def _predictor(job: LabelJob, registration: Registration | None, threads: int | None) -> Any:
@@ -342,40 +269,9 @@ def _predictor(job: LabelJob, registration: Registration | None, threads: int | 
 
 def _nothing(job: LabelJob, counts: Counts) -> str:
     best = f"the best box of {counts.pairs} pairs is a {counts.best_class} of {counts.best:.2f}" if counts.best else ""
-    found = best or f"not a single box in {counts.pairs} pairs"
+    found = best or f"there is not a single box in {counts.pairs} pairs"
     return (
-        f"nothing to learn in {job.bag}: no track reaches the score {job.limits.sure:g} ({found}); look at the "
-        f"pictures in {job.partial} and at the registration, give a lower --sure (the answers are kept, so it takes "
-        "seconds), or a model that knows these cameras"
+        f"nothing to learn in {job.bag}: no object is sure in a pair of the set; {found}. Look at the "
+        f"pictures in {job.partial} and at the registration, give a lower --sure or --precision (the answers are "
+        "kept, so it takes seconds), or a model that knows these cameras"
     )
-
-
-def _put_in_place(job: LabelJob) -> None:
-    """Give the set its name, in place of an earlier one; what else lies in that one is taken along."""
-    try:
-        (job.partial / ".lock").unlink(missing_ok=True)
-        if job.out.exists():
-            for path in sorted(job.out.iterdir()):
-                if path.name not in _OURS:
-                    path.rename(job.partial / path.name)
-            job.out.rename(_old(job.out))
-        job.partial.rename(job.out)
-        if _old(job.out).exists():
-            shutil.rmtree(_old(job.out))
-    except OSError as error:
-        raise UserError(f"cannot put {job.partial} in the place of {job.out}: {error.strerror or error}") from None
-
-
-def _mend(out: Path) -> None:
-    """Finish what `_put_in_place` began, if it was broken off."""
-    old = _old(out)
-    if not old.is_dir() or not (old / RECORD).is_file():
-        return
-    if out.exists():
-        shutil.rmtree(old)
-    else:
-        old.rename(out)
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(out.name + ".old")

@@ -4,18 +4,67 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rscmd_model.datasets.sidecars import Found, Sidecar
 from rscmd_model.detections import Detections
-from rscmd_model.labelling.pseudo_labels import Candidates, Limits, candidates, pseudo_labels
+from rscmd_model.errors import UserError, did_you_mean, quoted
+from rscmd_model.labelling.pseudo_labels import (
+    PRECISION,
+    Candidates,
+    Limits,
+    candidates,
+    pseudo_labels,
+    sure_from,
+)
 from rscmd_ros.bags.journal import Entry
 from rscmd_ros.bags.tracks import Filled, fill, follow
 
 _LONGEST_GAP = 2.0  # s in which an object that is followed may be missed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the limits of the scores are chosen.
+
+    Attributes:
+        precision: share of the labels that should be right, above 0 and below 1; `sure_from` goes by it.
+        sure: by class name the limit in its place; under "" that of all classes that are not named.
+        followed, unsure: as `Limits` has them.
+
+    Raises:
+        UserError: one is out of range.
+    """
+
+    precision: float = PRECISION
+    sure: Mapping[str, float] = field(default_factory=dict)
+    followed: float = 0.3
+    unsure: float = 0.15
+
+    def __post_init__(self) -> None:
+        sure_from({"": np.zeros(0, np.float32)}, self.precision)
+        Limits(self.sure, self.followed, self.unsure)
+
+    def limits(self, scores: Mapping[str, npt.NDArray[np.float32]]) -> Limits:
+        """The limits for a recording.
+
+        Args:
+            scores: by class name the joint scores of all its boxes.
+
+        Raises:
+            UserError: a limit is for a class that there is not.
+        """
+        for name in self.sure:
+            if name not in ("", *scores):
+                hint = did_you_mean(name, scores, f"it has {', '.join(scores)}")
+                raise UserError(f"--sure {name}={self.sure[name]:g}: the model has no class {quoted(name)}{hint}")
+        by_precision = sure_from(scores, self.precision)
+        chosen = {name: self.sure.get(name, self.sure.get("", limit)) for name, limit in by_precision.items()}
+        return Limits(chosen, self.followed, self.unsure)
 
 
 @dataclass
@@ -34,6 +83,7 @@ class Counts:
         followed: labels that are there by their track alone, the score being below `sure`.
         best: the highest score of the recording.
         best_class: of what.
+        limits: of the scores, as they were chosen.
     """
 
     pairs: int = 0
@@ -47,21 +97,23 @@ class Counts:
     followed: int = 0
     best: float = 0.0
     best_class: str = ""
+    limits: Limits = field(default_factory=lambda: Limits({}))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+        return {**plain, "limits": asdict(self.limits)}
 
 
 def tracked_labels(
-    entries: Iterable[Entry], names: Mapping[int, str], limits: Limits, counts: Counts
+    entries: Iterable[Entry], names: Mapping[int, str], choice: Choice, counts: Counts
 ) -> Iterator[tuple[Entry, Sidecar]]:
     """Make the labels of the pairs that are in the set, from the answers to all pairs of the recording.
 
     Args:
         entries: of the journal, in the order of the recording.
         names: class names by number.
-        limits: of the scores.
+        choice: of the limits of the scores.
         counts: filled in; whole once the last label is there.
 
     Yields:
@@ -83,6 +135,7 @@ def tracked_labels(
         if entry.kept is not None:
             kept.append((len(frames), entry, given))
         frames.append(((entry.stamp - start) / 1e9, given.found))
+    counts.limits = limits = choice.limits(_scores(frames, names))
     tracks = follow(frames, limits.followed)
     counts.tracks = len({number for row in tracks for number in row} - {None})
     filled = fill(frames, tracks, _frames_of_gap(frames))
@@ -91,6 +144,13 @@ def tracked_labels(
         sidecar = pseudo_labels(joint, names, entry.size, limits, of)
         _count(counts, entry, sidecar, names, limits)
         yield entry, sidecar
+
+
+def _scores(frames: list[tuple[float, Detections]], names: Mapping[int, str]) -> dict[str, npt.NDArray[np.float32]]:
+    """By class name the scores of all its boxes."""
+    scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for _, found in frames)])
+    classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for _, found in frames)])
+    return {name: scores[classes == number] for number, name in names.items()}
 
 
 def _frames_of_gap(frames: list[tuple[float, Detections]]) -> int:
@@ -124,7 +184,7 @@ def _count(counts: Counts, entry: Entry, sidecar: Sidecar, names: Mapping[int, s
     for found in sidecar.labels:
         name = _class_of(found, names)
         counts.labels[name] += 1
-        counts.followed += found.score < limits.of(name)
+        counts.followed += found.score < limits.of(name)[0]
         if found.visible is not None and found.thermal is not None:
             both = found.seen_by("visible"), found.seen_by("thermal")
             counts.seen[
