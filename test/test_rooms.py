@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "methods": "",
         "network": "imaging methods",
         "inference": "imaging datasets synthetic network",
+        "labelling": "imaging datasets network inference",
         "evaluation": "imaging datasets network methods inference",
         "training": "imaging datasets network methods inference evaluation",
         "diagnosis": "imaging datasets network methods inference evaluation training",

@@ -98,7 +98,7 @@ def _owners(rows: np.ndarray, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarra
     owner, owned = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]
-        same = (_overlaps(rows[firsts], part) > OVERLAP) & (rows[firsts, None, 5] == part[:, 5])
+        same = (overlaps(rows[firsts], part) > OVERLAP) & (rows[firsts, None, 5] == part[:, 5])
         owner[start : start + _BLOCK], owned[start : start + _BLOCK] = same.argmax(0), same.any(0)
     owner[firsts], owned[firsts] = np.arange(len(firsts)), True
     return owner, owned
@@ -109,7 +109,7 @@ def _falling(rows: np.ndarray) -> np.ndarray:
     return np.lexsort((*rows[:, :4].T, rows[:, 5], -rows[:, 4]))
 
 
-def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU (A, B) of boxes whose corners are the first four columns."""
     left, top, right, bottom = a[:, :4].T[:, :, None].astype(np.float64)
     lefts, tops, rights, bottoms = b[:, :4].T[:, None].astype(np.float64)

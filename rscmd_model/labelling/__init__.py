@@ -1,0 +1,1 @@
+"""From what a model answers to labels. May import imaging, datasets, network and inference."""
