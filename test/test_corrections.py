@@ -13,9 +13,12 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from rscmd_model.datasets import coco, cvat, label_studio
+from rscmd_model.datasets.check import check
 from rscmd_model.datasets.entries import Listed
+from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.sidecars import Found, Sidecar, label_line, label_text, read_sidecar, write_sidecar
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
@@ -142,6 +145,19 @@ def test_what_tools_are_given_reads_back_as_the_same_boxes(folder: Path) -> None
     config = ElementTree.parse(folder / "for_label_studio/config.xml").getroot()
     assert [label.get("value") for label in config.iter("Label")] == [*NAMES.values(), UNSURE]
     assert [image.get("name") for image in config.iter("Image")] == ["visible", "thermal"]
+
+
+def test_the_files_for_tools_are_none_of_the_set(folder: Path) -> None:
+    """The check, which names every file that is not used, has nothing to say of them."""
+    export(folder)
+    splits = ("train", "val")
+    visible, thermal = ({split: f"{camera}/{split}" for split in splits} for camera in ("visible", "thermal"))
+    description = {**visible, "thermal": thermal, "names": NAMES, "thermal_contract": CONTRACT.to_dict()}
+    (folder / "data.yaml").write_text(yaml.safe_dump(description))
+    report = check(open_data(folder / "data.yaml"), near=None)
+    assert {split: len(pairs) for split, pairs in report.pairs.items()} == {"train": 2, "val": 1}
+    assert report.problems == []
+    assert not [one.file for one in report.unused if VIEW in one.file.parts or "for_" in one.file.parent.name]
 
 
 def test_many_pictures_are_written_one_by_one(tmp_path: Path) -> None:
