@@ -222,6 +222,14 @@ def test_what_is_known_of_a_box_that_stays_goes_on(folder: Path) -> None:
     assert (sidecar.labels, sidecar.ignore) == (MODEL.labels[1:], MODEL.ignore)
 
 
+def test_another_class_is_a_correction(folder: Path) -> None:
+    export(folder)
+    (_, box), *others = boxes(MODEL)
+    counts = correct(folder, from_cvat(folder, {STEMS[0]: [("car & van", box), *others]}), NAMES)
+    assert counts == Corrections(listed=2, corrected=1, unchanged=1, added=1, removed=1)
+    assert [label for label, _ in boxes(read_sidecar(paths(folder)[1]))] == ["car & van", "car & van", UNSURE]
+
+
 def test_a_doubt_that_is_dispelled_is_a_correction(folder: Path) -> None:
     """The label file stays as it is, and the region is over."""
     export(folder)
