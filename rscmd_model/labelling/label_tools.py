@@ -87,11 +87,14 @@ def write_exports(
         if not (folder / "visible" / split).is_dir():
             continue
         files = cvat / f"{split}.xml", studio / f"{split}.json"
+        pictures = []
         for pair in standing(folder, split, names):
-            _write_view(folder, pair, contract, registration)
-        write_cvat(files[0], _pictures(folder, split, names), names)
+            view = _write_view(folder, pair, contract, registration)
+            visible = pair.visible.relative_to(folder).as_posix()
+            pictures.append(Picture(visible, view, pair.size, pair.labels, pair.unsure))
+        write_cvat(files[0], pictures, names)
         where = folder.resolve().name if called is None else called
-        write_label_studio(files[1], _pictures(folder, split, names), names, where, model)
+        write_label_studio(files[1], pictures, names, where, model)
         written += files
     return written
 
@@ -249,22 +252,17 @@ def _task(picture: Picture, names: Mapping[int, str], folder: str, model: str) -
     return {"data": data, "predictions": [{**prediction, "result": result}]}
 
 
-def _pictures(folder: Path, split: str, names: Mapping[int, str]) -> Iterator[Picture]:
-    for pair in standing(folder, split, names):
-        visible = pair.visible.relative_to(folder).as_posix()
-        yield Picture(visible, _view(pair).as_posix(), pair.size, pair.labels, pair.unsure)
+def _write_view(folder: Path, pair: Standing, contract: ThermalContract, registration: Registration | None) -> str:
+    """Write the thermal picture as a person looks at it, unless it is there: browsers show 16 bits as black.
 
-
-def _view(pair: Standing) -> PurePosixPath:
-    return PurePosixPath(VIEW, pair.split, f"{pair.stem}.jpg")
-
-
-def _write_view(folder: Path, pair: Standing, contract: ThermalContract, registration: Registration | None) -> None:
-    """Write the thermal picture as a person looks at it, unless it is there: browsers show 16 bits as black."""
-    file = folder / _view(pair)
-    if file.exists() and file.stat().st_mtime >= pair.thermal.stat().st_mtime:
-        return
-    plane = lay_over(contract.apply(read_thermal(pair.thermal, contract)), pair.size, registration)
-    _, data = cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    with whole_file(file) as aside:
-        aside.write_bytes(data.tobytes())
+    Returns:
+        its path from the folder.
+    """
+    name = f"{VIEW}/{pair.split}/{pair.stem}.jpg"
+    file = folder / name
+    if not file.exists() or file.stat().st_mtime < pair.thermal.stat().st_mtime:
+        plane = lay_over(contract.apply(read_thermal(pair.thermal, contract)), pair.size, registration)
+        _, data = cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        with whole_file(file) as aside:
+            aside.write_bytes(data.tobytes())
+    return name
