@@ -288,20 +288,30 @@ def test_chosen_classes_and_a_single_one_keep_their_weights(tmp_path: Path) -> N
     ids=str,
 )
 def test_weights_go_with_their_boxes_through_augmentation(hyp: dict[str, Any], tmp_path: Path) -> None:
-    """Each class and weight of the drawn set belongs to one shape of box, which geometry without shear keeps."""
+    """No box is larger than that which its weights belong to; the pictures are 64 x 48 px there, nothing is scaled."""
     pairs = dataset(labelled_world(tmp_path), **{"degrees": 0.0, "scale": 0.0, "translate": 0.0, **hyp})
     names = [Path(file).stem for file in pairs.im_files]
+    sizes = {
+        (0.0, 0.9, 0.9, 0.9): (0.3, 0.4),
+        (1.0, 0.5, 0.0, 0.5): (0.4, 0.4),
+        (0.0, 0.4, 0.4, 0.4): (0.2, 0.2),
+        (0.0, 0.0, 0.0, 0.0): (0.3, 0.3),
+        (0.0, 1.0, 1.0, 1.0): (0.2, 0.4),
+    }
+    largest = {row: np.zeros(2) for row in sizes}
     np.random.seed(0)
-    seen = set()
     for i in range(40):
         sample = pairs[i % 4]
-        assert sample["cls"].shape == (len(sample["bboxes"]), 4) or not len(sample["bboxes"])
-        seen |= rows_of(sample)
-    assert seen >= {(0.0, 0.9, 0.9, 0.9), (1.0, 0.5, 0.0, 0.5), (0.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0, 1.0)}
+        height, width = sample["img"].shape[1:]
+        for row, box in zip(sample["cls"], sample["bboxes"], strict=True):
+            of = tuple(round(float(value), 4) for value in row)
+            largest[of] = np.maximum(largest[of], box[2:].numpy() * (width / 64, height / 48))
+    for row, size in sizes.items():
+        np.testing.assert_allclose(largest[row], size, atol=0.03)
     if "flipud" in hyp:
         sample = pairs[names.index("a")]
         hot = sample["bboxes"][(sample["cls"][:, 2] == 0) & (sample["cls"][:, 1] > 0)]
-        # The picture is 64 x 48 in a square: x 0.7 becomes 0.3, y 0.7 becomes 0.3 of the picture.
+        # The picture lies in the middle of a square; x 0.7 becomes 0.3, and so does y.
         np.testing.assert_allclose(hot, [[0.3, (0.3 * 48 + 8) / 64, 0.4, 0.4 * 48 / 64]], atol=0.02)
 
 
