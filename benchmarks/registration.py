@@ -20,8 +20,9 @@ import numpy as np
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.imaging.estimate_registration import Estimate, GreyPair, from_images
+from rscmd_model.imaging.estimate_registration import Estimate, from_images
 from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.patch_matching import GreyPair
 from rscmd_model.imaging.registration import corners, map_points
 from rscmd_model.synthetic.world import WorldConfig, generate
 

@@ -24,8 +24,9 @@ from rscmd_model.datasets.opening import data_arguments, open_given, palette_arg
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
-from rscmd_model.imaging.estimate_registration import Estimate, GreyPair, from_images, from_points
+from rscmd_model.imaging.estimate_registration import Estimate, from_images, from_points
 from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.patch_matching import GreyPair
 from rscmd_model.imaging.picked_points import read_points
 from rscmd_model.imaging.registration import save_registration
 from rscmd_model.imaging.registration_overlay import overlay

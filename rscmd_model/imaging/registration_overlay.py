@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from rscmd_model.imaging.estimate_registration import GreyPair
 from rscmd_model.imaging.images import lay_over
+from rscmd_model.imaging.patch_matching import GreyPair
 from rscmd_model.imaging.registration import Registration
 
 _PANEL = 800  # px, width of each panel
