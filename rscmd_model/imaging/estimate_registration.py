@@ -23,8 +23,8 @@ _STEPS = ((160, 6, 0.1), (320, 8, 0.05), (640, 10, 0.025), (640, 12, 0.025))
 # Judged against the diagonal of the visible image.
 _MOST_ERROR = 0.01  # of the points that a fit is made of, root mean square
 _MOST_DISAGREEMENT = 0.02  # between the corners that each half of the pairs gives on its own
-_LEAST_MATCHES = 12  # that agree, where they were found by themselves
-_LEAST_SHARE = 0.5  # of the points
+LEAST_MATCHES = 12  # that agree, where they were found by themselves
+LEAST_SHARE = 0.5  # of the points
 _LEAST_SPREAD = 0.1  # of the area of the image that the points span
 
 
@@ -48,6 +48,18 @@ class Estimate:
     error: float
     disagreement: float | None
     problem: str | None
+
+    def lines(self) -> list[str]:
+        """What a person should know of it."""
+        lines = [
+            f"{self.inliers.sum()} of {len(self.points)} points agree, {self.error:.2f} px off "
+            "(root mean square, px of the visible image)"
+        ]
+        if len(self.points) == 4:
+            lines[0] = "4 points fit exactly, so nothing tells how good they are: pick more"
+        if self.disagreement is not None:
+            lines.append(f"the two halves of the pairs put the corners up to {self.disagreement:.1f} px apart")
+        return lines
 
 
 def from_points(points: np.ndarray, thermal_size: Size, visible_size: Size) -> Estimate:
@@ -96,7 +108,7 @@ def from_images(pairs: Sequence[GreyPair], progress: Callable[[str], None] = lam
         if matrix is None or inliers.sum() < 6 or not _sane(matrix, search):
             raise UserError(
                 f"found nothing that the {len(pairs)} pairs show in both images: do the files belong together, and the "
-                "cameras look the same way? Or pick points by hand and give --points"
+                "cameras look the same way? Or pick points by hand (rscmd_model.register --points)"
             )
         search.matrix = matrix
         progress(f"at {longest} px: {inliers.sum()} of {len(points)} matched points agree")
@@ -106,7 +118,7 @@ def from_images(pairs: Sequence[GreyPair], progress: Callable[[str], None] = lam
         ends = [map_points(matrix, corners(search.thermal_size)) for matrix in fits]
         disagreement = float(np.hypot(*(ends[0] - ends[1]).T).max()) if len(ends) == 2 else np.inf
     return _judged(
-        search.matrix, search.thermal_size, search.visible_size, points, inliers, disagreement, _LEAST_MATCHES
+        search.matrix, search.thermal_size, search.visible_size, points, inliers, disagreement, LEAST_MATCHES
     )
 
 
@@ -166,7 +178,7 @@ def _judged(
     hull = cv2.convexHull(points[inliers][:, 2:].astype(np.float32))
     spread = cv2.contourArea(hull) / float(np.prod(visible_size))
     problem = None
-    if inliers.sum() < max(least, _LEAST_SHARE * len(points)):
+    if inliers.sum() < max(least, LEAST_SHARE * len(points)):
         problem = f"only {inliers.sum()} of {len(points)} points agree with each other"
     elif error > _MOST_ERROR * diagonal:
         problem = f"the points are {error:.1f} px off (root mean square; {_MOST_ERROR * diagonal:.0f} px can pass)"

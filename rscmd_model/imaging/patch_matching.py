@@ -17,9 +17,25 @@ import numpy as np
 
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.registration import map_points, scaling
+from rscmd_model.imaging.thermal import ThermalContract
 
 Size = tuple[int, int]
 GreyPair = tuple[np.ndarray, np.ndarray]
+"""A visible image in grey, (H, W) uint8, and the plane of the thermal one, (h, w) uint8."""
+
+
+def grey_pair(visible: np.ndarray, counts: np.ndarray) -> GreyPair:
+    """A pair as it is matched. The thermal image is scaled by percentiles: edges matter here, levels do not.
+
+    Args:
+        visible: (H, W, 3) uint8 BGR.
+        counts: (h, w) uint8 or uint16, or three channels as `ThermalContract.counts` takes them.
+
+    Raises:
+        UserError: the thermal image is of another type or shape.
+    """
+    source = "mono16" if counts.dtype == np.uint16 else "mono8"
+    return cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY), ThermalContract(source, (1, 99), percentile=True).apply(counts)
 
 
 class Search:
@@ -93,6 +109,24 @@ class Search:
             f"scale {scale:.2f}, turned by {angle:+.0f} degrees, shifted by "
             f"{(x - pad[0]) * to_full:+.0f}, {(y - pad[1]) * to_full:+.0f} px"
         )
+
+    def nudge(self, longest: int, reach: float) -> None:
+        """Shift the estimate so far by what the pictures as a whole say: what the patches need as their start.
+
+        Args:
+            longest: longer side of the working size, px.
+            reach: the largest shift, as a share of the width and of the height.
+        """
+        size, down = self._working(longest)
+        pad = (round(size[0] * reach), round(size[1] * reach))
+        middle = (slice(pad[1], size[1] - pad[1]), slice(pad[0], size[0] - pad[0]))
+        total: Any = 0.0
+        for pair in self.pairs:
+            visible, ((thermal, _),) = self._descriptors(pair, longest, [self.matrix])
+            total = total + cv2.matchTemplate(visible, thermal[middle], cv2.TM_CCOEFF_NORMED)
+        y, x = np.unravel_index(int(np.argmax(total)), total.shape)
+        shift = np.array([[1, 0, x - pad[0]], [0, 1, y - pad[1]], [0, 0, 1]], np.float64)
+        self.matrix = np.linalg.inv(down) @ shift @ down @ self.matrix
 
     def match(self, longest: int, cells: int, reach: float) -> tuple[np.ndarray, list[np.ndarray]]:
         """Match a grid of patches, each near the place where the estimate so far puts it.
