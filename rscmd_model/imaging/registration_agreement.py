@@ -167,7 +167,7 @@ def _alone(pair: GreyPair, joint: np.ndarray, diagonal: float) -> tuple[np.ndarr
     search = Search([pair])
     search.matrix = joint
     search.nudge(160, _KNOCK)
-    points = fits = np.zeros(0)
+    points, fits = np.zeros((0, 4)), np.zeros(0, bool)
     for step in _STEPS:
         points, _ = search.match(*step)
         if len(points) < 4:
