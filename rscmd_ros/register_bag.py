@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"not good enough to use, and not written: {found.problem}")
     if args.out:
         source = f"Estimated by rscmd_ros.register_bag from {shown(args.bag.name)}."
-        save_registration(args.out, found.estimate.registration, [source, *found.lines])
+        save_registration(args.out, found.estimate.registration, [source, *found.chosen, *found.lines])
         print(f"registration: {args.out}")
 
 

@@ -107,7 +107,7 @@ def from_images(pairs: Sequence[GreyPair], progress: Callable[[str], None] = lam
         matrix, inliers = _fit(points, tolerance)
         if matrix is None or inliers.sum() < 6 or not _sane(matrix, search):
             raise UserError(
-                f"found nothing that the {len(pairs)} pairs show in both images: do the files belong together, and the "
+                f"found nothing that the {len(pairs)} pairs show in both images: do they belong together, and do the "
                 "cameras look the same way? Or pick points by hand (rscmd_model.register --points)"
             )
         search.matrix = matrix

@@ -28,6 +28,7 @@ LEAST_FRAMES = 3
 
 # Longer side in px that a pair is worked at, patches across, and how far each is looked for (share of that side).
 _STEPS = ((320, 8, 0.05), (640, 10, 0.025))
+_LEAST_PATCHES = 10  # for a band to be called the worst
 _KNOCK = 0.12  # share of the width and height by which a knocked camera may be off and is still found
 
 # Shares of the diagonal of the visible image.
@@ -96,16 +97,17 @@ class Agreement:
                 f"the two parts of the drive that differ most put the corners {self.moved:.1f} px apart "
                 f"({self.moved / self.diagonal:.2%} of the diagonal)"
             )
-        lines += [
-            "what one homography leaves, by rows of the visible image (medians over the patches, px):",
-            "     rows      patches   off    to the right   down",
-        ]
+        lines.append("what one homography leaves, by rows of the visible image (medians over the patches, px):")
+        lines.append(f"{'rows':>14} {'patches':>8} {'off':>6} {'to the right':>13} {'down':>6}")
         for band in self.bands:
-            figures = f"{band.off:5.1f}   {band.across:+8.1f}   {band.down:+8.1f}" if band.patches else "    -"
-            lines.append(f"  {band.top:4d} to {band.bottom:4d} {band.patches:8d} {figures}")
-        lines.append(
-            "one homography is right for one distance: where rows are off, what stands there is nearer or farther"
-        )
+            figures = f"{band.off:6.1f} {band.across:+13.1f} {band.down:+6.1f}" if band.patches else f"{'-':>6}"
+            lines.append(f"{band.top:5d} to {band.bottom:5d} {band.patches:8d} {figures}")
+        if sure := [band for band in self.bands if band.patches >= _LEAST_PATCHES]:
+            worst = max(sure, key=lambda band: band.off)
+            lines.append(
+                "one homography is right for one distance; what is nearer, usually lower in the image, or farther is "
+                f"off: here by {worst.off:.1f} px at most, in rows {worst.top} to {worst.bottom}"
+            )
         return lines
 
     def problem(self, moments: Sequence[float] | None = None) -> str | None:

@@ -61,12 +61,14 @@ class Registered:
 
     Attributes:
         estimate: the registration and its own figures.
-        lines: what a person should read.
+        chosen: which pairs were used, for a person to read; told on the way already.
+        lines: what was found, for a person to read.
         pairs: some that were used, as pictures.
         problem: why it should not be used, with the figure; None where it can.
     """
 
     estimate: Estimate
+    chosen: list[str]
     lines: list[str]
     pairs: list[GreyPair]
     problem: str | None
@@ -101,16 +103,16 @@ def register(
         calibrated = by_extrinsics(bag, extrinsics) if extrinsics else None
         drive = choose_pairs(bag, topics, options, most, progress)
         notes = bag.notes()
-    for line in [*drive.lines(), *(f"note: {note}" for note in notes)]:
+    for line in [*(f"note: {note}" for note in notes), *drive.lines()]:
         progress(line)
     pairs = [pair for _, pair in drive.chosen]
     moments = [(known.visible - drive.start) / 1e9 for known, _ in drive.chosen]
     estimate = from_images(pairs, progress)
     agreed = agreement(pairs, estimate, progress)
-    lines = [*drive.lines(), *estimate.lines(), *agreed.lines()]
+    lines = [*estimate.lines(), *agreed.lines()]
     if calibrated and extrinsics:
         lines.append(compared(calibrated, estimate.registration, extrinsics.depth))
-    return Registered(estimate, lines, pairs, agreed.problem(moments) or estimate.problem)
+    return Registered(estimate, drive.lines(), lines, pairs, agreed.problem(moments) or estimate.problem)
 
 
 @dataclass
