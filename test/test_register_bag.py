@@ -113,7 +113,7 @@ def test_a_camera_that_was_knocked_on_the_way_is_refused(tmp_path: Path) -> None
     """All pairs together still give a registration that looks sound: that of the longer part of the drive."""
     knocked = TRUE @ known(SIZE, 12, -4, 1.0, 0)
     drawn = [(v, as_seen(t, TRUE if number < 9 else knocked)) for number, (v, t) in enumerate(scenes(14))]
-    with pytest.raises(UserError, match=r"\(at about 2 s\) put the corners 1\d px apart \(4 px can pass\)"):
+    with pytest.raises(UserError, match=r"\(before and from 2 s\) put the corners 1\d px apart \(4 px can pass\)"):
         run(bag_of(tmp_path, drawn), tmp_path / "r.yaml", "--overlay", str(tmp_path / "o.jpg"))
     assert not (tmp_path / "r.yaml").exists()
     assert (tmp_path / "o.jpg").exists()

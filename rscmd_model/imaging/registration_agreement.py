@@ -122,7 +122,7 @@ class Agreement:
                 f"gave together, and {LEAST_FRAMES} are needed: record where there is structure all over the image"
             )
         if self.split is not None and self.moved > _MOST_MOVED * self.diagonal:
-            when = f" (at about {moments[self.judged[self.split]]:.0f} s)" if moments is not None else ""
+            when = f" (before and from {moments[self.judged[self.split]]:.0f} s)" if moments is not None else ""
             return (
                 f"the earlier and the later part of the drive{when} put the corners {self.moved:.0f} px apart "
                 f"({_MOST_MOVED * self.diagonal:.0f} px can pass): a camera was moved; register each part on its own"
