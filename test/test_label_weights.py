@@ -114,7 +114,10 @@ def test_what_a_person_changed_is_the_whole_truth(tmp_path: Path) -> None:
     assert (len(labels_of(data).boxes), labels_of(data).ignore) == (0, None)
     assert labels_of(data, "b").ignore is not None
     write_sidecar(tmp_path / "sidecars/train/b.json", Sidecar((), (UNSURE,), person=True))
-    assert labels_of(data, "b").ignore is None
+    left = labels_of(data, "b")
+    assert (left.weights, len(left.ignore if left.ignore is not None else ())) == (None, 1), (
+        "left as unsure by a person"
+    )
     assert labels_of(data, "c").weights is None
 
 
