@@ -52,6 +52,7 @@ setup(
             "detector_node = rscmd_ros.detector_node:main",
             "evaluate_bag = rscmd_ros.evaluate_bag:cli",
             "make_bag = rscmd_ros.make_bag:cli",
+            "register_bag = rscmd_ros.register_bag:cli",
             "annotations = rscmd_ros.annotations:cli",
         ]
     },

@@ -51,6 +51,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "confidence": {"confidence": True, "teach": "both"},
     "own": {"confidence": False, "teach": "own"},
 }
+WHO = {(True, True): "both cameras", (True, False): "visible alone", (False, True): "thermal alone"}
+WHO |= {(False, False): "neither alone"}
 RESAMPLES = 1000
 
 
@@ -177,8 +179,7 @@ def _tell_quality(
             hit = bool(free.max() >= 0.5)
             if hit:
                 known[int(free.argmax())] = True
-            both = found.seen_by("visible") + 2 * found.seen_by("thermal")
-            who = ["neither camera alone", "visible alone", "thermal alone", "both cameras"][both]
+            who = WHO[found.seen_by("visible"), found.seen_by("thermal")]
             for group in (names[int(rows[i, 0])], who, "all"):
                 right.setdefault(group, []).append(hit)
         if len(truth) and len(regions):
@@ -189,8 +190,8 @@ def _tell_quality(
     for group, hits in sorted(right.items(), key=lambda item: -len(item[1])):
         recall = f"{sum(hits) / totals[group]:.2f}" if totals.get(group) else ""
         print(f"| {group} | {len(hits)} | {np.mean(hits):.2f} | {recall} |")
-    regions = sum(len(sidecar.ignore) for sidecar in sidecars.values())
-    print(f"{regions} regions to ignore hold {covered} of the {totals['all'] - sum(right['all'])} objects not labelled")
+    ignored = sum(len(sidecar.ignore) for sidecar in sidecars.values())
+    print(f"{ignored} regions to ignore hold {covered} of the {totals['all'] - sum(right['all'])} objects not labelled")
 
 
 def _description(out: Path, variant: str, data: DataConfig) -> Path:

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rscmd_model.config import FAMILIES, SCALES
 from rscmd_model.errors import UserError
@@ -96,6 +97,33 @@ def frozen_statistics(args: argparse.Namespace) -> bool:
     if args.batchnorm == "frozen" and not args.weights:
         raise UserError("--batchnorm frozen keeps the statistics of --weights: give these as well")
     return args.batchnorm == "frozen" or (args.batchnorm is None and args.weights is not None)
+
+
+def registration_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add --pairs, --out and --overlay of the commands that estimate a registration; `check_outputs` looks at them."""
+    parser.add_argument("--pairs", type=int, default=40, help="use at most so many pairs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the registration here (.yaml)")
+    parser.add_argument("--overlay", type=Path, help="draw before and after into this picture (.png or .jpg)")
+
+
+def check_outputs(args: argparse.Namespace, least: int = 1) -> None:
+    """Make sure that `registration_outputs` can be used.
+
+    Args:
+        args: of the command line.
+        least: pairs.
+
+    Raises:
+        UserError: they cannot; it says what to give.
+    """
+    if args.pairs < least:
+        raise UserError(f"--pairs {args.pairs}: give {least} or more")
+    if not args.out and not args.overlay:
+        raise UserError("give --out registration.yaml, --overlay PICTURE, or both")
+    if args.out and args.out.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"--out {args.out}: give a .yaml file")
+    if args.overlay and args.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--overlay {args.overlay}: give a .png or .jpg file")
 
 
 def given_scale(args: argparse.Namespace) -> str | None:

@@ -16,22 +16,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from rscmd_model.arguments import command_parser, parse
+from rscmd_model.arguments import check_outputs, command_parser, parse, registration_outputs
 from rscmd_model.datasets.opening import data_arguments, open_given, palette_argument
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import whole_file
-from rscmd_model.imaging.estimate_registration import Estimate, GreyPair, from_images, from_points
+from rscmd_model.imaging.estimate_registration import from_images, from_points
 from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.patch_matching import GreyPair, grey_pair
 from rscmd_model.imaging.picked_points import read_points
 from rscmd_model.imaging.registration import save_registration
-from rscmd_model.imaging.registration_overlay import overlay
+from rscmd_model.imaging.registration_overlay import SHOWN, save_overlay
 from rscmd_model.imaging.thermal import ThermalContract
-
-_SHOWN = 3  # pairs in the overlay
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     points = np.vstack([read_points(path) for path in args.points]) if args.points else None
     files = _files(args)
-    pairs = _load(files if points is None else files[:_SHOWN], args.palette_ok)
+    pairs = _load(files if points is None else files[:SHOWN], args.palette_ok)
     if points is None:
         estimate = from_images(pairs, progress=lambda line: print(line, flush=True))
         source = f"from {len(pairs)} image pairs"
@@ -47,12 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         (height, width), (h, w) = pairs[0][0].shape, pairs[0][1].shape
         estimate = from_points(points, (w, h), (width, height))
         source = f"from {len(points)} picked points"
-    lines = _report(estimate)
+    lines = estimate.lines()
     print("\n".join(lines))
     if args.overlay:
-        picture = cv2.imencode(args.overlay.suffix, overlay(pairs[:_SHOWN], estimate.registration))[1]
-        with whole_file(args.overlay) as aside:
-            aside.write_bytes(picture.tobytes())
+        save_overlay(args.overlay, pairs[:SHOWN], estimate.registration)
         print(f"overlay: {args.overlay}")
     if estimate.problem:
         raise UserError(f"not good enough to use, and not written: {estimate.problem}")
@@ -68,19 +63,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--visible", type=Path, nargs="+", help="visible images instead, and ...")
     parser.add_argument("--thermal", type=Path, nargs="+", help="... the thermal image of each")
     parser.add_argument("--points", type=Path, nargs="+", help="points picked by hand, .csv or .yaml")
-    parser.add_argument("--pairs", type=int, default=40, help="use at most so many pairs (default: %(default)s)")
     palette_argument(parser)
-    parser.add_argument("--out", type=Path, help="write the registration here (.yaml)")
-    parser.add_argument("--overlay", type=Path, help="draw before and after into this picture (.png or .jpg)")
+    registration_outputs(parser)
     args = parse(parser, argv)
-    if args.pairs < 1:
-        raise UserError(f"--pairs {args.pairs}: give 1 or more")
-    if not args.out and not args.overlay:
-        raise UserError("give --out registration.yaml, --overlay PICTURE, or both")
-    if args.out and args.out.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(f"--out {args.out}: give a .yaml file")
-    if args.overlay and args.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--overlay {args.overlay}: give a .png or .jpg file")
+    check_outputs(args)
     return args
 
 
@@ -106,30 +92,16 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, Path]]:
 
 
 def _load(files: Sequence[tuple[Path, Path]], palette_ok: bool) -> list[GreyPair]:
-    """The pictures, grey. The thermal ones are scaled by percentiles: edges matter here, levels do not."""
+    """The pictures as they are matched."""
     pairs = []
     for visible, thermal in files:
         raw = read_thermal(thermal, ThermalContract(palette_ok=True) if palette_ok else None)
-        contract = ThermalContract("mono16" if raw.dtype == np.uint16 else "mono8", (1, 99), percentile=True)
+        colour = read_visible(visible)
         try:
-            plane = contract.apply(raw)
+            pairs.append(grey_pair(colour, raw))
         except UserError as error:
             raise UserError(f"{thermal}: {error}") from None
-        pairs.append((cv2.cvtColor(read_visible(visible), cv2.COLOR_BGR2GRAY), plane))
     return pairs
-
-
-def _report(estimate: Estimate) -> list[str]:
-    """What is known of an estimate, a line each."""
-    lines = [
-        f"{estimate.inliers.sum()} of {len(estimate.points)} points agree, {estimate.error:.2f} px off "
-        "(root mean square, px of the visible image)"
-    ]
-    if len(estimate.points) == 4:
-        lines[0] = "4 points fit exactly, so nothing tells how good they are: pick more"
-    if estimate.disagreement is not None:
-        lines.append(f"the two halves of the pairs put the corners up to {estimate.disagreement:.1f} px apart")
-    return lines
 
 
 if __name__ == "__main__":

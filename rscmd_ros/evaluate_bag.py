@@ -16,17 +16,15 @@ named and the others are kept; finished bags are not evaluated again by a later 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rscmd_model.errors import UserError, run_cli
+from rscmd_ros.bags.arguments import pairing_arguments, pairing_options, topic_arguments
 from rscmd_ros.bags.job import BATCH, Job
-from rscmd_ros.bags.topics import THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.node.pairing_options import PairingOptions
-from rscmd_ros.pairing.nearest import POLICIES
+from rscmd_ros.bags.topics import TRUTH_TOPIC
 
 if TYPE_CHECKING:
     from rscmd_ros.bags.evaluation import Evaluation
@@ -64,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, help="write a self-contained HTML report here")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default %(default)s)")
     parser.add_argument("--conf", type=float, default=0.25, help="boxes drawn in the report (default %(default)s)")
-    parser.add_argument("--visible-topic", default=VISIBLE_TOPIC, metavar="T", help="in the bag (default %(default)s)")
-    parser.add_argument("--thermal-topic", default=THERMAL_TOPIC, metavar="T", help="in the bag (default %(default)s)")
+    topic_arguments(parser)
     truth = parser.add_mutually_exclusive_group()
     truth.add_argument(
         "--truth-topic", metavar="T", help=f"Detection2DArray in the bag (default {TRUTH_TOPIC}, if there)"
@@ -73,16 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     truth.add_argument(
         "--truth", type=Path, metavar="FILE", help="COCO json whose images carry a 'stamp' in ns instead"
     )
-    pairing = parser.add_argument_group("pairing", "as the node's parameters; with --live the node's own are asked for")
-    for field in dataclasses.fields(PairingOptions):
-        flag, default = "--" + field.name.replace("_", "-"), field.default
-        if isinstance(default, bool):
-            pairing.add_argument(flag, action="store_true", default=default)
-        elif isinstance(default, str):
-            pairing.add_argument(flag, choices=POLICIES, default=default)
-        else:
-            unit = "MS" if field.name.endswith("_ms") else "N"
-            pairing.add_argument(flag, type=type(default), default=default, metavar=unit, help="(default %(default)s)")
+    pairing_arguments(parser, "as the node's parameters; with --live the node's own are asked for")
     speed = parser.add_argument_group("speed and many bags")
     speed.add_argument(
         "--batch", type=int, default=BATCH, metavar="N", help="pairs through the network together (default %(default)s)"
@@ -149,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _evaluate(args: argparse.Namespace, ros_args: list[str]) -> Evaluation:
     from rscmd_ros.bags.evaluation import SAMPLES, evaluate_directly, evaluate_live, evaluate_many
 
-    options = PairingOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(PairingOptions)})
+    options = pairing_options(args)
     many = len(args.bags) > 1 or args.ray is not None
     jobs = [
         Job(

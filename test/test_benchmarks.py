@@ -95,6 +95,13 @@ def test_registration(bench: Bench) -> None:
     assert "| painted, of other scenes | 6 | refused" in said
 
 
+def test_registration_over_a_drive(bench: Bench) -> None:
+    said = bench("registration", "--drive", "--pairs", "6", "--size", "320", "256")
+    assert rows(said) == 8
+    assert "| not knocked | 6 | " in said
+    assert "bent, 12 px at the lower rim:" in said
+
+
 def test_inference(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "i.json"
     said = bench("inference", "--scales", "n", "--rounds", "2", "--size", "64", "64", "--json", out, "--formats")

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from rscmd_model.datasets import __main__ as command
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.near_copies import near_copies, perceptual_hash
 from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import Labels, PairFiles, find_pairs
+from rscmd_model.datasets.sheet import contact_sheet
 from rscmd_model.datasets.unused import unused_line
+from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError
+from rscmd_model.imaging.draw import dashed_boxes
 
 
 def distinct_world(root: Path, stems: tuple[str, ...] = ("a", "b", "c", "d")) -> Path:
@@ -63,6 +68,48 @@ def test_a_clean_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr().out
     assert "train: 4 pairs, 0 of them without a box" in said
     assert "no problems" in said
+
+
+class Doubtful(YoloFolders):
+    """The native layout; in every pair one region is ignored."""
+
+    def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
+        known = super().labels(pair, names)
+        return replace(known, ignore=np.array([[1, 0.25, 0.25, 0.3, 0.3]], np.float32))
+
+
+def test_the_sheet_shows_what_bears_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data(distinct_world(tmp_path))
+    pairs = {"train": find_pairs(data, "train")}
+    said: list[str] = []
+    put_text = cv2.putText
+
+    def listen(image: np.ndarray, text: str, *rest: Any) -> Any:
+        said.append(text)
+        return put_text(image, text, *rest)
+
+    monkeypatch.setattr(cv2, "putText", listen)
+    plain = contact_sheet(data, pairs, 1, 0)
+    assert [text for text in said if "boxes" in text] == [said[-1]]
+    assert said[-1].endswith("64x48, boxes: 1")
+    assert isinstance(data.reader, YoloFolders)
+    doubtful = replace(data, reader=Doubtful(*vars(data.reader).values()))
+    shown = contact_sheet(doubtful, pairs, 1, 0)
+    assert said[-1].endswith("64x48, boxes: 1, unsure: 1")
+    changed = np.argwhere((plain != shown).any(axis=2)[22:])  # below the line
+    left, top, right, bottom = 384 * 0.1, 288 * 0.1, 384 * 0.4, 288 * 0.4
+    assert changed.min(axis=0).tolist() == pytest.approx([top, left], abs=1)
+    assert changed.max(axis=0).tolist() == pytest.approx([bottom, 384 + right], abs=1)  # on both pictures
+    edge = shown[22 + round(top), round(left) : round(right)]
+    assert set(map(tuple, edge.tolist())) == {(200, 200, 200), (60, 60, 60)}
+
+
+def test_regions_beyond_the_picture_are_drawn_as_far_as_they_are_in_it() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    dashed_boxes(image, np.array([[-5.0, -5, 10, 10], [40, 40, 50, 50], [2, 2, 1e3, 5]]))
+    for y, x in ((10, 5), (5, 10), (2, 29)):
+        assert image[y, x].any()
+    assert not image[12:].any()
 
 
 def break_everything(root: Path) -> Counter[str]:

@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "rscmd_model": ["train", "evaluate", "predict", "export", "diagnose", "ablate", "register", "assemble"],
-    "rscmd_ros": ["detector_node", "evaluate_bag", "make_bag", "demo", "annotations", "parameter_pages"],
+    "rscmd_ros": [
+        "detector_node",
+        "evaluate_bag",
+        "make_bag",
+        "demo",
+        "annotations",
+        "parameter_pages",
+        "register_bag",
+    ],
 }
 # What each room of a package may import besides itself and the ground (its modules that are no commands), which imports
 # the ground alone. What only type checkers import is left aside.

@@ -35,10 +35,12 @@ class Entry:
     Attributes:
         size: (width, height) in px, or None where no object says it.
         shapes: its objects.
+        done: False for an image that is listed and that nobody has labelled, whose objects are not known.
     """
 
     size: tuple[int, int] | None
     shapes: tuple[Shape, ...]
+    done: bool = True
 
 
 @dataclass(frozen=True)

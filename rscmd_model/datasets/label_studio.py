@@ -23,7 +23,7 @@ _OTHERS = ("brushlabels", "keypointlabels", "vectorlabels")
 
 
 def load(file: Path) -> Listed:
-    """Images by name, classes in alphabetic order. What was predicted, skipped or cancelled is not read.
+    """Images by name, classes in alphabetic order. What was predicted, skipped or cancelled is not read (`done`).
 
     A task may have several pictures, as `visible` and `thermal`; then a region's `to_name` is to be the key of its
     picture.
@@ -66,14 +66,15 @@ def _task(task: dict[str, Any], where: str) -> Iterator[tuple[str, Entry]]:
             raise UserError(f"{where}: a region lacks original_width and original_height")
         sizes[key] = size
         regions[key] += _shapes(region, size, len(regions[key]) + 1)
+    done = bool(_submitted(task)) if "data" in task else "annotation_id" in task or any(regions.values())
     for key, name in pictures.items():
-        yield name, Entry(sizes.get(key), tuple(regions[key]))
+        yield name, Entry(sizes.get(key), tuple(regions[key]), done)
 
 
 def _regions(task: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The regions that somebody drew, of either form of export."""
     if "data" in task:
-        done = [a for a in task.get("annotations") or task.get("completions") or [] if not a.get("was_cancelled")]
+        done = _submitted(task)
         if len(done) > 1:
             raise UserError(f"{where} has {len(done)} annotations: leave one of them, or export with one")
         found = done[0]["result"] if done else []
@@ -81,6 +82,11 @@ def _regions(task: dict[str, Any], where: str) -> list[dict[str, Any]]:
         lists = [v for v in task.values() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)]
         found = [{**region, "value": region, "type": _kind(region)} for regions in lists for region in regions]
     return [r for r in found if r.get("type") in (*_KINDS, *_OTHERS)]
+
+
+def _submitted(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """What people have submitted and not skipped."""
+    return [a for a in task.get("annotations") or task.get("completions") or [] if not a.get("was_cancelled")]
 
 
 def _kind(region: dict[str, Any]) -> str:

@@ -282,11 +282,16 @@ def read_labels(data: DataConfig, pair: PairFiles) -> np.ndarray:
     Raises:
         UserError: the label file cannot be used; the message names file and place.
     """
+    return sound_labels(data, pair).boxes
+
+
+def sound_labels(data: DataConfig, pair: PairFiles) -> Labels:
+    """As `read_labels`, with all that is known of them."""
     labels = data.reader.labels(pair, data.names)
     for problem in labels.problems:
         if data.stops(problem):
             raise UserError(problem.text)
-    return labels.boxes
+    return labels
 
 
 def pixel_boxes(labels: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The contact sheet: a grid of random pairs, visible beside thermal, with the boxes and class names a training sees."""
+"""The contact sheet: a grid of random pairs, visible beside thermal, with the boxes and class names a training sees.
+
+A dashed grey box is a region in which a training learns nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_labels
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, sound_labels
 from rscmd_model.errors import UserError
-from rscmd_model.imaging.draw import draw_boxes
+from rscmd_model.imaging.draw import dashed_boxes, draw_boxes
 from rscmd_model.imaging.images import lay_over, read_thermal, read_visible
 
 WIDTH = 384  # px of one image
@@ -65,11 +68,14 @@ def _tile(data: DataConfig, split: str, pair: PairFiles) -> np.ndarray:
     thermal = data.thermal_contract.apply(read_thermal(pair.thermal, data.thermal_contract))
     if data.registration is not None:
         thermal = lay_over(thermal, visible.shape[1::-1], data.registration)
-    labels = read_labels(data, pair)
+    known = sound_labels(data, pair)
+    labels, unsure = known.boxes, known.ignore
     shown = []
     for image in (visible, cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR)):
         height = round(WIDTH * image.shape[0] / image.shape[1])
         panel = cv2.resize(image, (WIDTH, height), interpolation=cv2.INTER_AREA)
+        if unsure is not None:
+            dashed_boxes(panel, pixel_boxes(unsure, WIDTH, height))
         classes = labels[:, 0].astype(np.int64)
         draw_boxes(panel, pixel_boxes(labels, WIDTH, height), classes, [data.names[int(c)] for c in classes])
         shown.append(panel)
@@ -78,5 +84,6 @@ def _tile(data: DataConfig, split: str, pair: PairFiles) -> np.ndarray:
     for column, panel in enumerate(shown):
         tile[22 : 22 + panel.shape[0], column * WIDTH : (column + 1) * WIDTH] = panel
     text = f"{split} {pair.stem}: {visible.shape[1]}x{visible.shape[0]}, boxes: {len(labels)}"
+    text += "" if unsure is None else f", unsure: {len(unsure)}"
     cv2.putText(tile, text, (2, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return tile

@@ -3,7 +3,8 @@
 `labels/train/NAME.txt` has the objects as any tool reads them, and `sidecars/train/NAME.json` of each of its lines the
 score, what each camera alone gave it, and its track; and the regions where something may be, in which nothing is to be
 learned. A label file whose lines are no longer those of its sidecar was changed by a person: then it is the whole truth
-of its pair, and the sidecar's regions are over.
+of its pair, and the sidecar's regions are over. A sidecar that says `person` goes with the labels that a person left,
+and its regions are those that the person left as doubtful.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ class Sidecar:
     Attributes:
         labels: the lines of the label file.
         ignore: regions in which something may be: neither object nor background.
-        person: whether a person looked at the pair's labels, which are then the whole truth.
+        person: whether a person looked at the pair's labels, which are then the whole truth but for `ignore`.
+        before: what a model had said, where a person has looked at it since.
     """
 
     labels: tuple[Found, ...] = ()
     ignore: tuple[Found, ...] = ()
     person: bool = False
+    before: Sidecar | None = None
 
     def touched(self, text: str) -> bool:
         """Whether a label file with this content was made or changed by a person.
@@ -68,8 +71,24 @@ class Sidecar:
         Args:
             text: of the whole label file.
         """
+        return self.person or not self.goes_with(text)
+
+    def regions(self, text: str) -> tuple[Found, ...]:
+        """The regions to ignore beside a label file with this content: none where its lines are no longer `labels`.
+
+        Args:
+            text: of the whole label file.
+        """
+        return self.ignore if self.goes_with(text) else ()
+
+    def goes_with(self, text: str) -> bool:
+        """Whether the lines of a label file with this content are `labels`, in any order.
+
+        Args:
+            text: of the whole label file.
+        """
         lines = sorted(" ".join(line.split()) for line in text.splitlines() if line.strip())
-        return self.person or lines != sorted(found.line for found in self.labels)
+        return lines == sorted(found.line for found in self.labels)
 
 
 def label_line(label: int, box: Sequence[float]) -> str:
@@ -101,12 +120,7 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    content: dict[str, Any] = {"version": _VERSION, "person": sidecar.person}
-    for name in ("labels", "ignore"):
-        content[name] = [
-            {key: value for key, value in vars(found).items() if value is not None} for found in getattr(sidecar, name)
-        ]
-    write_json(path, content)
+    write_json(path, {"version": _VERSION, **_content(sidecar)})
 
 
 def read_sidecar(path: Path) -> Sidecar:
@@ -120,13 +134,27 @@ def read_sidecar(path: Path) -> Sidecar:
         version = data["version"]
         if version != _VERSION:
             raise UserError(f"{path} has version {version!r}, and {_VERSION} is read: update rscmd_model")
-        labels, ignore = (tuple(_found(item) for item in data[name]) for name in ("labels", "ignore"))
-        return Sidecar(labels, ignore, bool(data["person"]))
+        before = data.get("before")
+        return _sidecar(data, None if before is None else _sidecar(before))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is no sidecar of labels ({type(error).__name__}: {first_line(error)}): label the bag anew, or "
             "leave out 'sidecars' in data.yaml to take every label as sure"
         ) from None
+
+
+def _content(sidecar: Sidecar) -> dict[str, Any]:
+    content: dict[str, Any] = {"person": sidecar.person}
+    for name in ("labels", "ignore"):
+        content[name] = [
+            {key: value for key, value in vars(found).items() if value is not None} for found in getattr(sidecar, name)
+        ]
+    return content if sidecar.before is None else {**content, "before": _content(sidecar.before)}
+
+
+def _sidecar(data: Any, before: Sidecar | None = None) -> Sidecar:
+    labels, ignore = (tuple(_found(item) for item in data[name]) for name in ("labels", "ignore"))
+    return Sidecar(labels, ignore, bool(data["person"]), before)
 
 
 def _found(item: Any) -> Found:

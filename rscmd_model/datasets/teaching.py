@@ -71,8 +71,8 @@ class Teaching:
             pair: its files.
 
         Returns:
-            `labels` themselves where a person made or changed them, or where every box teaches fully and nothing is to
-            be ignored. A sidecar that cannot be read is a problem.
+            `labels` with weights and regions to ignore. Where a person made or changed them, every box teaches fully,
+            and the regions are those that the person left. A sidecar that cannot be read is a problem.
         """
         if pair.sidecar is None:
             return labels
@@ -84,13 +84,11 @@ class Teaching:
             text = read_text(pair.label) if pair.label else ""
         except UserError:  # is among the problems of the labels
             return labels
-        if sidecar.touched(text):
-            return labels
-        weights = self._weights(labels.boxes, sidecar)
-        ignore = _boxes([found.line for found in sidecar.ignore])
-        return replace(
-            labels, weights=None if (weights == 1).all() else weights, ignore=ignore if len(ignore) else None
-        )
+        ignore = _boxes([found.line for found in sidecar.regions(text)])
+        weights = None if sidecar.touched(text) else self._weights(labels.boxes, sidecar)
+        if weights is not None and (weights == 1).all():
+            weights = None
+        return replace(labels, weights=weights, ignore=ignore if len(ignore) else None)
 
     def _weights(self, boxes: np.ndarray, sidecar: Sidecar) -> np.ndarray:
         """(N, 3) float32, as in `Labels`, of boxes (N, 5). Of equal ones the surest counts, as it stands there once."""

@@ -11,6 +11,8 @@ from rscmd_model.detections import Detections
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), BGR.
 _COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
+_DASH = 4  # px
+_GREYS = (200, 60)
 
 
 def colour(index: int) -> tuple[int, int, int]:
@@ -44,6 +46,23 @@ def draw_boxes(
         x = max(0, min(x0, image.shape[1] - width))
         cv2.rectangle(image, (x, y - height - base), (x + width, y), colour(int(cls)), -1)
         cv2.putText(image, labels[i], (x, y - base // 2), cv2.FONT_HERSHEY_SIMPLEX, font, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def dashed_boxes(image: np.ndarray, boxes: np.ndarray) -> None:
+    """Draw the outlines of regions into an image, dashed in two greys, so that they show on dark and on light.
+
+    Args:
+        image: (H, W, 3) uint8 BGR, changed in place.
+        boxes: (N, 4) corners in its pixels.
+    """
+    height, width = image.shape[:2]
+    for x0, y0, x1, y1 in np.rint(boxes).astype(np.int64).tolist():
+        across, down = np.arange(x0, x1 + 1), np.arange(y0, y1 + 1)
+        for x, y in ((across, y0), (across, y1), (x0, down), (x1, down)):
+            xs, ys = np.broadcast_arrays(x, y)
+            inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
+            xs, ys = xs[inside], ys[inside]
+            image[ys, xs] = np.where((xs + ys) // _DASH % 2 == 0, *_GREYS)[:, None]
 
 
 def side_by_side(

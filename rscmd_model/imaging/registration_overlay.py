@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from rscmd_model.imaging.estimate_registration import GreyPair
+from rscmd_model.files import whole_file
 from rscmd_model.imaging.images import lay_over
+from rscmd_model.imaging.patch_matching import GreyPair
 from rscmd_model.imaging.registration import Registration
+
+SHOWN = 3
+"""Pairs that a person looks at."""
 
 _PANEL = 800  # px, width of each panel
 _ORANGE, _BLUE, _WHITE = (0, 140, 255), (233, 180, 86), (255, 255, 255)  # BGR
+
+
+def save_overlay(path: Path, pairs: Sequence[GreyPair], registration: Registration) -> None:
+    """Write `overlay` as a picture, in the format of the path's suffix.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    picture = cv2.imencode(path.suffix, overlay(pairs, registration))[1]
+    with whole_file(path) as aside:
+        aside.write_bytes(picture.tobytes())
 
 
 def overlay(pairs: Sequence[GreyPair], registration: Registration) -> np.ndarray:

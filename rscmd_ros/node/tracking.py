@@ -21,6 +21,11 @@ MOST_TRACKED = 1000
 """The work of a frame grows with the square of their number."""
 
 
+def is_jump(step: float) -> bool:
+    """Whether a frame that comes so many s after the last one begins every track anew."""
+    return not -_JUMP_BACK < step < _LONGEST_GAP
+
+
 def _byte_tracker() -> Any:
     """Ultralytics' BYTETracker.
 
@@ -69,7 +74,7 @@ class Tracker:
             confidence: lowest score of an object to be looked for first, 0 to 1.
             stamp: of the image, in s.
         """
-        if self._last is not None and not -_JUMP_BACK < stamp - self._last < _LONGEST_GAP:
+        if self._last is not None and is_jump(stamp - self._last):
             self.reset()
         self._last = stamp
         self._options.track_high_thresh = self._options.new_track_thresh = max(confidence, LOW_SCORE)
