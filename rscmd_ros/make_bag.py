@@ -45,12 +45,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--drop", type=float, default=0.0, metavar="FRACTION", help="share of frames not recorded")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and drops (default %(default)s)")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="time from one sequence of pictures (what stands before the last _ of a name) to the next (default "
+        "%(default)s)",
+    )
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
     parser.add_argument("--force", action="store_true", help="replace an earlier bag at --out")
     args = parser.parse_args(argv)
     from rscmd_ros.bags.writing import write_bag
 
-    timing = Timing(args.rate_visible, args.rate_thermal, args.thermal_offset_ms, args.jitter_ms, args.drop, args.seed)
+    timing = Timing(
+        args.rate_visible,
+        args.rate_thermal,
+        args.thermal_offset_ms,
+        args.jitter_ms,
+        args.drop,
+        args.seed,
+        args.pause,
+    )
     data = open_data(args.data, args.root, args.split_file, palette_ok=args.palette_ok)
     counts = write_bag(
         data,

@@ -155,6 +155,19 @@ def test_dropped_frames() -> None:
     assert other != holed
 
 
+def test_a_pause_lies_between_sequences_alone() -> None:
+    names = ["a"] * 20 + ["b"] * 20
+    shots = plan(40, Timing(10, 10, jitter_ms=3, pause=61), names)
+    for stream in ("visible", "thermal"):
+        mine = [shot for shot in shots if shot.stream == stream]
+        steps = np.diff([shot.stamp for shot in mine]) / 1e9
+        assert [names[shot.pair] for shot in mine] == names
+        assert sorted(steps)[-2] < 0.2
+        assert max(steps) == pytest.approx(61.1, abs=0.01)
+        assert int(steps.argmax()) == 19
+    assert [shot.recorded for shot in shots] == sorted(shot.recorded for shot in shots)
+
+
 def test_an_existing_bag_is_kept_unless_forced(world: Path, tmp_path: Path) -> None:
     bag = write(world, tmp_path / "bag")
     with pytest.raises(UserError, match="--force"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ class Timing:
         jitter_ms: each picture is taken up to so many ms before or after its time, evenly spread; order is kept.
         drop: the share of either camera's frames that is not recorded, 0 to 1 (1 excluded).
         seed: of jitter and drops, 0 or more.
+        pause: seconds that pass from one sequence of pictures to the next, 0 to 3600.
     """
 
     rate_visible: float = 10.0
@@ -32,6 +34,7 @@ class Timing:
     jitter_ms: float = 0.0
     drop: float = 0.0
     seed: int = 0
+    pause: float = 0.0
 
     def __post_init__(self) -> None:
         for option, value in (("--rate-visible", self.rate_visible), ("--rate-thermal", self.rate_thermal)):
@@ -45,6 +48,8 @@ class Timing:
             raise UserError(f"--thermal-offset-ms must be within -10000..10000, got {self.thermal_offset_ms}")
         if self.seed < 0:
             raise UserError(f"--seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.pause <= 3600:
+            raise UserError(f"--pause must be within 0..3600 s, got {self.pause}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Shot:
     recorded: int
 
 
-def plan(pairs: int, timing: Timing) -> list[Shot]:
+def plan(pairs: int, timing: Timing, sequences: Sequence[str] | None = None) -> list[Shot]:
     """Which camera takes which picture when.
 
     The pairs are the instants of the world, `timing.rate_visible` of them per second. Each thermal picture is that of
@@ -74,11 +79,15 @@ def plan(pairs: int, timing: Timing) -> list[Shot]:
     Args:
         pairs: how many there are.
         timing: of the two cameras.
+        sequences: of each pair the name of its sequence, for pauses between them; None: all are of one.
 
     Returns:
         The frames in the order of recording, without those that are dropped.
     """
     shots: list[Shot] = []
+    names = sequences or [""] * pairs
+    begins = np.cumsum([name != before for name, before in zip(names, [names[0], *names])]) * timing.pause
+    later = [round(seconds * 1e9) for seconds in begins.tolist()]  # of each pair
     duration = pairs / timing.rate_visible
     for number, (stream, rate) in enumerate((("visible", timing.rate_visible), ("thermal", timing.rate_thermal))):
         rng = np.random.default_rng((timing.seed, number))
@@ -95,6 +104,7 @@ def plan(pairs: int, timing: Timing) -> list[Shot]:
             pair = min(max(round(taken * timing.rate_visible / 1e9), 0), pairs - 1)
             if stream == "visible":
                 pair = k  # one visible picture per instant, whatever the jitter
-            stamp = START + taken + offset
-            shots.append(Shot(stream, pair, stamp, max(stamp, START + taken)))
+            start = START + later[pair]
+            stamp = start + taken + offset
+            shots.append(Shot(stream, pair, stamp, max(stamp, start + taken)))
     return sorted(shots, key=lambda shot: (shot.recorded, shot.stream != "visible"))

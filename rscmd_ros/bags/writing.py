@@ -71,7 +71,7 @@ def write_bag(
             raise UserError(f"{out} exists already; choose another --out, or replace that bag with --force")
         if out.is_symlink() or not (out / "metadata.yaml").is_file():
             raise UserError(f"{out} is no bag, so --force leaves it alone; choose another --out")
-    shots = plan(len(pairs), timing)
+    shots = plan(len(pairs), timing, [pair.stem.rpartition("_")[0] for pair in pairs])
     for stream in ("visible", "thermal"):
         if not any(shot.stream == stream for shot in shots):
             raise UserError(f"--drop {timing.drop} left no {stream} frame of {len(pairs)} pairs; drop fewer")
