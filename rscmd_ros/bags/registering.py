@@ -112,7 +112,10 @@ def register(
     lines = [*estimate.lines(), *agreed.lines()]
     if calibrated and extrinsics:
         lines.append(compared(calibrated, estimate.registration, extrinsics.depth))
-    return Registered(estimate, drive.lines(), lines, pairs, agreed.problem(moments) or estimate.problem)
+    problem = agreed.problem(moments) or estimate.problem
+    if len(agreed.judged) < LEAST_FRAMES:  # single pairs say nothing, so the estimate's own fault is the better word
+        problem = estimate.problem or problem
+    return Registered(estimate, drive.lines(), lines, pairs, problem)
 
 
 @dataclass
