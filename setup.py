@@ -53,6 +53,7 @@ setup(
             "evaluate_bag = rscmd_ros.evaluate_bag:cli",
             "make_bag = rscmd_ros.make_bag:cli",
             "register_bag = rscmd_ros.register_bag:cli",
+            "label_bag = rscmd_ros.label_bag:cli",
             "annotations = rscmd_ros.annotations:cli",
         ]
     },

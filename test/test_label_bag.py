@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -85,7 +86,7 @@ def models(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
         ("late", "late", ThermalContract(), 0.2, -4.5),
         ("sum", "sum", ThermalContract(), 0.2, -4.5),
         ("late16", "late", deep, 0.2, -4.5),
-        ("dim", "late", ThermalContract(), 0.05, -2.2),
+        ("dim", "late", ThermalContract(), 0.0, -2.2),
     ):
         torch.manual_seed(0)
         config = method_config(method)
@@ -280,6 +281,42 @@ def test_force_keeps_what_a_person_did(labelled: tuple[LabelJob, Labelled], tmp_
     assert content(mine.out) == after
 
 
+def test_corrections_come_back_and_outlive_another_model(
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    labelled: tuple[LabelJob, Labelled],
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """CVAT's file holds every pair; of those that a person left alone the next model's labels must stay."""
+    task, done = labelled
+    mine = dataclasses.replace(task, out=tmp_path / "set", model=models["sum"])
+    shutil.copytree(task.out, mine.out)
+    file = tmp_path / "train.xml"
+    tree = ElementTree.parse(mine.out / "for_cvat" / "train.xml")
+    image = next(one for one in tree.iterfind("image") if one.find("box") is not None)
+    stem = Path(image.get("name", "")).stem
+    for box in image.findall("box")[1:]:
+        image.remove(box)
+    tree.write(file)
+    assert run(mine, force=True).persons == 0
+    words = ["rscmd_ros.label_bag", "--out", mine.out, "--corrected", file]
+    told = command(*words)
+    assert told.returncode == 0, told.stderr
+    kept = done.counts.kept["train"]
+    assert f"{file}: {kept} pairs: 1 corrected (" in told.stdout
+    corrected = LabelSet(mine.out).pair("train", stem)
+    text = corrected.text
+    assert len(text.splitlines()) == 1
+    assert run(mine, force=True).persons == 1
+    assert corrected.text == text
+    assert corrected.touched
+    assert sum(pair.touched for pair in LabelSet(mine.out).pairs()) == 1
+    for more, said in ((["--force"], "give one"), (["--out", tmp_path], "no labelled set")):
+        again = command(*words, *more)
+        assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+        assert said in again.stderr
+
+
 def test_a_swap_that_was_broken_off_loses_nothing(labelled: tuple[LabelJob, Labelled], tmp_path: Path) -> None:
     task, _ = labelled
     mine = dataclasses.replace(task, out=tmp_path / "set")
@@ -413,7 +450,7 @@ def test_the_command(
 ) -> None:
     out = tmp_path / "set"
     words = [bag, "--model", models["late"], "--out", out, "--rate", 4, "--gap", 2, "--device", "cpu"]
-    done = command("rscmd_ros.label_bag", *words, "--sure", "0.6", "car=0.9")
+    done = command("rscmd_ros.label_bag", *words, "--sure", "0.6,car=0.9")
     assert done.returncode == 0, done.stderr
     assert f"next: python -m rscmd_model.train --data {out}/data.yaml --weights yolov8n.pt" in done.stdout
     assert "sure person 0.60, car 0.90, bicycle 0.60; followed 0.3; unsure 0.15" in done.stdout

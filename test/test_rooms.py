@@ -21,6 +21,7 @@ COMMANDS = {
         "annotations",
         "parameter_pages",
         "register_bag",
+        "label_bag",
     ],
 }
 # What each room of a package may import besides itself and the ground (its modules that are no commands), which imports
