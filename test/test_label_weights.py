@@ -13,7 +13,6 @@ import torch
 import yaml
 from test_objective import make_batch, make_model
 from test_pairs import write_world
-from test_resume import curve, run_apart
 from test_train import QUICK
 from torch import Tensor
 from ultralytics.cfg import get_cfg
@@ -31,6 +30,7 @@ from rscmd_model.network.objective import Detection, seen_by
 from rscmd_model.network.weighted_loss import WeightedLoss
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
+from rscmd_model.training.trainer import PairedTrainer
 
 FUSED, VISIBLE, THERMAL = range(3)
 # Of one pair: seen by both cameras, by the thermal one alone, and by one that was never asked about single cameras.
@@ -504,17 +504,24 @@ def test_a_training_with_regions(rect: bool, tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}, "the data are read"
 
 
-def test_a_killed_training_goes_on_as_it_was_told(tmp_path: Path) -> None:
+def test_an_interrupted_training_goes_on_as_it_was_told(tmp_path: Path) -> None:
+    def interrupt(trainer: PairedTrainer) -> None:
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+
     spec = open_data(labelled_world(tmp_path / "data"), teach="own", confidence=True).spec
-    run_apart(spec, tmp_path / "killed", kill="batch")
-    last = tmp_path / "killed/weights/last.pt"
-    (tmp_path / "killed/data.yaml").unlink()
+    options = {**QUICK, "imgsz": 32, "epochs": 2, "val": False, "project": str(tmp_path), "name": "run"}
+    observers = [lambda trainer: trainer.add_callback("on_train_batch_end", interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, method_config("sum"), options, observers=observers)
+    last = tmp_path / "run/weights/last.pt"
+    (tmp_path / "run/data.yaml").unlink()
     with pytest.raises(UserError, match="leave out --teach"):
         train_command.main([f"resume={last}", "--teach", "both"])
     train_command.main([f"resume={last}"])
-    kept = yaml.safe_load((tmp_path / "killed/data.yaml").read_text())
+    kept = yaml.safe_load((tmp_path / "run/data.yaml").read_text())
     assert (kept["teach"], kept["confidence"]) == ("own", "true")
-    assert [row["epoch"] for row in curve(tmp_path / "killed")] == ["1", "2", "3"]
+    assert len((tmp_path / "run/results.csv").read_text().splitlines()) == 3
 
 
 def test_the_command_says_that_there_are_no_sidecars(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from rscmd_model.training.trainer import PairedTrainer
 OPTIONS = {**QUICK, "imgsz": 32, "batch": 2, "nbs": 4, "epochs": 3, "close_mosaic": 1, "optimizer": "SGD"}
 
 
-def run(data: str | Path, folder: Path, workers: int = 0, kill: str = "", **options: Any) -> None:
+def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: Any) -> None:
     """Train, or go on with a run, and die by SIGKILL at a place: "batch" (amid the second epoch) or "checkpoint"."""
     last = folder / "weights/last.pt"
     go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
@@ -61,7 +61,7 @@ def run_alone(*words: Any) -> None:
     run(*words)
 
 
-def run_apart(data: str | Path, folder: Path, workers: int = 0, kill: str = "") -> None:
+def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "") -> None:
     """`run` in a process of its own: to be killed, or to fork a loader's workers (not where DDS has threads).
 
     The process is forked from one that has imported the libraries.
