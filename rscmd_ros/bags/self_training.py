@@ -86,6 +86,20 @@ class Round:
     verdict: str = ""
     kept: bool = True
 
+    @staticmethod
+    def read(written: Mapping[str, Any]) -> Round:
+        """What `written` gave.
+
+        Raises:
+            TypeError: it is no such thing.
+        """
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in written.items()}
+        return Round(**values)
+
+    def written(self) -> dict[str, Any]:
+        """As plain JSON types, which have no NaN."""
+        return {name: None if value != value else value for name, value in vars(self).items()}
+
     def line(self) -> str:
         """For a terminal."""
         held = "" if math.isnan(self.held) else f", finds {self.held:.0%} of the boxes that were surest at first"
@@ -104,8 +118,7 @@ class _State:
 
     def write(self) -> None:
         """Keep it, whole."""
-        rounds = [{k: None if v != v else v for k, v in vars(done).items()} for done in self.rounds]
-        write_json(self.file, {"settings": self.settings, "rounds": rounds})
+        write_json(self.file, {"settings": self.settings, "rounds": [done.written() for done in self.rounds]})
 
     def read(self) -> None:
         """Take up what an earlier call has done.
@@ -117,8 +130,9 @@ class _State:
             return
         content: Any = read_json(self.file)
         try:
-            begun, rounds = content["settings"], content["rounds"]
-            self.rounds = [Round(**{k: math.nan if v is None else v for k, v in done.items()}) for done in rounds]
+            begun: dict[str, Any] = dict(content["settings"])
+            rounds: list[dict[str, Any]] = content["rounds"]
+            self.rounds = [Round.read(done) for done in rounds]
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{self.file} is no record of self_train: choose another --out") from None
         for name, value in self.settings.items():
@@ -263,6 +277,8 @@ def _held(
 
 def _verdict(earlier: Sequence[Round], agreement: float, held: float, person: float, before: float) -> tuple[str, bool]:
     """Why a round is the last one, or an empty text, and whether its model is kept."""
+    if not agreement > 0:
+        return "its model finds none of its own labels, and is left out: train longer", False
     if held < KEEP:
         return f"it has drifted (less than {KEEP:.0%}), and is left out", False
     if person < before - _SLACK:
