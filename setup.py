@@ -54,6 +54,7 @@ setup(
             "make_bag = rscmd_ros.make_bag:cli",
             "register_bag = rscmd_ros.register_bag:cli",
             "label_bag = rscmd_ros.label_bag:cli",
+            "self_train = rscmd_ros.self_train:cli",
             "annotations = rscmd_ros.annotations:cli",
         ]
     },

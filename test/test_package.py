@@ -45,7 +45,7 @@ def test_colcon_installs_what_ros2_looks_for(installed_package: Path) -> None:
         "rscmd_detector.service",
         "sros2_policy.xml",
     } <= {path.name for path in (ROOT / "config").iterdir()}
-    for name in ("annotations", "detector_node", "evaluate_bag", "label_bag", "make_bag", "register_bag"):
+    for name in ("annotations", "detector_node", "evaluate_bag", "label_bag", "make_bag", "register_bag", "self_train"):
         command = installed_package / "lib/rscmd_ros" / name
         assert os.access(command, os.X_OK)
         assert Path(command.read_text().splitlines()[0].removeprefix("#!")).samefile(sys.executable)
@@ -171,7 +171,7 @@ def test_commands_run_on_the_python_of_the_active_environment(colcon: str, tmp_p
     command = [sys.executable, colcon, "build", *(["--symlink-install"] if links else [])]
     build = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environ)
     assert build.returncode == 0, build.stdout + build.stderr
-    for name in ("annotations", "detector_node", "evaluate_bag", "label_bag", "make_bag", "register_bag"):
+    for name in ("annotations", "detector_node", "evaluate_bag", "label_bag", "make_bag", "register_bag", "self_train"):
         installed = tmp_path / "install" / "rscmd_ros" / "lib" / "rscmd_ros" / name
         assert installed.read_text().splitlines()[0] == f"#!{tmp_path}/venv/bin/python"
         assert os.access(installed, os.X_OK)

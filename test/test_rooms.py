@@ -22,6 +22,7 @@ COMMANDS = {
         "parameter_pages",
         "register_bag",
         "label_bag",
+        "self_train",
     ],
 }
 # What each room of a package may import besides itself and the ground (its modules that are no commands), which imports
