@@ -1,31 +1,30 @@
 """The first pass of a labelling: asks the model for every planned pair, and takes the pictures of some into the set.
 
-What is taken goes by the plan, the pictures and the journal's own (rounded) answers, so a run that was broken off and
+What is taken goes by the plan and the pictures, and the journal says what was taken: so a run that was broken off and
 goes on takes the same pairs.
 """
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rscmd_model.datasets.near_copies import perceptual_hash
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.labelling.label_set import LabelSet, stem_of
-from rscmd_model.labelling.pseudo_labels import FAINT, candidates
+from rscmd_model.labelling.pseudo_labels import FAINT
 from rscmd_ros.bags.answers import ahead
 from rscmd_ros.bags.journal import Entry, Journal, rounded
 from rscmd_ros.bags.pairs import BagPair, load_pictures
 from rscmd_ros.bags.reader import Bag
-from rscmd_ros.bags.sampling import Look, Plan, Thinning
+from rscmd_ros.bags.sampling import CELLS, Plan, Thinning, small
 
 if TYPE_CHECKING:
     from rscmd_model.inference.predictor import Predictor
@@ -112,7 +111,8 @@ def collect(
     thinning = Thinning(plan.period)
     for entry in kept:
         assert entry.kept is not None
-        thinning.take(entry.kept, _look(entry, entry.hashes))
+        cells = np.frombuffer(base64.b64decode(entry.small), np.uint8).reshape(2, *CELLS[::-1])
+        thinning.take(entry.kept, entry.time, cells)
     count, total = len(kept), len(plan.pairs)
     started = told = time.monotonic()
     source = ahead(in_order(bag, topics, plan.pairs[done:], predictor.thermal), batch)
@@ -154,17 +154,11 @@ def _taken(entry: Entry, one: Loaded, plan: Plan, thinning: Thinning, contract: 
     split = plan.split(entry.time)
     if split is None or not thinning.due(split, entry.time):
         return entry
-    grey = cv2.cvtColor(one.visible, cv2.COLOR_BGR2GRAY)
-    hashes = (int(perceptual_hash(grey)), int(perceptual_hash(contract.apply(one.thermal))))
-    look = _look(entry, hashes)
-    if thinning.is_copy(split, look):
-        return Entry(entry.stamp, entry.time, entry.size, entry.answers, copy=True)
-    thinning.take(split, look)
-    return Entry(entry.stamp, entry.time, entry.size, entry.answers, split, hashes)
-
-
-def _look(entry: Entry, hashes: tuple[int, int]) -> Look:
-    return Look(entry.time, hashes, candidates(entry.detections()).found)
+    cells = small(one.visible, contract.apply(one.thermal))
+    if thinning.is_copy(split, cells):
+        return replace(entry, copy=True)
+    thinning.take(split, entry.time, cells)
+    return replace(entry, kept=split, small=base64.b64encode(cells.tobytes()).decode())
 
 
 def _duration(seconds: float) -> str:

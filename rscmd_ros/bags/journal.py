@@ -31,7 +31,7 @@ class Entry:
         size: (width, height) of the visible picture, px.
         answers: by name, rows of x0, y0, x1, y1 (px), score and class, rounded.
         kept: the split that the pair was taken into; None where it was not.
-        hashes: of its pictures, if it was taken.
+        small: what the next pairs are compared with, if it was taken, in base64.
         copy: whether it was left out as a near-copy.
         fault: why its pictures could not be decoded; then there are no answers.
     """
@@ -41,7 +41,7 @@ class Entry:
     size: tuple[int, int] = (0, 0)
     answers: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     kept: str | None = None
-    hashes: tuple[int, int] = (0, 0)
+    small: str = ""
     copy: bool = False
     fault: str = ""
 
@@ -60,9 +60,8 @@ class Entry:
     def from_line(line: str) -> Entry:
         """Read `line`'s output. Raises `ValueError` or `TypeError` where it is none."""
         plain = json.loads(line)
-        for name in ("size", "hashes"):
-            if name in plain:
-                plain[name] = tuple(plain[name])
+        if "size" in plain:
+            plain["size"] = tuple(plain["size"])
         return Entry(**plain)
 
 

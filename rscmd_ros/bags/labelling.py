@@ -144,7 +144,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
         header = read_model_header(job.model)
         registration = load_registration(job.registration) if job.registration else header.registration
         progress(f"pairing the frames of {job.bag}")
-        pairing = pair_up(bag, job.topics, job.options, header.thermal)
+        pairing = pair_up(bag, job.topics, job.options, header.thermal, progress)
         if not pairing.pairs:
             raise UserError(_never(job, pairing.places))
         plan = make_plan(pairing.pairs, job.sampling)
@@ -173,7 +173,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
                     progress=progress,
                 )
             notes = bag.notes()
-            progress("following the objects")
+            progress(f"following the objects through {len(plan.pairs)} pairs")
             counts = Counts()
             for entry, sidecar in tracked_labels(journal.entries(), header.names, job.choice, counts):
                 split, stem = str(entry.kept), stem_of(entry.stamp)

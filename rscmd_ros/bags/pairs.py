@@ -5,6 +5,7 @@ Nothing here depends on the speed of the machine: the time of recording of each 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,11 @@ Pictures = tuple[BagPair, npt.NDArray[np.uint8], npt.NDArray[Any]]
 
 
 def pair_up(
-    bag: Bag, topics: dict[str, str], options: PairingOptions, contract: ThermalContract | None = None
+    bag: Bag,
+    topics: dict[str, str],
+    options: PairingOptions,
+    contract: ThermalContract | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Pairing:
     """Pair a whole bag as `read_pairs` does, without decoding a picture.
 
@@ -102,13 +107,17 @@ def pair_up(
 
     Args:
         bag, topics, options, contract: as for `read_pairs`.
+        progress: called every few seconds with a line that tells how far it is.
 
     Raises:
         UserError: as `read_pairs`.
     """
-    pairing = Pairing()
+    pairing, told = Pairing(), time.monotonic()
+    total = sum(bag.count(topic) for topic in topics.values())
     for _ in _paired(bag, topics, options, pairing, _readers(bag, topics, contract, decode=False)):
-        pass
+        if progress is not None and time.monotonic() - told > 5:
+            told = time.monotonic()
+            progress(f"{sum(pairing.frames.values())} of {total} frames looked through, {len(pairing.pairs)} pairs")
     return pairing
 
 
@@ -171,16 +180,16 @@ def _paired(
             pairing.pairs.append(known)
             yield known, visible, thermal
 
-    for topic, time, message in bag.messages(stream_of):
+    for topic, moment, message in bag.messages(stream_of):
         # A deadline comes a fixed time after some frame's arrival, so those moments are the only ones worth asking at.
-        while deadlines and deadlines[0] < time:
+        while deadlines and deadlines[0] < moment:
             now = deadlines.popleft()
             yield from take(pairer.poll(now))
-        now = time
+        now = moment
         stream = stream_of[topic]
         index = pairing.frames[stream]
         pairing.frames[stream] += 1
-        recorded[stream, index] = time
+        recorded[stream, index] = moment
         try:
             size, picture = readers[stream](message)
         except UserError as error:
@@ -191,7 +200,7 @@ def _paired(
         pairing.places[stream].setdefault(stamp, index)
         if stream == "visible":
             pairing.visible_frames[stamp] = size
-        deadlines.append(time + options.deadline)
+        deadlines.append(moment + options.deadline)
         yield from take(pairer.add(stream, stamp, (index, picture), now))
     for moment in deadlines:
         now = moment

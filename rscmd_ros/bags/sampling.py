@@ -1,7 +1,7 @@
 """Which pairs of a recording are answered, and which of those go into a labelled set.
 
-Everything goes by header stamps and by what was found, nothing by the speed of the machine: the same recording gives
-the same choice, however often the work on it was broken off.
+Everything goes by header stamps and pictures, nothing by the model or the speed of the machine: the same recording
+gives the same choice, whoever labels it, however often the work on it was broken off.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 
-from rscmd_model.datasets.near_copies import NEAR
-from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.inference.late_fusion import OVERLAP, overlaps
 from rscmd_ros.bags.pairs import BagPair
 
 _S = 1_000_000_000
@@ -25,6 +24,9 @@ _LONGEST_STEP = 60 * _S
 """A longer step from pair to pair is a pause, or a clock that was set; like a step back it counts nothing."""
 FEWEST = 10
 """Pairs of a set, at least."""
+CELLS = (40, 32)
+"""Across and down, of a picture that is compared."""
+_CHANGED = 12  # grey levels: a cell that differs by more is a change; the noise of a cell's mean is a tenth of it
 
 
 @dataclass(frozen=True)
@@ -137,56 +139,47 @@ def _times(stamps: Sequence[int]) -> list[int]:
     return times
 
 
-@dataclass(frozen=True)
-class Look:
-    """What is compared of a pair with the one before it in the set.
+def small(visible: npt.NDArray[np.uint8], plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What is compared of a pair: the mean grey of each cell of both pictures.
 
-    Attributes:
-        time: ns since the first pair of the recording.
-        hashes: `perceptual_hash` of the visible and of the thermal picture.
-        found: the objects, those that are not sure too.
+    Args:
+        visible: (H, W, 3) BGR.
+        plane: (h, w), the thermal picture as its contract shows it.
+
+    Returns:
+        (2, 32, 40).
     """
-
-    time: int
-    hashes: tuple[int, int]
-    found: Detections
+    grey = cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY)
+    return np.stack([cv2.resize(image, CELLS, interpolation=cv2.INTER_AREA) for image in (grey, plane)])
 
 
 class Thinning:
     """Takes pairs into the set one after another, so that near-copies do not fill it.
 
-    A pair is a near-copy of the one before it in its split if both pictures are (`datasets.near_copies`) and every sure
-    object of either lies where the other has one. So a robot that stands still gives one pair, and one that stands
-    still while people walk by goes on giving pairs.
+    A pair is a near-copy of the one before it in its split if no cell of either picture has changed, but for a change
+    of the whole picture's brightness. So a robot that stands still gives one pair, and one that stands still while
+    people walk by goes on giving pairs.
 
     Args:
         period: between two pairs of a split at least, ns.
-        sure: score of a sure object.
     """
 
-    def __init__(self, period: int, sure: float = 0.5) -> None:
-        self._period, self._sure = period, sure
-        self._last: dict[str, Look] = {}
+    def __init__(self, period: int) -> None:
+        self._period = period
+        self._last: dict[str, tuple[int, npt.NDArray[np.uint8]]] = {}
 
     def due(self, split: str, time: int) -> bool:
-        """Whether enough time has passed for another pair of a split."""
-        return split not in self._last or time - self._last[split].time >= self._period
+        """Whether enough time (ns) has passed for another pair of a split."""
+        return split not in self._last or time - self._last[split][0] >= self._period
 
-    def is_copy(self, split: str, look: Look) -> bool:
-        """Whether a pair is a near-copy of the last one that was taken into the split."""
-        last = self._last.get(split)
-        if last is None or max((a ^ b).bit_count() for a, b in zip(last.hashes, look.hashes)) > NEAR:
+    def is_copy(self, split: str, cells: npt.NDArray[np.uint8]) -> bool:
+        """Whether a pair is a near-copy of the last one that was taken into the split, by its `small`."""
+        if split not in self._last:
             return False
-        return self._has_all(last.found, look.found) and self._has_all(look.found, last.found)
+        change = cells.astype(np.int16) - self._last[split][1]
+        change = change - np.median(change, axis=(1, 2), keepdims=True)
+        return bool(np.abs(change).max() <= _CHANGED)
 
-    def take(self, split: str, look: Look) -> None:
+    def take(self, split: str, time: int, cells: npt.NDArray[np.uint8]) -> None:
         """Take a pair into a split."""
-        self._last[split] = look
-
-    def _has_all(self, some: Detections, others: Detections) -> bool:
-        """Whether each sure object of `some` has one of its class over it in `others`."""
-        sure = some.take(some.scores >= self._sure)
-        if not len(sure):
-            return True
-        same = (overlaps(sure.boxes, others.boxes) > OVERLAP) & (sure.classes[:, None] == others.classes)
-        return bool(same.any(axis=1).all())
+        self._last[split] = time, cells
