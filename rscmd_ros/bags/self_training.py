@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import subprocess
@@ -55,13 +56,21 @@ class SelfTraining:
 
     def settings(self) -> dict[str, Any]:
         """All that a round depends on, in plain JSON types."""
-        digests = {}
-        for name, file in (("model", self.job.model), ("weights", self.weights)):
+        job, digests = self.job, {}
+        for name, file in (("model", job.model), ("weights", self.weights), ("registration", job.registration)):
             try:
                 digests[name] = sha256_of(file) if file else None
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror}") from None
-        return {"bag": str(self.job.bag.resolve()), **digests, "method": self.method, "options": list(self.options)}
+        labelling = (job.options, job.sampling, job.choice)
+        return {
+            "bag": str(job.bag.resolve()),
+            **digests,
+            "method": self.method,
+            "options": list(self.options),
+            **{name: value for part in labelling for name, value in dataclasses.asdict(part).items()},
+            **{f"{name}_topic": topic for name, topic in job.topics.items()},
+        }
 
 
 @dataclass(frozen=True)
