@@ -13,6 +13,8 @@ import numpy.typing as npt
 from rscmd_model.datasets.sidecars import Found, Sidecar
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError, did_you_mean, quoted
+from rscmd_model.inference.late_fusion import OVERLAP
+from rscmd_model.inference.suppression import kept
 from rscmd_model.labelling.pseudo_labels import (
     PRECISION,
     Candidates,
@@ -120,7 +122,7 @@ def tracked_labels(
         The entry of each pair in the set, and its labels.
     """
     frames: list[tuple[float, Detections]] = []
-    kept: list[tuple[int, Entry, Candidates]] = []
+    taken: list[tuple[int, Entry, Candidates]] = []
     start: int | None = None
     for entry in entries:
         counts.pairs += 1
@@ -133,13 +135,13 @@ def tracked_labels(
             counts.best, counts.best_class = float(given.found.scores[0]), names[int(given.found.classes[0])]
         start = entry.stamp if start is None else start
         if entry.kept is not None:
-            kept.append((len(frames), entry, given))
+            taken.append((len(frames), entry, given))
         frames.append(((entry.stamp - start) / 1e9, given.found))
     counts.limits = limits = choice.limits(_scores(frames, names))
     tracks = follow(frames, limits.followed)
     counts.tracks = len({number for row in tracks for number in row} - {None})
     filled = fill(frames, tracks, _frames_of_gap(frames))
-    for place, entry, given in kept:
+    for place, entry, given in taken:
         joint, of = _together(given, filled[place])
         sidecar = pseudo_labels(joint, names, entry.size, limits, of)
         _count(counts, entry, sidecar, names, limits)
@@ -161,13 +163,15 @@ def _frames_of_gap(frames: list[tuple[float, Detections]]) -> int:
 
 
 def _together(given: Candidates, filled: Filled) -> tuple[Candidates, list[tuple[int, float] | None]]:
-    """What was found in a pair and what its tracks add, by falling score; and the track of each with its best score."""
+    """What was found in a pair and what its tracks add, by falling score; and each one's track with its best score."""
     own = filled.rows >= 0
     lone = np.setdiff1d(np.arange(len(given.found)), filled.rows[own])
     boxes = np.concatenate((filled.found.boxes, given.found.boxes[lone]))
     scores = np.concatenate((filled.found.scores, given.found.scores[lone]))
     classes = np.concatenate((filled.found.classes, given.found.classes[lone]))
     order = np.argsort(-scores, kind="stable")
+    if len(order):  # a box that has got the class of its track may now be another one's double
+        order = order[kept(np.column_stack((boxes, scores, classes)).astype(np.float32)[order], OVERLAP)]
     seen = {}
     for name, values in given.seen.items():
         tracked = np.where(own, values[filled.rows] if len(values) else 0, 0)
