@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_assemble import write_detector
 from test_inference import model_file
 from test_pairs import write_world
 
@@ -55,6 +56,20 @@ def test_every_benchmark_has_a_test() -> None:
     source = Path(__file__).read_text()
     missing = [f.stem for f in FOLDER.glob("*.py") if f.stem not in SHARED and f'"{f.stem}"' not in source]
     assert missing == []
+
+
+def test_pseudo_labels(bench: Bench, world: Path, tmp_path: Path) -> None:
+    """With a checkpoint that finds something everywhere; of three classes, as the world has them."""
+    stems = sorted(file.stem for file in (world.parent / "visible/train").iterdir())
+    folds = tmp_path / "folds.csv"
+    folds.write_text("name,fold,block\n" + "".join(f"{stem},{i % 2},{i % 2}\n" for i, stem in enumerate(stems)))
+    weights = write_detector(tmp_path / "yolov8n.pt")
+    words = ["--data", world, "--folds", folds, "--weights", weights, "--variants", "looser", "--methods", "sum"]
+    recipe = ["--imgsz", "64", "--label-size", "64", "epochs=1", "batch=2", "plots=False"]
+    said = bench("pseudo_labels", *words, *recipe, "--out", tmp_path / "out")
+    assert "| assembled, ensemble |" in said
+    assert "| looser, sum, fused |" in said
+    assert "| labels | number | precision | recall |" in said
 
 
 def test_pairing(bench: Bench, tmp_path: Path) -> None:
