@@ -61,6 +61,15 @@ def test_a_data_yaml_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
     assert open_data(Path(tmp_path.name) / "data.yaml").root == tmp_path.resolve()
 
 
+def test_a_folder_means_the_data_yaml_in_it(tmp_path: Path) -> None:
+    file = write_world(tmp_path)
+    assert open_data(tmp_path).spec == open_data(file).spec == str(file.resolve())
+    with pytest.raises(UserError, match="cannot read"):
+        open_data(tmp_path / "visible")
+    with pytest.raises(UserError, match="x" * 20):
+        open_data("x" * 5000)
+
+
 def test_missing_partners_are_counted_and_named(tmp_path: Path) -> None:
     data = open_data(write_world(tmp_path, ("a", "b", "c", "d", "e", "f")))
     for stem in "abcd":

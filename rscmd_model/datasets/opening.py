@@ -1,7 +1,7 @@
 """From what a user writes after --data to a `DataConfig`.
 
     llvip                      a published set, with its folder as root
-    data.yaml                  a description in a file; the keys below
+    data.yaml                  a description in a file; the keys below. A folder means the data.yaml in it
     {reader: llvip, root: /d}  the same description on one line, which is how a training hands it on
 
 The keys are those of `description.py`; docs/datasets/own.md shows them.
@@ -99,7 +99,8 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: name of a published set, path of a data.yaml, or a mapping on one line that begins with "{".
+        spec: name of a published set, path of a data.yaml or of its folder, or a mapping on one line that begins with
+            "{".
         root: the folder of the set, instead of the one that `spec` names.
         split_file: a list of splits instead of the published one.
         registration: a registration file instead of what `spec` says.
@@ -133,7 +134,8 @@ def open_data(
     if spec.lstrip().startswith("{"):
         where = f"--data {spec}" if len(spec) < 200 and spec.isprintable() else "--data {...}"
         return describe({**_parse(spec, where), **given}, Path(), where, None)
-    file = Path(spec)
+    within = os.path.join(spec, "data.yaml")
+    file = Path(within if os.path.isfile(within) else spec)
     try:
         text = read_text(file)
     except UserError as error:
