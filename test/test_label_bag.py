@@ -33,7 +33,7 @@ from rscmd_ros.bags.pairs import BagPair, load_pictures, pair_up
 from rscmd_ros.bags.reader import open_bag, typestore
 from rscmd_ros.bags.sampling import Sampling, Thinning, make_plan, small
 from rscmd_ros.bags.topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
-from rscmd_ros.bags.tracked_labels import Choice
+from rscmd_ros.bags.tracked_labels import Choice, Counts, tracked_labels
 from rscmd_ros.label_bag import main as label
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.node.pairing_options import PairingOptions
@@ -545,3 +545,24 @@ def test_an_entry_is_the_same_when_it_is_read_again() -> None:
         one, other = (getattr(e.detections()["visible"], name) for e in (entry, again))
         np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(again.detections()["visible"].boxes, boxes, atol=0.006)
+
+
+def test_where_no_answer_finds_an_object_that_is_followed_nothing_is_taught() -> None:
+    """A weak box in a gap is a label by its track. A gap without any box is a region: hidden, or a wrong track."""
+    scores = [0.9, 0.9, 0.9, 0.35, None, 0.9, 0.9]
+    entries = [
+        Entry(
+            START + k * S // 5,
+            k * S // 5,
+            (100, 100),
+            {"fused": [] if score is None else [[30 + k, 30, 60 + k, 70, score, 0]]},
+            kept="train",
+        )
+        for k, score in enumerate(scores)
+    ]
+    counts = Counts()
+    made = [sidecar for _, sidecar in tracked_labels(entries, {0: "person"}, Choice(sure={"": 0.6}), counts)]
+    assert [len(sidecar.labels) for sidecar in made] == [1, 1, 1, 1, 0, 1, 1]
+    assert [len(sidecar.ignore) for sidecar in made] == [0, 0, 0, 0, 1, 0, 0]
+    assert len({sidecar.labels[0].track for sidecar in made if sidecar.labels}) == 1
+    assert counts.followed == 1

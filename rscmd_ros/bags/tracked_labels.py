@@ -176,8 +176,10 @@ def _together(given: Candidates, filled: Filled) -> tuple[Candidates, list[tuple
     for name, values in given.seen.items():
         tracked = np.where(own, values[filled.rows] if len(values) else 0, 0)
         seen[name] = np.concatenate((tracked, values[lone])).astype(np.float32)[order]
+    # Where no answer has even a faint box the object may be hidden, or the track wrong: a region to ignore, no label.
     tracks: list[tuple[int, float] | None] = [
-        (int(number), float(best)) for number, best in zip(filled.tracks, filled.best)
+        (int(number), float(best)) if found else None
+        for number, best, found in zip(filled.tracks, filled.best, own.tolist())
     ]
     tracks += [None] * len(lone)
     return Candidates(Detections(boxes, scores, classes).take(order), seen), [tracks[i] for i in order]
