@@ -18,8 +18,9 @@ from rscmd_model.datasets.listed import load
 from rscmd_model.datasets.sidecars import Found, Sidecar, label_text, write_sidecar
 from rscmd_model.errors import UserError, did_you_mean, quoted, several
 from rscmd_model.files import whole_file
+from rscmd_model.labelling.label_set import SPLITS
 from rscmd_model.labelling.label_tools import UNSURE, refuse_unsure
-from rscmd_model.labelling.standing import SPLITS, Box, Standing, found_at, pictures, pixel_box, read_pair
+from rscmd_model.labelling.standing import Box, Standing, found_at, pictures, pixel_box, read_pair
 
 _MOVED = 0.5  # px by which an edge must lie elsewhere; tools round
 

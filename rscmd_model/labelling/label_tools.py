@@ -24,7 +24,8 @@ from rscmd_model.imaging.draw import colour
 from rscmd_model.imaging.images import lay_over, read_thermal
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
-from rscmd_model.labelling.standing import SPLITS, Standing, pixel_box, standing
+from rscmd_model.labelling.label_set import SPLITS
+from rscmd_model.labelling.standing import Standing, pixel_box, standing
 
 UNSURE = "unsure"
 """The label of doubtful regions."""

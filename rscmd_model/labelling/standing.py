@@ -11,9 +11,8 @@ from rscmd_model.datasets.sidecars import Found, Sidecar, label_line, numbers, r
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import glance
-from rscmd_model.text import read_text
+from rscmd_model.labelling.label_set import LabelSet
 
-SPLITS = ("train", "val")
 Box = tuple[int, tuple[float, float, float, float]]
 """Number of the class; left, top, right, bottom in px of the visible picture."""
 
@@ -97,9 +96,10 @@ def read_pair(folder: Path, split: str, stem: str, visible: Path, thermal: Path,
     Raises:
         UserError: its picture, label file or sidecar cannot be read.
     """
-    label_file, sidecar_file = folder / "labels" / split / f"{stem}.txt", folder / "sidecars" / split / f"{stem}.json"
+    files = LabelSet(folder).pair(split, stem)
+    label_file, sidecar_file = files.labels, files.sidecar
     sidecar = read_sidecar(sidecar_file) if sidecar_file.exists() else None
-    text = read_text(label_file) if label_file.exists() else ""
+    text = files.text
     if sidecar is not None and sidecar.goes_with(text):
         labels, unsure = sidecar.labels, sidecar.ignore
     else:

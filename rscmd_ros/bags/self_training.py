@@ -21,6 +21,7 @@ from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.labelling.drift import share_found, surest
 from rscmd_model.labelling.label_set import DESCRIPTION, LabelSet
 from rscmd_model.text import read_json
+from rscmd_ros.bags.evaluation import read_model_header
 from rscmd_ros.bags.labelling import RECORD, LabelJob, label_bag
 
 if TYPE_CHECKING:
@@ -233,34 +234,31 @@ def _train(given: SelfTraining, number: int, data: Path) -> Path:
 def _judge(given: SelfTraining, number: int, model: Path, state: _State) -> Round:
     """Compare a round's model with its labels, with what was surest at first, and with a person's labels."""
     # Not before there is something to judge: torch takes seconds to load.
-    from rscmd_model.evaluation.sweep import LOWEST_SCORE, evaluate
-    from rscmd_model.inference.predictor import Predictor
+    from rscmd_model.evaluation.sweep import evaluate
 
     data = open_data(given.job.out / DESCRIPTION)
     pairs = find_pairs(data, "val")
     labels = LabelSet(given.job.out)
     persons = {pair.stem for pair in labels.pairs() if pair.split == "val" and pair.touched}
-    predictor = _predictor(Predictor, model, given.job.device, LOWEST_SCORE)
-
-    def score(predictor: Predictor, pairs: Sequence[PairFiles]) -> float:
-        return float(evaluate(predictor, data, pairs)["mAP50"]) if pairs else math.nan
-
-    agreement = score(predictor, pairs)
-    of_person = [pair for pair in pairs if pair.stem in persons]
-    person = score(predictor, of_person)
-    before = score(_predictor(Predictor, _teacher(given, number), given.job.device, LOWEST_SCORE), of_person)
+    predictor = _predictor(model, given.job.device)
+    agreement = float(evaluate(predictor, data, pairs)["mAP50"])
+    person = before = math.nan
+    if of_person := [pair for pair in pairs if pair.stem in persons]:
+        teacher = _predictor(_teacher(given, number), given.job.device)
+        person, before = (float(evaluate(one, data, of_person)["mAP50"]) for one in (predictor, teacher))
     held = _held(given, number, predictor, data, pairs)
     verdict, kept = _verdict(state.rounds, agreement, held, person, before)
     count = sum(len(pair.text.splitlines()) for pair in labels.pairs() if pair.split == "train")
     return Round(number, count, agreement, held, person, verdict, kept)
 
 
-def _predictor(kind: Any, model: Path, device: str, conf: float) -> Any:
+def _predictor(model: Path, device: str) -> Predictor:
     """With all answers joined, where the model has several: that is what labelled."""
-    predictor = kind(model, device=device, conf=conf)
-    if "ensemble" in predictor.config.pair_answers and predictor.answer != "ensemble":
-        predictor = kind(model, device=device, conf=conf, answer="ensemble")
-    return predictor
+    from rscmd_model.evaluation.sweep import LOWEST_SCORE
+    from rscmd_model.inference.predictor import Predictor
+
+    joined = "ensemble" in read_model_header(model).config.pair_answers
+    return Predictor(model, device=device, conf=LOWEST_SCORE, answer="ensemble" if joined else None)
 
 
 def _held(
