@@ -42,7 +42,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.ablation import ablate
 from rscmd_model.evaluation.ablation_runs import OWN_OPTIONS, RECIPE, Ablation
 from rscmd_model.evaluation.folds import BLOCK, Drives, Folds, read_drives, read_folds
-from rscmd_model.methods import parse_method
+from rscmd_model.methods import METHODS, parse_method
 from rscmd_model.options import parse_options
 
 
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--methods",
         default="visible,thermal,sum,rsc,rscmd",
-        help="separated by commas, each with its changes: rscmd+md=map (default: %(default)s)",
+        help="separated by commas, each with its changes: rscmd+md=map; or all (default: %(default)s). Where one learns from "
+        "the single-camera controls, these are trained first",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
     scale_argument(parser)
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     option_words(parser, "ultralytics' options, the same for all")
     args = parse(parser, argv)
-    methods = list(dict.fromkeys(method for method in args.methods.split(",") if method))
+    named = ",".join(METHODS) if args.methods == "all" else args.methods
+    methods = list(dict.fromkeys(method for method in named.split(",") if method))
     if not methods or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise UserError("give at least one method, one seed and one job")
     if args.workers is not None and (not args.ray or args.workers < 1):

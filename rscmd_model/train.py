@@ -32,12 +32,12 @@ from rscmd_model.arguments import (
     parse,
     scale_argument,
 )
-from rscmd_model.config import Augmentation, ModelConfig
+from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given, teaching_arguments
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
-from rscmd_model.methods import METHODS, method_class, parse_method
+from rscmd_model.methods import METHODS, method_class, needs_teachers, parse_method
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
 
@@ -67,7 +67,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse_method(method, scale=start.scale, family=start.family, head_classes=len(start.names))
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"{args.weights}: {start}; {_told(method, config, frozen)}")
-    if not options.get("resume"):  # else both stand in the checkpoint
+    teachers = dict(zip(MODALITIES, args.teachers)) if args.teachers else None
+    if not options.get("resume"):  # else all of this stands in the checkpoint
+        if needs_teachers(config) != bool(teachers):
+            raise UserError(
+                f"{config.title} learns from the single-camera controls: train --method visible and --method thermal on "
+                "the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
+                if teachers is None
+                else f"{config.title} learns from no teachers: leave out --teachers"
+            )
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
     every = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
@@ -77,7 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
     recorder = partial(GradientRecorder.attach, every=every)
-    file = train(data, config, options, start, augmentation, frozen_statistics=frozen, observers=[recorder])
+    file = train(
+        *(data, config, options, start, augmentation),
+        frozen_statistics=frozen,
+        teachers=teachers,
+        observers=[recorder],
+    )
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:
@@ -109,6 +122,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "are the file's, and some defaults are others: means of features, full branches",
     )
     batchnorm_argument(parser)
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        nargs=2,
+        metavar=("VISIBLE", "THERMAL"),
+        help="model.safetensors of the two single-camera controls, trained on the same data, for methods that learn from "
+        "them (docs/methods.md)",
+    )
     parser.add_argument(
         "--modality-dropout",
         type=float,
@@ -153,7 +174,7 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     resumes = options.get("resume")
     if args.data is None and not resumes:
         raise UserError("give --data data.yaml (or resume=RUN/weights/last.pt)")
-    for name in ("method", "scale", "model", "family", "weights", "batchnorm") if resumes else ():
+    for name in ("method", "scale", "model", "family", "weights", "batchnorm", "teachers") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
     for name in ("teach", "confidence") if resumes else ():

@@ -142,7 +142,7 @@ def test_mistakes_are_one_line(ablate: Ablate, tmp_path: Path, words: list[str],
 
 def row(method: str, seed: int, value: float, branch: str = "fused", spread: float | None = None) -> Row:
     """A row; with `spread`, two resamples that lie so far to either side of it."""
-    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10.0 * seed, "memory_mb": 100.0}
+    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10.0 * seed, "teachers_ms": None, "memory_mb": 100.0}
     both = np.array([value, value / 2])
     resampled = None if spread is None else np.stack([both - spread, both + spread])
     return Row(method, seed, branch, value, value / 2, cost, resampled)

@@ -133,7 +133,7 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "balanced/visible-seed0"
     run.mkdir(parents=True)
     (run / "scores.json").write_text(json.dumps({"branches": {"visible": {"mAP50": 0.5, "mAP50_95": 0.25}}}))
-    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10, "memory_mb": 100}
+    cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10, "teachers_ms": None, "memory_mb": 100}
     (run / "cost.json").write_text(json.dumps(cost))
     small = ["--only", "balanced", "--methods", "visible", "--seeds", "1", "--train", "4", "--val", "4"]
     bench("ablation", *small, "--out", tmp_path, "epochs=1", "imgsz=64")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +63,13 @@ def ablate(
         runs = ablation.runs(methods, seeds)
         missing = [run for run in runs if not ablation.is_finished(run)]
         progress(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {about}")
-        if ray is None:
-            failed = train_here(missing, ablation, jobs or 1, progress)
-        else:
-            failed = train_with_ray(missing, ablation, ray, jobs, progress)
+        failed: dict[Run, str] = {}
+        taught = [run for run in missing if ablation.teachers(run)]
+        for part in ([run for run in missing if run not in taught], taught):  # teachers before those they teach
+            if ray is None:
+                failed |= train_here(part, ablation, jobs or 1, progress)
+            else:
+                failed |= train_with_ray(part, ablation, ray, jobs, progress)
         drives = drives if resamples else None
         if drives:
             progress(f"intervals of 95 % from {resamples} resamples: {drives}")
@@ -160,7 +164,7 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
         if ablation.folds and len(parts) < len(ablation.folds.names):
             continue
         folders = [ablation.out / run.name for run in parts]
-        cost = median_cost([json.loads((folder / "cost.json").read_text(encoding="utf-8")) for folder in folders])
+        cost = median_cost([_cost(ablation, run) for run in parts])
         answers = None
         if ablation.folds or drives:
             answers = Answers.together([Answers.load(folder / ANSWERS) for folder in folders])
@@ -177,6 +181,16 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
                 resampled = scores(matches, times_of(answers.stems, drives, resamples))
             rows.append(Row(method, seed, branch, its["mAP50"], its["mAP50_95"], cost, resampled))
     return rows
+
+
+def _cost(ablation: Ablation, run: Run) -> dict[str, Any]:
+    """What a run cost, and a step of its teachers' trainings beside it."""
+    cost, *teachers = (
+        json.loads((ablation.out / one.name / "cost.json").read_text(encoding="utf-8"))
+        for one in (run, *ablation.teachers(run))
+    )
+    steps = [teacher["step_ms"] for teacher in teachers]
+    return {**cost, "teachers_ms": sum(steps) if teachers and None not in steps else None}
 
 
 def times_of(stems: Sequence[str], drives: Drives, resamples: int) -> npt.NDArray[np.int64]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.evaluation.answers import ANSWERS, lost_answer
 from rscmd_model.evaluation.folds import Folds
+from rscmd_model.methods import needs_teachers, parse_method
 from rscmd_model.options import word
 
 RECIPE = {"val": False, "plots": False, "verbose": False}  # what an ablation adds to ultralytics' defaults
@@ -67,9 +69,19 @@ class Ablation:
     frozen_statistics: bool = False
 
     def runs(self, methods: Sequence[str], seeds: int) -> list[Run]:
-        """All trainings. Seed by seed, so that an ablation that is interrupted has whole seeds to show."""
+        """All trainings, of teachers too. Seed by seed, so that an ablation that is interrupted has whole seeds to show.
+
+        Args:
+            methods: as they are written on the command line.
+            seeds: the seeds are 0 to `seeds` - 1.
+        """
         folds = self.folds.names if self.folds else [None]
-        return [Run(method, seed, fold) for seed in range(seeds) for fold in folds for method in methods]
+        return [Run(method, seed, fold) for seed in range(seeds) for fold in folds for method in with_teachers(methods)]
+
+    def teachers(self, run: Run) -> list[Run]:
+        """The trainings that a run needs finished: of its method's teachers, of the same seed and fold."""
+        taught = needs_teachers(parse_method(run.method))
+        return [replace(run, method=modality) for modality in MODALITIES] if taught else []
 
     def command(self, run: Run) -> list[str]:
         """The command line of one run, which anybody can repeat by hand; a run that was interrupted is resumed."""
@@ -84,6 +96,8 @@ class Ablation:
         if self.weights:
             kind = "frozen" if self.frozen_statistics else "batch"
             model += ["--weights", str(self.weights), "--batchnorm", kind]
+        if teachers := self.teachers(run):
+            model += ["--teachers", *(str(self.out / teacher.name / "model.safetensors") for teacher in teachers)]
         data = self.data.spec if run.fold is None else str(self.out / "folds" / f"fold{run.fold}.yaml")
         return [*start, "--data", data, "--method", run.method, *model, *words]
 
@@ -100,3 +114,9 @@ class Ablation:
         """How many epochs of a run are done."""
         results = self.out / run.name / "results.csv"
         return max(0, len(results.read_text().splitlines()) - 1) if results.is_file() else 0
+
+
+def with_teachers(methods: Sequence[str]) -> list[str]:
+    """The methods, after the single-camera controls where one of them learns from these and they are not among them."""
+    taught = any(needs_teachers(parse_method(method)) for method in methods)
+    return [*(m for m in MODALITIES if taught and m not in methods), *methods]

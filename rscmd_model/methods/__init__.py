@@ -25,6 +25,10 @@ METHODS = {
     "aux": "rscmd_model.methods.auxiliary:Auxiliary",
     "rsc": "rscmd_model.methods.rsc:Rsc",
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
+    "frozen": "rscmd_model.methods.frozen:Frozen",
+    "m2d": "rscmd_model.methods.m2d:M2d",
+    "lif": "rscmd_model.methods.lif:Lif",
+    "m2dlif": "rscmd_model.methods.m2dlif:M2dLif",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 
@@ -36,6 +40,12 @@ def method_class(name: str) -> type[Method]:
     module, _, of = METHODS[name].partition(":")
     kind: type[Method] = getattr(importlib.import_module(module), of)
     return kind
+
+
+def needs_teachers(config: ModelConfig) -> bool:
+    """Whether a model of this configuration learns from the two single-camera controls."""
+    kind = method_class(config.method)
+    return kind.needs_teachers(kind.Settings.read(config.settings))
 
 
 def method_config(

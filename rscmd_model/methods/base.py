@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -120,6 +120,7 @@ class Method(nn.Module):
     Attributes:
         progress: share of the training that is over, 0 to 1; set by the trainer at each epoch.
         modalities: the cameras, and so the backbones, that the model has.
+        frozen: names of the model's parts that are not trained.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
     """
@@ -128,6 +129,7 @@ class Method(nn.Module):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     from_weights: ClassVar[Mapping[str, Any]] = {}
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
+    frozen: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -138,6 +140,11 @@ class Method(nn.Module):
     def shipped(cls, settings: Any) -> tuple[str, ...]:
         """The answers that a finished model gives, the main one first: "fused" and modalities."""
         return ("fused",)
+
+    @classmethod
+    def needs_teachers(cls, settings: Any) -> bool:
+        """Whether it learns from the two single-camera controls, which are then `model.teachers`."""
+        return False
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -207,6 +214,14 @@ class Method(nn.Module):
         main, *others = self.taught
         sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}
         return {**scored[main].parts, **sums}
+
+    def start(self, model: RscmdModel, pairs: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Called once where a training begins that is not a resumed one.
+
+        Args:
+            model: the whole network, with the weights that it starts from.
+            pairs: gives batches as `losses` takes them, of some 64 training pairs, unaugmented.
+        """
 
     def before_step(self, model: RscmdModel) -> None:
         """Called before each step of the optimizer, with the gradients of the whole step in the parameters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def train(
     augmentation: Augmentation = NO_AUGMENTATION,
     *,
     frozen_statistics: bool = False,
+    teachers: Mapping[str, Path] | None = None,
     observers: Sequence[Callable[[PairedTrainer], None]] = (),
     trainer_class: type[PairedTrainer] = PairedTrainer,
 ) -> Path:
@@ -51,6 +52,8 @@ def train(
             scale of `config`.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
         frozen_statistics: see `RscmdModel`; ignored when resuming, which keeps the run's own.
+        teachers: by modality the model.safetensors of its single-camera control, where the method learns from them
+            (`methods.needs_teachers`); ignored when resuming, which keeps the run's own.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
             remember them: a resumed one has those that are given.
         trainer_class: in place of `PairedTrainer`.
@@ -78,7 +81,7 @@ def train(
     if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
         raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
     if not checkpoint:
-        trainer.start_from(config, weights, augmentation)
+        trainer.start_from(config, weights, augmentation, teachers)
         trainer.model.frozen_statistics = frozen_statistics
     for observe in observers:
         observe(trainer)

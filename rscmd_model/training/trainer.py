@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,11 +41,14 @@ from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, save_model
 from rscmd_model.network.objective import PARTS
 from rscmd_model.network.pretrained import load_weights
+from rscmd_model.network.teachers import Teachers
 from rscmd_model.training.cost import StepMeter
+from rscmd_model.training.fixed_pairs import FixedPairs
 from rscmd_model.training.freezing import frozen_parts
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
+_SAMPLE, _SAMPLE_BATCH = 64, 16  # pairs that a method may measure on before it begins
 _KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the parent starts for several GPUs
 
 
@@ -181,6 +185,7 @@ class PairedTrainer(DetectionTrainer):
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
             model.frozen_statistics = weights.frozen_statistics
+            model.teachers = weights.teachers
         return model
 
     def start_from(
@@ -188,10 +193,21 @@ class PairedTrainer(DetectionTrainer):
         config: ModelConfig,
         weights: str | Path | Detector | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
+        teachers: Mapping[str, Path] | None = None,
     ) -> None:
         """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count).
 
-        The augmentation is kept with the model: that is what a checkpoint and the parent's other processes receive.
+        The augmentation is kept with the model, and so are the teachers' files: that is what a checkpoint and the
+        parent's other processes receive.
+
+        Args:
+            config: of the model.
+            weights: a plain detector's checkpoint, or what `read_detector` made of it.
+            augmentation: faults to play.
+            teachers: by modality the model.safetensors of its single-camera control, for methods that need them.
+
+        Raises:
+            UserError: the augmentation does not suit the model, or as `read_detector` or `Teachers`.
         """
         if len(config.modalities) == 1 and augmentation != NO_AUGMENTATION:
             raise UserError(
@@ -212,6 +228,16 @@ class PairedTrainer(DetectionTrainer):
         if weights is not None:
             detector = weights if isinstance(weights, Detector) else read_detector(weights)
             LOGGER.info(f"{detector.file}: {load_weights(self.model, detector)}")
+        if teachers:
+            self.model.teachers = Teachers(teachers)
+            self.model.teachers.check(config, self.model.names, self.data["split_hash"])
+        self.model.method.start(self.model, self.sample)
+
+    def sample(self) -> list[dict[str, Any]]:
+        """Batches of some training pairs as they are, unaugmented, on the CPU."""
+        chosen = {"single_cls": self.args.single_cls, "classes": self.args.classes, "data": self.data}
+        pairs = FixedPairs(_SAMPLE, img_path="train", imgsz=self.args.imgsz, hyp=self.args, **chosen)
+        return pairs.batches(_SAMPLE_BATCH, torch.device("cpu"))
 
     def run_callbacks(self, event: str) -> None:
         """ultralytics' callbacks; at the start of an epoch all that is random is set first."""
@@ -236,7 +262,7 @@ class PairedTrainer(DetectionTrainer):
 
     def parts_to_freeze(self, model: RscmdModel) -> list[str]:
         """Names of the modules that are not trained, see `frozen_parts`."""
-        return frozen_parts(model, self.args.freeze)
+        return [*model.method.frozen, *frozen_parts(model, self.args.freeze)]
 
     def _model_train(self) -> None:
         super()._model_train()

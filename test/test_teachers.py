@@ -1,0 +1,314 @@
+"""Methods that learn from the two single-camera controls, and the fusion by light that goes with them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_objective import NAMES, make_batch, make_model
+from test_resume import OPTIONS, assert_same_run
+from test_train import two_class_world
+from torch import Tensor
+
+from rscmd_model.config import MODALITIES
+from rscmd_model.errors import UserError
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
+from rscmd_model.methods.distances import channel_wise, correlation, standardised
+from rscmd_model.methods.lif import Lif, brightest
+from rscmd_model.methods.m2d import salience
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, load_model, read_header, save_model
+from rscmd_model.network.teachers import Teachers
+from rscmd_model.training.run import train
+from rscmd_model.training.trainer import PairedTrainer
+
+TAUGHT = [method for method in METHODS if needs_teachers(parse_method(method))]
+
+
+def control(folder: Path, modality: str, **changes: Any) -> Path:
+    """A single-camera control that was never trained."""
+    torch.manual_seed(7)
+    config = method_config(modality, scale=changes.pop("scale", None))
+    about = {"data": {"name": "drawn", "split_hash": changes.pop("split_hash", "abc")}, **changes}
+    header = ModelHeader(config, about.pop("names", NAMES), 64, ThermalContract(), **about)
+    file = folder / f"{modality}.safetensors"
+    model = RscmdModel(config, header.names)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr, operator]
+    save_model(file, model, header)
+    return file
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("controls")
+    return {m: control(folder, m) for m in MODALITIES}
+
+
+def step(method: str, teachers: Teachers | None, seed: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """The named losses of one step, and every gradient."""
+    model = make_model(parse_method(method))
+    model.teachers = teachers
+    model.method.start(model, lambda: [make_batch()])
+    total, losses = model.loss(make_batch(seed))
+    total.sum().backward()
+    return losses, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    ["m2d+lambda_m2d=0", "lif+beta=0+lambda_lif=0", "lif+beta=0+net=none", "m2dlif+beta=0+lambda_m2d=0+lambda_lif=0"],
+)
+@pytest.mark.parametrize("fusion", ["sum", "mean", "adapt"])
+def test_neutral_settings_are_plain_fusion_bit_for_bit(neutral: str, fusion: str, files: dict[str, Path]) -> None:
+    losses, gradients = step(f"sum+fusion={fusion}", None)
+    theirs, taught = step(f"{neutral}+fusion={fusion}", Teachers(files) if "m2d" in neutral else None)
+    assert losses == {name: theirs[name] for name in losses}
+    for name, gradient in gradients.items():
+        other = taught[name]
+        assert (gradient is None) == (other is None), name
+        assert gradient is None or torch.equal(gradient, other), name
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(3, 4, 8, 6)
+    for distance in (channel_wise, correlation):
+        student = maps.clone().requires_grad_()
+        loss = distance(standardised(student), standardised(maps))
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert abs(loss.item()) < 1e-6, distance
+        assert gradient.abs().max() < 1e-6, distance
+        assert distance(standardised(torch.randn(3, 4, 8, 6)), standardised(maps)) > 0.1, distance
+
+
+def test_distances_by_hand() -> None:
+    student, teacher = torch.tensor([[[[0.0, math.log(3.0)]]]]), torch.zeros(1, 1, 1, 2)
+    # softmaxes (1/4, 3/4) and (1/2, 1/2)
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert channel_wise(student, teacher).item() == pytest.approx(expected)
+    one = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
+    assert correlation(one, 5 * one - 3).item() == pytest.approx(0, abs=1e-6)
+    assert correlation(one, -one).item() == pytest.approx(2)
+    assert correlation(one, torch.ones_like(one)).item() == pytest.approx(1), "a constant map is uncorrelated"
+
+
+def test_salience_is_where_a_value_leaves_its_channels_mean() -> None:
+    maps = torch.zeros(1, 2, 4, 4)
+    maps[0, 0, 1, 2] = 1.0
+    found = salience(maps)
+    assert found[0, 0].argmax() == 6
+    torch.testing.assert_close(found[0, 1], torch.full((4, 4), torch.sigmoid(torch.tensor(0.5))))
+    assert 0.62 < found.min()
+    assert found.max() < 1
+
+
+def test_distillation_counts_a_pair_alike_in_any_batch(files: dict[str, Path]) -> None:
+    model = make_model(parse_method("m2d"))
+    model.teachers = Teachers(files)
+    batch = make_batch()
+    twice = {
+        "img": torch.cat([batch["img"]] * 2),
+        "batch_idx": torch.cat([batch["batch_idx"], batch["batch_idx"] + 2]),
+        **{key: torch.cat([batch[key]] * 2) for key in ("cls", "bboxes")},
+    }
+    (_, once), (_, doubled) = copy.deepcopy(model).loss(batch), model.loss(twice)
+    for name in ("inner_loss", "cross_loss"):
+        torch.testing.assert_close(doubled[name], once[name], rtol=1e-4, atol=1e-6)
+
+
+def test_distillation_teaches_each_backbone_and_falls_to_a_tenth(files: dict[str, Path]) -> None:
+    model = make_model(parse_method("m2d"))
+    model.teachers = Teachers(files)
+    features = {m: model.features(make_batch()["img"], m) for m in MODALITIES}
+    answers = model.answers_to(features, make_batch()["img"], ("fused",))
+    assert model.criterion is None
+    scored = {"fused": model.init_criterion().detection(answers["fused"], make_batch())}
+    losses = model.method.losses(model, answers, scored, features, make_batch())
+    for name in ("inner", "cross"):
+        for m in MODALITIES:
+            weights = [p for p in model.backbones[m].parameters() if p.requires_grad]
+            found = torch.autograd.grad(losses[name], weights, retain_graph=True)
+            assert any(g.abs().max() > 0 for g in found), (name, m)
+    course = []
+    for model.method.progress in (0.0, 0.5, 1.0):
+        course.append(model.method.weights["inner"])
+    assert course == pytest.approx([0.1, 0.055, 0.01])
+
+
+def test_brightness_decides_within_the_published_bounds() -> None:
+    lif = make_model(parse_method("lif")).method
+    assert isinstance(lif, Lif)
+    weights = lif.weight(torch.tensor([0.0, 0.31, 0.62, 0.93, 5.0]))
+    torch.testing.assert_close(weights, torch.tensor([0.3, 0.5, 0.7, 0.7, 0.7]))
+    x = torch.rand(2, 4, 64, 96)
+    weights = lif.weight(lif.bright(x))
+    assert weights.shape == (2, 1, 8, 12)
+    assert 0.3 - 1e-6 <= weights.min() <= weights.max() <= 0.7 + 1e-6
+    ones = {m: [torch.ones(2, 1, 64 // s, 96 // s) for s in (8, 16, 32)] for m in MODALITIES}
+    for fused in lif.fuse(make_model(parse_method("lif")), x, ones):
+        torch.testing.assert_close(fused, torch.full_like(fused, 2.0))  # the weights of both streams add up to 2
+
+
+@pytest.mark.parametrize("net", ["scaled", "none"])
+def test_a_black_visible_image_has_one_weight_everywhere(net: str) -> None:
+    lif = make_model(parse_method(f"lif+net={net}")).method
+    assert isinstance(lif, Lif)
+    x = torch.cat([torch.zeros(1, 3, 64, 64), torch.rand(1, 1, 64, 64)], 1)
+    inner = lif.weight(lif.bright(x))[..., 1:-1, 1:-1]  # the net pads, and has biases
+    assert inner.max() - inner.min() < 1e-6
+    if net == "none":
+        torch.testing.assert_close(inner, torch.full_like(inner, 0.3))
+
+
+def test_the_net_learns_the_brightness() -> None:
+    torch.manual_seed(0)
+    lif = make_model(parse_method("lif")).method
+    assert isinstance(lif, Lif)
+    optimizer = torch.optim.Adam(lif.parameters(), lr=0.01)
+    levels = torch.rand(8, 1, 1, 1)
+    x = (levels * torch.rand(8, 4, 32, 32)).clamp(0, 1)
+    for _ in range(60):
+        loss = (lif.bright(x) - brightest(x)).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.08
+
+
+def test_frozen_takes_the_controls_backbones(files: dict[str, Path]) -> None:
+    model, teachers = make_model(parse_method("frozen")), Teachers(files)
+    model.teachers = teachers
+    model.method.start(model, lambda: [])
+    assert model.teachers is None
+    for m in MODALITIES:
+        theirs = teachers.backbone(m).state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in model.backbones[m].state_dict().items())
+
+
+def test_teachers_are_no_part_of_the_model(files: dict[str, Path]) -> None:
+    model = make_model(parse_method("m2d"))
+    before = set(model.state_dict())
+    model.teachers = Teachers(files)
+    assert set(model.state_dict()) == before
+    assert copy.deepcopy(model).teachers is model.teachers
+    kept = pickle.dumps(model.teachers)
+    assert len(kept) < 2000, "a checkpoint names files"
+    again = pickle.loads(kept)
+    x = torch.rand(1, 4, 64, 64)
+    for m in MODALITIES:
+        for ours, theirs in zip(model.teachers.features(x)[m], again.features(x)[m]):
+            assert torch.equal(ours, theirs)
+            assert not ours.requires_grad
+
+
+def test_an_epoch_leaves_the_teachers_as_they_are(files: dict[str, Path]) -> None:
+    teachers = Teachers(files)
+    before = {m: copy.deepcopy(teachers.backbone(m).state_dict()) for m in MODALITIES}
+    model = make_model(parse_method("m2d"))
+    model.teachers = teachers
+    for number in range(2):
+        model.loss(make_batch(number))[0].sum().backward()
+    for m in MODALITIES:
+        assert all(torch.equal(value, before[m][name]) for name, value in teachers.backbone(m).state_dict().items())
+        assert all(p.grad is None for p in teachers.backbone(m).parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: {"thermal": f["visible"]}, "is no detector of the thermal camera alone but visible"),
+        (lambda f: {"visible": f["visible"].with_name("none.safetensors")}, "no model file"),
+        (lambda f: {"visible": control(f["visible"].parent / "other", "visible", scale="s")}, "is a YOLOv8s, and the"),
+        (
+            lambda f: {"thermal": control(f["visible"].parent / "x", "thermal", split_hash="def")},
+            "another training spl",
+        ),
+        (lambda f: {"thermal": control(f["visible"].parent / "y", "thermal", names={0: "dog"})}, "finds dog; the data"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(
+    change: Callable[[dict[str, Path]], dict[str, Path]], message: str, files: dict[str, Path]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Teachers({**files, **change(files)}).check(parse_method("m2d"), NAMES, "abc")
+
+
+def test_the_command_line_asks_for_teachers_and_refuses_them(command: Any, tmp_path: Path) -> None:
+    data = two_class_world(tmp_path)
+    for words, message in (
+        (["--method", "m2d"], "learns from the single-camera controls: train --method visible"),
+        (["--method", "sum", "--teachers", "a", "b"], "sum learns from no teachers: leave out --teachers"),
+        (["--method", "m2d", "--teachers", "a", "b"], "no model file"),
+        (["--teachers", "a", "b", "resume=x/last.pt"], "a resumed run keeps its own model: leave out --teachers"),
+    ):
+        given = [] if "resume=x/last.pt" in words else ["--data", data]
+        done = command("rscmd_model.train", *given, *words, "device=cpu", f"project={tmp_path / 'runs'}")
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def taught_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A drawn set, and the controls trained on it for an epoch."""
+    folder = tmp_path_factory.mktemp("taught")
+    data = two_class_world(folder)
+    place = {**OPTIONS, "epochs": 1, "project": str(folder)}
+    return data, {m: train(data, method_config(m), {**place, "name": m}) for m in MODALITIES}
+
+
+class Cut(Exception):
+    """Ends a training amid its second epoch."""
+
+
+def cut(trainer: PairedTrainer) -> None:
+    def end(trainer: PairedTrainer) -> None:
+        if trainer.epoch == 1:
+            raise Cut
+
+    trainer.add_callback("on_train_batch_end", end)
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+def test_each_trains_and_goes_on_to_the_same_curve(
+    method: str, taught_world: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    data, teachers = taught_world
+    options = {**OPTIONS, "close_mosaic": 0, "epochs": 2, "project": str(tmp_path)}
+    file = train(data, parse_method(method), {**options, "name": "whole"}, teachers=teachers)
+    with pytest.raises(Cut):
+        train(data, parse_method(method), {**options, "name": "cut"}, teachers=teachers, observers=[cut])
+    train(None, None, {"resume": str(tmp_path / "cut/weights/last.pt")})
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    model, header = load_model(file)
+    assert header.config == parse_method(method)
+    assert model.teachers is None
+    if method == "frozen":
+        for m in MODALITIES:
+            theirs = load_model(teachers[m])[0].backbones[m].state_dict()
+            assert all(torch.equal(value, theirs[name]) for name, value in model.backbones[m].state_dict().items())
+
+
+def test_a_run_whose_teacher_changed_does_not_go_on(taught_world: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    data, teachers = taught_world
+    copies = {m: shutil.copy(file, tmp_path / f"{m}.safetensors") for m, file in teachers.items()}
+    options = {**OPTIONS, "close_mosaic": 0, "epochs": 2, "project": str(tmp_path), "name": "cut"}
+    with pytest.raises(Cut):
+        train(data, parse_method("m2d"), options, teachers=copies, observers=[cut])
+    last = {"resume": str(tmp_path / "cut/weights/last.pt")}
+    header = read_header(copies["thermal"])
+    save_model(copies["thermal"], RscmdModel(header.config, header.names), header)
+    with pytest.raises(UserError, match=r"thermal\.safetensors is not the file any more that the run began with"):
+        train(None, None, last)
+    copies["thermal"].unlink()
+    with pytest.raises(UserError, match="no model file"):
+        train(None, None, last)
