@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--methods",
         default="visible,thermal,sum,rsc,rscmd",
-        help="separated by commas, each with its changes: rscmd+md=map; or all (default: %(default)s). Where one learns from "
-        "the single-camera controls, these are trained first",
+        help="separated by commas, each with its changes: rscmd+md=map; or all (default: %(default)s). "
+        "Where one learns from the single-camera controls, these are trained first",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
     scale_argument(parser)

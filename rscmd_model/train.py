@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.get("resume"):  # else all of this stands in the checkpoint
         if needs_teachers(config) != bool(teachers):
             raise UserError(
-                f"{config.title} learns from the single-camera controls: train --method visible and --method thermal on "
-                "the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
+                f"{config.title} learns from the single-camera controls: train --method visible and --method thermal "
+                "on the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
                 if teachers is None
                 else f"{config.title} learns from no teachers: leave out --teachers"
             )
@@ -127,8 +127,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         nargs=2,
         metavar=("VISIBLE", "THERMAL"),
-        help="model.safetensors of the two single-camera controls, trained on the same data, for methods that learn from "
-        "them (docs/methods.md)",
+        help="model.safetensors of the two single-camera controls, trained on the same data, for methods that "
+        "learn from them (docs/methods.md)",
     )
     parser.add_argument(
         "--modality-dropout",

@@ -22,7 +22,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.diagnosis.gradient_table import describe, plot, read_rows, write_rows
-from rscmd_model.diagnosis.gradients import Batch, OpenModel, measure
+from rscmd_model.diagnosis.gradients import OpenModel, measure
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
 from rscmd_model.methods import method_config

@@ -10,7 +10,7 @@ that, but no linear layer could read boxes from the features of a detector.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,17 @@ class FrozenBackboneTrainer(PairedTrainer):
         config: ModelConfig,
         weights: str | Path | Detector | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
+        teachers: Mapping[str, Path] | None = None,
     ) -> None:
         """Begin with a fresh neck and head on the backbone of a model file.
 
         Args:
             config: of the probe: one camera.
             weights: the model file; must be given.
-            augmentation: as in the parent.
+            augmentation, teachers: as in the parent.
         """
         assert isinstance(weights, str | Path)
-        super().start_from(config, augmentation=augmentation)
+        super().start_from(config, augmentation=augmentation, teachers=teachers)
         (modality,) = config.modalities
         self.model.backbones[modality].load_state_dict(load_model(weights)[0].backbones[modality].state_dict())
 

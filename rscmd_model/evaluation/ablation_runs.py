@@ -69,7 +69,7 @@ class Ablation:
     frozen_statistics: bool = False
 
     def runs(self, methods: Sequence[str], seeds: int) -> list[Run]:
-        """All trainings, of teachers too. Seed by seed, so that an ablation that is interrupted has whole seeds to show.
+        """All trainings, also those of teachers. Seed by seed: an ablation that is interrupted has whole seeds to show.
 
         Args:
             methods: as they are written on the command line.

@@ -29,6 +29,8 @@ METHODS = {
     "m2d": "rscmd_model.methods.m2d:M2d",
     "lif": "rscmd_model.methods.lif:Lif",
     "m2dlif": "rscmd_model.methods.m2dlif:M2dLif",
+    "smp": "rscmd_model.methods.smp:Smp",
+    "g2d": "rscmd_model.methods.g2d:G2d",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

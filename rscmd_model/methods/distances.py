@@ -6,8 +6,8 @@ Both are of channels' patterns over the positions and not of their size. A map i
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -25,16 +25,18 @@ def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """Pearson knowledge distillation (PKD, Cao et al., NeurIPS 2022, arXiv 2207.02039).
 
-    One less Pearson's correlation of each channel over the positions, mean over images and channels: 0 for equal maps, 2
-    for opposite ones. A channel that is constant in one of them is uncorrelated.
+    One less Pearson's correlation of each channel over the positions, mean over images and channels: 0 for equal maps,
+    2 for opposite ones. A channel that is constant in one of them is uncorrelated.
     """
-    student, teacher = (F.normalize(x - x.mean(2, keepdim=True), dim=2) for x in (_flat(student), _flat(teacher)))
+    student, teacher = (
+        functional.normalize(x - x.mean(2, keepdim=True), dim=2) for x in (_flat(student), _flat(teacher))
+    )
     return 1 - (student * teacher).sum(2).mean()
 
 
 def standardised(features: Tensor) -> Tensor:
     """BatchNorm without parameters: each channel with mean 0 and variance 1 over the batch and its positions."""
-    return F.batch_norm(features.float(), None, None, training=True)
+    return functional.batch_norm(features.float(), None, None, training=True)
 
 
 def _flat(features: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """`frozen`: a neck and head on two backbones that stay as their single-camera controls left them.
 
-The control of distillation: it asks whether training the backbones together is needed at all (asked of M2D-LIF's authors
-in issue 7 of their repository). Ours; no paper. The controls' backbones are copied at the start, with their running
-statistics, and held still.
+The control of distillation: it asks whether training the backbones together is needed at all (asked of M2D-LIF's
+authors in issue 7 of their repository). Ours; no paper. The controls' backbones are copied at the start, with their
+running statistics, and held still.
 """
 
 from __future__ import annotations

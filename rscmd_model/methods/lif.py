@@ -6,10 +6,10 @@ B is the brightness of the visible image at each position of stride 8, from a sm
 averaged. In the dark (B = 0) W is 1/2 - beta/2, in the light 1/2 + beta/2: 0.3 and 0.7 with the published beta. The
 net's own loss is the distance of B from the brightest of red, green and blue; the detection loss trains it too.
 
-Source: Zhao et al., Rethinking Multi-modal Object Detection from the Perspective of Mono-Modality Feature Learning, ICCV
-2025, arXiv 2503.11780, and its published code; the formulas of the paper came to us second hand. Faithful: the formula
-with alpha 0.31 and beta 0.4, the net's form, and the code's loss with its weight of 1.3 (the paper has an L2 loss to the
-L of LAB). Adapted:
+Source: Zhao et al., Rethinking Multi-modal Object Detection from the Perspective of Mono-Modality Feature Learning,
+ICCV 2025, arXiv 2503.11780, and its published code; the formulas of the paper came to us second hand. Faithful: the
+formula with alpha 0.31 and beta 0.4, the net's form, and the code's loss with its weight of 1.3 (the paper has an L2
+loss to the L of LAB). Adapted:
 
 - The factor 2, with which beta=0 is `sum` bit for bit. The published base is the mean of the streams, half of a sum.
 - The net's width: 8-16-16 channels. The published 32-64-64 are as much arithmetic as all of YOLOv8n (`net=published`).
@@ -21,10 +21,10 @@ With `net=none` W comes from the image's own brightness, without a net; the pape
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, choice, drawn, number
@@ -51,7 +51,7 @@ class BrightnessNet(nn.Sequential):
         for came, goes in zip((3, *widths), widths):
             layers += [nn.Conv2d(came, goes, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
         last = nn.Conv2d(widths[-1], 1, 1)
-        nn.init.constant_(last.bias, start)
+        nn.init.constant_(last.get_parameter("bias"), start)
         super().__init__(*layers, last, nn.ReLU())
 
 
@@ -82,7 +82,7 @@ class LifSettings(SumSettings):
 class Lif(Sum):
     """Fusion weighted by the visible image's brightness."""
 
-    Settings: Any = LifSettings
+    Settings: ClassVar[type[LifSettings]] = LifSettings
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__(settings, channels)
@@ -104,7 +104,7 @@ class Lif(Sum):
         weight = self.weight(self.bright(x))
         visible, thermal = [], []
         for stride, (v, t) in enumerate(zip(features["visible"], features["thermal"])):
-            here = (F.avg_pool2d(weight, 2**stride) if stride else weight).to(v.dtype)
+            here = (functional.avg_pool2d(weight, 2**stride) if stride else weight).to(v.dtype)
             visible.append(2 * here * v)
             thermal.append(2 * (1 - here) * t)
         return super().fuse(model, x, {"visible": visible, "thermal": thermal})
@@ -132,4 +132,4 @@ class Lif(Sum):
 
 def brightest(x: Tensor) -> Tensor:
     """The brightest of red, green and blue, averaged over the positions of stride 8: (B, 1, H/8, W/8) in [0, 1]."""
-    return F.avg_pool2d(x[:, :3].amax(1, keepdim=True), _STRIDE)
+    return functional.avg_pool2d(x[:, :3].amax(1, keepdim=True), _STRIDE)

@@ -8,23 +8,23 @@ f~_m are the features of modality m's control, frozen, on the same augmented ima
 (SimAM, Yang et al., ICML 2021) of the control's features: where one camera's control sees something, the other camera's
 student is pulled there too. All terms are summed over the strides 8, 16 and 32.
 
-Source: Zhao et al., Rethinking Multi-modal Object Detection from the Perspective of Mono-Modality Feature Learning, ICCV
-2025, arXiv 2503.11780, and its published code; the formulas of the paper came to us second hand. Faithful: both losses,
-the distances of the code (channel-wise distillation for L_inner, Pearson's for L_cross, after a BatchNorm without
-parameters) and its schedule. Adapted:
+Source: Zhao et al., Rethinking Multi-modal Object Detection from the Perspective of Mono-Modality Feature Learning,
+ICCV 2025, arXiv 2503.11780, and its published code; the formulas of the paper came to us second hand. Faithful: both
+losses, the distances of the code (channel-wise distillation for L_inner, Pearson's for L_cross, after a BatchNorm
+without parameters) and its schedule. Adapted:
 
 - Student and control are of one width, so there is no align layer; that of the published code is random and never
   trained. With student = control both losses have their least value.
 - Features are taken at our boundary between backbone and neck, which is after SPPF (the code takes them before).
-- `lambda_m2d` is 0.1 of a loss per image. The code's 0.8 stands beside a detection loss that is summed over the batch: at its
-  batch of 8 that is 0.1. `lambda_m2d=0.4` is what its batch of 2 (LLVIP) makes of it.
+- `lambda_m2d` is 0.1 of a loss per image. The code's 0.8 stands beside a detection loss that is summed over the
+  batch: at its batch of 8 that is 0.1. `lambda_m2d=0.4` is what its batch of 2 (LLVIP) makes of it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class M2dSettings(SumSettings):
 class M2d(Sum):
     """Plain fusion whose backbones also follow the single-camera controls."""
 
-    Settings = M2dSettings
+    Settings: ClassVar[type[M2dSettings]] = M2dSettings
 
     @classmethod
     def needs_teachers(cls, settings: Any) -> bool:

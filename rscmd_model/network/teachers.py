@@ -21,7 +21,7 @@ class Teachers:
     """The two single-camera controls of a student: in evaluation mode, without a gradient.
 
     A model that learns from them bears them as a plain attribute, so that neither the optimizer nor the moving average
-    nor the model file sees them. A checkpoint names their files, and a resumed run opens these again.
+    nor the model file sees them. A checkpoint has their files' names and digests alone, see `reopened`.
 
     Args:
         files: by modality the model.safetensors of its control.
@@ -50,8 +50,16 @@ class Teachers:
     def __deepcopy__(self, memo: Any) -> Teachers:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Teachers, (self.files, self.digests)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files, "digests": self.digests}
+
+    def reopened(self) -> Teachers:
+        """The same teachers, from what a checkpoint has of them.
+
+        Raises:
+            UserError: as the class.
+        """
+        return Teachers(self.files, self.digests)
 
     def check(self, config: ModelConfig, names: Mapping[int, str], split_hash: str) -> None:
         """Check that they can teach a student.

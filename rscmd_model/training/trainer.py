@@ -185,7 +185,7 @@ class PairedTrainer(DetectionTrainer):
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
             model.frozen_statistics = weights.frozen_statistics
-            model.teachers = weights.teachers
+            model.teachers = weights.teachers and weights.teachers.reopened()
         return model
 
     def start_from(
