@@ -25,6 +25,9 @@ METHODS = {
     "aux": "rscmd_model.methods.auxiliary:Auxiliary",
     "rsc": "rscmd_model.methods.rsc:Rsc",
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
+    "ogm": "rscmd_model.methods.ogm:Ogm",
+    "opm": "rscmd_model.methods.opm:Opm",
+    "mwam": "rscmd_model.methods.mwam:Mwam",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

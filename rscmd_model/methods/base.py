@@ -122,12 +122,15 @@ class Method(nn.Module):
         modalities: the cameras, and so the backbones, that the model has.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
+        loses_cameras: whether a training takes cameras away from the fused answer. Modality dropout beside it could
+            take the other one, too.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     from_weights: ClassVar[Mapping[str, Any]] = {}
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
+    loses_cameras: ClassVar[bool] = False
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__()
