@@ -31,6 +31,9 @@ METHODS = {
     "m2dlif": "rscmd_model.methods.m2dlif:M2dLif",
     "smp": "rscmd_model.methods.smp:Smp",
     "g2d": "rscmd_model.methods.g2d:G2d",
+    "ogm": "rscmd_model.methods.ogm:Ogm",
+    "opm": "rscmd_model.methods.opm:Opm",
+    "mwam": "rscmd_model.methods.mwam:Mwam",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

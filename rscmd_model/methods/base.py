@@ -123,6 +123,8 @@ class Method(nn.Module):
         frozen: names of the model's parts that are not trained.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
+        loses_cameras: whether a training takes cameras away from the fused answer. Modality dropout beside it could
+            take the other one, too.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -130,6 +132,7 @@ class Method(nn.Module):
     from_weights: ClassVar[Mapping[str, Any]] = {}
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
     frozen: ClassVar[tuple[str, ...]] = ()
+    loses_cameras: ClassVar[bool] = False
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__()

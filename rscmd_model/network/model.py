@@ -152,15 +152,26 @@ class RscmdModel(BaseModel):
         return self.method.split(self, x, features)
 
     def _drop_modalities(self, x: Tensor, to_fuse: dict[str, Features]) -> dict[str, Features]:
-        """Modality dropout: in some samples, one camera's features are replaced by those of a black image.
+        """Modality dropout: some samples lose one camera, in what the fused branch reads and nothing else.
 
-        Only what the fused branch reads is replaced, so a unimodal branch is never taught to find objects in a black
-        image. The black image's features are those that evaluation would compute (running statistics), and no gradient
-        goes through them: there is nothing to be learnt about a camera from an image of nothing.
+        So a unimodal branch is never taught to find objects in a black image.
         """
         draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: a camera is lost
+        return self.without(x, to_fuse, dict(zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1)))))
+
+    def without(self, x: Tensor, features: dict[str, Features], lost: Mapping[str, Tensor]) -> dict[str, Features]:
+        """Features in which some samples' are replaced by those of a black image.
+
+        The black image's features are those that evaluation would compute (running statistics), and no gradient goes
+        through them: there is nothing to be learnt about a camera from an image of nothing.
+
+        Args:
+            x: (B, 4, H, W), the batch of stacks.
+            features: of each modality.
+            lost: (B,) bool for each modality, the samples in which it is lost.
+        """
         out: dict[str, Features] = {}
-        for m, lost in zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1))):
+        for m, gone in lost.items():
             norms = [n for n in self.backbones[m].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
             for norm in norms:
                 norm.training = False
@@ -168,7 +179,7 @@ class RscmdModel(BaseModel):
                 black = self.features(torch.zeros_like(x[:1]), m)
             for norm in norms:
                 norm.training = True
-            out[m] = [torch.where(lost.view(-1, 1, 1, 1), b.to(f.dtype), f) for b, f in zip(black, to_fuse[m])]
+            out[m] = [torch.where(gone.view(-1, 1, 1, 1), b.to(f.dtype), f) for b, f in zip(black, features[m])]
         return out
 
     def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:

@@ -62,7 +62,8 @@ class Detection:
         """
         output = self.criterion.parse_output(answer)
         (positives, objects, *_), parts, _ = self.criterion.get_assigned_targets_and_loss(output, dict(batch))
-        return Scored(dict(zip(PARTS, parts)), positives, objects)
+        # Where a batch has no object at all, the assigner gives both as zeros of the scores' type.
+        return Scored(dict(zip(PARTS, parts)), positives.bool(), objects.long())
 
     def losses(self, answers: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         """The parts of each answer's loss, by the answers' names."""

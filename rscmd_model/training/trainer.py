@@ -35,6 +35,7 @@ from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.methods import method_class
 from rscmd_model.network.checkpoint import Detector, read_detector
 from rscmd_model.network.header import check_image_size
 from rscmd_model.network.model import RscmdModel
@@ -218,6 +219,8 @@ class PairedTrainer(DetectionTrainer):
             raise UserError(
                 f"thermal_shift {augmentation.thermal_shift}: give at most a quarter of imgsz={self.args.imgsz}"
             )
+        if augmentation.modality_dropout and method_class(config.method).loses_cameras:
+            raise UserError(f"method {config.method} takes cameras away by itself: leave out modality dropout")
         self.model = self.get_model(config)
         self.model.augmentation = augmentation
         if augmentation != NO_AUGMENTATION:
