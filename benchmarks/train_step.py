@@ -21,6 +21,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils import NUM_THREADS
 from ultralytics.utils.torch_utils import ModelEMA
 
-from rscmd_model.config import ModelConfig
+from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
-from rscmd_model.methods import METHODS, parse_method
+from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
 from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, save_model
+from rscmd_model.network.teachers import Teachers
 
 PARTS = ("forward", "loss", "backward", "update")
+NAMES = {0: "a", 1: "b", 2: "c"}
 
 
 def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
@@ -55,12 +60,27 @@ def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
     return {k: v.to(args.device) for k, v in batch.items()}
 
 
+def untrained_teachers(config: ModelConfig) -> Teachers:
+    """Two single-camera controls as large as a model, whose weights are random."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {m: Path(folder, f"{m}.safetensors") for m in MODALITIES}
+        for m, file in files.items():
+            control = method_config(m, scale=config.scale, family=config.family)
+            save_model(file, RscmdModel(control, NAMES), ModelHeader(control, NAMES, 640, ThermalContract()))
+        return Teachers(files)
+
+
 class Stepper:
     """One model and all that its training step needs."""
 
     def __init__(self, config: ModelConfig, channels_last: bool, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        self.model = RscmdModel(config, {0: "a", 1: "b", 2: "c"}).to(args.device).train()
+        self.model = RscmdModel(config, NAMES).to(args.device).train()
+        if needs_teachers(config):
+            self.model.teachers = untrained_teachers(config)
+        self.model.method.start(self.model, lambda: [make_batch(args)])
+        for part in self.model.method.frozen:
+            self.model.get_submodule(part).requires_grad_(False).eval()
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.cuda = args.device.startswith("cuda")

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_pairs import write_world
 
 from rscmd_model.evaluation.ablation_tables import Row, compare, markdown, markdown_of, summarize
@@ -73,6 +75,21 @@ def test_an_ablation_is_trained_once_and_goes_on_where_it_stopped(ablate: Ablate
     assert "1 of 2 runs failed: thermal-seed0; the first one said: 1 of 4 pairs cannot be used" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "rsc+lambda_thermal=2" in (out / "table.md").read_text()
+
+
+def test_the_controls_that_a_method_learns_from_are_trained_first(ablate: Ablate, tmp_path: Path) -> None:
+    data, out = write_world(tmp_path / "data", ("a", "b", "c", "d")), tmp_path / "out"
+    done = ablate(data, out, "--methods", "frozen", "--seeds", "1", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "3 runs, 0 of them finished before" in done.stdout
+    frozen, thermal = (load_file(out / f"{name}-seed0/model.safetensors") for name in ("frozen", "thermal"))
+    assert all(torch.equal(frozen[name], value) for name, value in thermal.items() if name.startswith("backbones"))
+    with (out / "results.csv").open() as file:
+        cost = {row["method"]: row for row in csv.DictReader(file)}
+    both = sum(float(cost[m]["step_ms"]) for m in ("visible", "thermal"))
+    assert float(cost["frozen"]["teachers_ms"]) == pytest.approx(both)
+    assert cost["visible"]["teachers_ms"] == ""
+    assert f" + {both:.0f} |" in (out / "table.md").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -84,9 +84,9 @@ def test_pairing(bench: Bench, tmp_path: Path) -> None:
 def test_train_step(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     small = ["--size", "64", "--batch", "2", "--rounds", "2", "--warmup", "0", "--threads", "1", "--no-memory"]
-    said = bench("train_step", "sum", "rscmd+md=map", *small, "--json", out)
-    assert rows(said) == 3
-    assert set(json.loads(out.read_text())["results"]) == {"sum", "rscmd+md=map"}
+    said = bench("train_step", "sum", "rscmd+md=map", "g2d", *small, "--json", out)
+    assert rows(said) == 4
+    assert set(json.loads(out.read_text())["results"]) == {"sum", "rscmd+md=map", "g2d"}
 
 
 def test_bags(bench: Bench, model: Path, tmp_path: Path) -> None:
