@@ -261,16 +261,30 @@ MISSING = {
     "lambda_m2d": 0.1,
     "inner": "cwd",
     "net": "scaled",
-    "alpha": 0.31,
-    "beta": 0.4,
     "lambda_lif": 1.3,
     "smp_until": 0.5,
     "stronger": "measured",
     "lambda_feature": 1.0,
     "lambda_logit": 1.0,
     "temperature": 1.0,
+    "score_every": 8.0,
 }
-"""By a setting's name, or as method.setting where several methods have one of that name."""
+MISSING_OF: dict[str, dict[str, str | float]] = {
+    "lif": {"alpha": 0.31, "beta": 0.4},
+    "m2dlif": {"alpha": 0.31, "beta": 0.4},
+    "ogm": {"alpha": 0.8, "form": "text", "ge": "off", "ogm_from": 0.06, "ogm_until": 0.6},
+    "mwam": {"alpha": 1.5, "beta": 1.0, "lam": 6.0, "gamma": 0.7, "frm": "mended", "normalise": "off"},
+}
+"""Of methods whose settings are called as another's."""
+MISSING_OF["opm"] = {
+    **MISSING_OF["ogm"],
+    "ogm": "off",
+    "q_base": 0.5,
+    "lam": 0.5,
+    "p_exe": 0.7,
+    "opm_from": 0.06,
+    "opm_until": 1.0,
+}
 
 
 def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_is_missing() -> None:
@@ -281,8 +295,8 @@ def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_
         header = ModelHeader(config, NAMES, 64, ThermalContract())
         assert ModelHeader.from_json(header.to_json()).config == config, method
         fields = method_class(method).Settings.__dataclass_fields__
-        meant = {name: MISSING.get(f"{method}.{name}", MISSING.get(name)) for name in fields}
-        assert {name: f.metadata["missing"] for name, f in fields.items()} == meant, method
+        meant = {**MISSING, **MISSING_OF.get(method, {})}
+        assert {name: f.metadata["missing"] for name, f in fields.items()} == {n: meant[n] for n in fields}, method
     plain = ModelHeader(method_config("rscmd", md="map"), NAMES, 64, ThermalContract()).to_json()
     assert json.loads(plain)["config"] == {"family": "yolov8", "method": "rscmd", "settings": {"md": "map"}}
 

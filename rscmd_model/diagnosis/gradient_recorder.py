@@ -143,7 +143,8 @@ class GradientRecorder:
 
     def _keep(self, modality: str) -> Any:
         def keep(module: nn.Module, args: Any, output: list[Tensor]) -> None:
-            self.features[modality] = [f.detach().float() for f in output]
+            if torch.is_grad_enabled():  # else it is the black image that stands for a lost camera
+                self.features[modality] = [f.detach().float() for f in output]
 
         return keep
 
