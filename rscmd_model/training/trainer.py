@@ -203,6 +203,7 @@ class PairedTrainer(DetectionTrainer):
                 f"thermal_shift {augmentation.thermal_shift}: give at most a quarter of imgsz={self.args.imgsz}"
             )
         self.model = self.get_model(config)
+        self.model.method.check_augmentation(augmentation)
         self.model.augmentation = augmentation
         if augmentation != NO_AUGMENTATION:
             LOGGER.info(
