@@ -258,6 +258,11 @@ MISSING = {
     "md": "project",
     "md_from": 0.0,
     "md_until": 1.0,
+    "kd": 5.0,
+    "kd_from": 0.05,
+    "div": 1.0,
+    "visible_lost": 0.5,
+    "stop_gradient": "on",
 }
 
 

@@ -25,6 +25,7 @@ METHODS = {
     "aux": "rscmd_model.methods.auxiliary:Auxiliary",
     "rsc": "rscmd_model.methods.rsc:Rsc",
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
+    "compensate": "rscmd_model.methods.compensate:Compensate",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 
