@@ -263,6 +263,7 @@ MISSING = {
     "div": 1.0,
     "visible_lost": 0.5,
     "stop_gradient": "on",
+    "dropout": 0.3,
 }
 
 

@@ -26,6 +26,7 @@ METHODS = {
     "rsc": "rscmd_model.methods.rsc:Rsc",
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
     "compensate": "rscmd_model.methods.compensate:Compensate",
+    "instruct": "rscmd_model.methods.instruct:Instruct",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 
