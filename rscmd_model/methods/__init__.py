@@ -27,6 +27,7 @@ METHODS = {
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
     "compensate": "rscmd_model.methods.compensate:Compensate",
     "instruct": "rscmd_model.methods.instruct:Instruct",
+    "gate": "rscmd_model.methods.gate:Gate",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 
