@@ -264,6 +264,7 @@ MISSING = {
     "visible_lost": 0.5,
     "stop_gradient": "on",
     "dropout": 0.3,
+    "separator": 0.1,
 }
 
 

@@ -28,6 +28,7 @@ METHODS = {
     "compensate": "rscmd_model.methods.compensate:Compensate",
     "instruct": "rscmd_model.methods.instruct:Instruct",
     "gate": "rscmd_model.methods.gate:Gate",
+    "complement": "rscmd_model.methods.complement:Complement",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 
