@@ -98,7 +98,7 @@ def test_a_lone_camera_s_answer_needs_no_other(camera: str) -> None:
 
 def test_a_black_frame_is_not_a_missing_one() -> None:
     """The case comes from the ledger: black images, even features of nothing, are told as both cameras."""
-    model, method = instructed("dropout=0", told=True)
+    model, _ = instructed("dropout=0", told=True)
     seen: list[Features] = []
     model.branch("fused").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for m in MODALITIES:
@@ -153,5 +153,5 @@ def test_shares_of_the_cases(dropout: float) -> None:
 
 def test_a_share_is_from_0_to_1() -> None:
     for share in ("-0.1", "1.5"):
-        with pytest.raises(UserError, match="dropout .* is a share of the samples: give 0 to 1"):
+        with pytest.raises(UserError, match=r"dropout .* is a share of the samples: give 0 to 1"):
             parse_method(f"instruct+dropout={share}")

@@ -1,4 +1,4 @@
-"""`gate` (the idea of HCT-DMG) and `complement` (after BBFN): features that are weighed, or exchanged, before they meet."""
+"""`gate` (after HCT-DMG) and `complement` (after BBFN): features are weighed, or exchanged, before they meet."""
 
 from __future__ import annotations
 
