@@ -185,7 +185,7 @@ def _measure_batch(
     for m in MODALITIES:
         if m in references:
             answers["probe", m] = references[m](features[m])
-        if m in model.config.answers:
+        if m in model.config.answers and m in own:  # some methods ship answers that bear no loss of their own
             answers["own", m] = own[m]
         model.given = {o: f if o == m else [torch.zeros_like(level) for level in f] for o, f in features.items()}
         answers["alone", m] = model.answers(x, ["fused"])["fused"]

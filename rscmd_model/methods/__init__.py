@@ -34,6 +34,10 @@ METHODS = {
     "ogm": "rscmd_model.methods.ogm:Ogm",
     "opm": "rscmd_model.methods.opm:Opm",
     "mwam": "rscmd_model.methods.mwam:Mwam",
+    "compensate": "rscmd_model.methods.compensate:Compensate",
+    "instruct": "rscmd_model.methods.instruct:Instruct",
+    "gate": "rscmd_model.methods.gate:Gate",
+    "complement": "rscmd_model.methods.complement:Complement",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rscmd_model.config import MODALITIES, is_number
+from rscmd_model.config import MODALITIES, Augmentation, is_number
 from rscmd_model.errors import UserError, quoted
 
 if TYPE_CHECKING:
@@ -164,6 +164,13 @@ class Method(nn.Module):
         """The weight of each loss in the total; 1 for a loss that is not named."""
         return {}
 
+    def check_augmentation(self, augmentation: Augmentation) -> None:
+        """Called before a training with the faults that it is to play.
+
+        Raises:
+            UserError: the method cannot be trained with them.
+        """
+
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]
     ) -> tuple[dict[str, Features], dict[str, Features]]:
@@ -185,7 +192,7 @@ class Method(nn.Module):
 
         Args:
             model: the whole network.
-            name: "fused" or a modality.
+            name: of an answer that is shipped or taught.
             fused: what `fuse` gave; None when only answers of single modalities are asked for.
             alone: what `split` made for each modality's own answer.
         """
@@ -217,6 +224,16 @@ class Method(nn.Module):
         main, *others = self.taught
         sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}
         return {**scored[main].parts, **sums}
+
+    def figures(self, features: dict[str, Features]) -> dict[str, Tensor]:
+        """What of a training batch is shown beside its losses, by name: scalars without a gradient, finite.
+
+        Progress bars and results.csv show their means over an epoch.
+
+        Args:
+            features: as for `losses`.
+        """
+        return {}
 
     def start(self, model: RscmdModel, pairs: Callable[[], Iterable[dict[str, Any]]]) -> None:
         """Called once where a training begins that is not a resumed one.

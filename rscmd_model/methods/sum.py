@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -58,6 +60,13 @@ class Sum(Method):
 
     def fuse(self, model: RscmdModel, x: Tensor, features: dict[str, Features]) -> Features:
         """See `Method.fuse`."""
-        adapted = {m: self.adapters[m](f) if m in self.adapters else f for m, f in features.items()}
-        fused = super().fuse(model, x, adapted)
+        return self.joined(self.adapted(features))
+
+    def adapted(self, features: dict[str, Features]) -> dict[str, Features]:
+        """Each modality's features as they go into the sum: with fusion=adapt through its adapter."""
+        return {m: self.adapters[m](f) if m in self.adapters else f for m, f in features.items()}
+
+    def joined(self, features: dict[str, Features]) -> Features:
+        """The sum of adapted features, or with fusion=mean half of it; those of a modality that is missing are 0."""
+        fused = [reduce(add, levels) for levels in zip(*features.values())]
         return [f / 2 for f in fused] if self.settings.fusion == "mean" else fused

@@ -111,13 +111,15 @@ class Objective:
             batch: "img" and the objects, with "weights" (R, 3) where labels teach the answers more or less.
 
         Returns:
-            the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss").
+            the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss"), with
+            what `method.figures` shows beside them.
         """
         scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
         losses = model.method.losses(model, answers, scored, features, batch)
         weights = model.method.weights
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]) * len(batch["img"])
-        return total, {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+        figures = model.method.figures(features)
+        return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
 
     def of_main(self, answer: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the main answer alone, or the sum where there are several; a validation watches it.

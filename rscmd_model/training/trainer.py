@@ -222,6 +222,7 @@ class PairedTrainer(DetectionTrainer):
         if augmentation.modality_dropout and method_class(config.method).loses_cameras:
             raise UserError(f"method {config.method} takes cameras away by itself: leave out modality dropout")
         self.model = self.get_model(config)
+        self.model.method.check_augmentation(augmentation)
         self.model.augmentation = augmentation
         if augmentation != NO_AUGMENTATION:
             LOGGER.info(
