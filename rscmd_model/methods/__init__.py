@@ -25,6 +25,9 @@ METHODS = {
     "aux": "rscmd_model.methods.auxiliary:Auxiliary",
     "rsc": "rscmd_model.methods.rsc:Rsc",
     "rscmd": "rscmd_model.methods.rscmd:RscMd",
+    "dgl": "rscmd_model.methods.dgl:Dgl",
+    "gmd": "rscmd_model.methods.gmd:Gmd",
+    "mmpareto": "rscmd_model.methods.mmpareto:MmPareto",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

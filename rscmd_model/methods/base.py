@@ -154,6 +154,11 @@ class Method(nn.Module):
         """The weight of each loss in the total; 1 for a loss that is not named."""
         return {}
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a training may hand the network to torch.compile."""
+        return True
+
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]
     ) -> tuple[dict[str, Features], dict[str, Features]]:
@@ -207,6 +212,19 @@ class Method(nn.Module):
         main, *others = self.taught
         sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}
         return {**scored[main].parts, **sums}
+
+    def total(self, model: RscmdModel, losses: dict[str, Tensor]) -> Tensor:
+        """What the backward pass of a batch starts from, mean over the batch: a scalar or a vector, to be summed.
+
+        The place of a rule for the gradients of the parameters, see `surgery`. Whatever its backward does, its value
+        is the weighted sum of the losses.
+
+        Args:
+            model: the whole network.
+            losses: those that `losses` named.
+        """
+        weights = self.weights
+        return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()])
 
     def before_step(self, model: RscmdModel) -> None:
         """Called before each step of the optimizer, with the gradients of the whole step in the parameters.

@@ -203,6 +203,8 @@ class PairedTrainer(DetectionTrainer):
                 f"thermal_shift {augmentation.thermal_shift}: give at most a quarter of imgsz={self.args.imgsz}"
             )
         self.model = self.get_model(config)
+        if self.args.compile and not self.model.method.compiles:
+            raise UserError(f"compile={self.args.compile} does not go with method {config.title}: leave compile out")
         self.model.augmentation = augmentation
         if augmentation != NO_AUGMENTATION:
             LOGGER.info(
