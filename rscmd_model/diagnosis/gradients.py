@@ -180,7 +180,7 @@ def _measure_batch(
     computed = {m: model.features(x, m) for m in MODALITIES}
     features = {m: [f.detach().requires_grad_() for f in computed[m]] for m in MODALITIES}
     model.given = features
-    own = model.answers(x)
+    own = model.answers(x, model.config.answers)
     answers = {("fused", ""): own["fused"]}
     for m in MODALITIES:
         if m in references:

@@ -38,6 +38,9 @@ METHODS = {
     "instruct": "rscmd_model.methods.instruct:Instruct",
     "gate": "rscmd_model.methods.gate:Gate",
     "complement": "rscmd_model.methods.complement:Complement",
+    "dgl": "rscmd_model.methods.dgl:Dgl",
+    "gmd": "rscmd_model.methods.gmd:Gmd",
+    "mmpareto": "rscmd_model.methods.mmpareto:MmPareto",
 }
 """The class of each method, as module:name, by its name on the command line and in model files."""
 

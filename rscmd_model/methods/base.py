@@ -171,6 +171,11 @@ class Method(nn.Module):
             UserError: the method cannot be trained with them.
         """
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a training may hand the network to torch.compile."""
+        return True
+
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]
     ) -> tuple[dict[str, Features], dict[str, Features]]:
@@ -242,6 +247,19 @@ class Method(nn.Module):
             model: the whole network, with the weights that it starts from.
             pairs: gives batches as `losses` takes them, of some 64 training pairs, unaugmented.
         """
+
+    def total(self, model: RscmdModel, losses: dict[str, Tensor]) -> Tensor:
+        """What the backward pass of a batch starts from, mean over the batch: a scalar or a vector, to be summed.
+
+        The place of a rule for the gradients of the parameters, see `surgery`. Whatever its backward does, its value
+        is the weighted sum of the losses.
+
+        Args:
+            model: the whole network.
+            losses: those that `losses` named.
+        """
+        weights = self.weights
+        return torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()])
 
     def before_step(self, model: RscmdModel) -> None:
         """Called before each step of the optimizer, with the gradients of the whole step in the parameters.

@@ -5,14 +5,20 @@
 f_m are the features of modality m, h is the fused branch and h_m the modality's own. Through its own loss a backbone
 receives a gradient that the other camera cannot suppress. The branches are kept: when a camera is lost, the other one's
 branch answers.
+
+With `schedule=one` each batch has one of the two unimodal losses, drawn evenly and counted twice. The gradient that is
+to be expected is the same, at the price of one branch. The idea of teaching heads in turn is UniMod's (arXiv 2602.02536,
+known second hand; its heads are those of a reward model, and each sample teaches one).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rscmd_model.errors import UserError
@@ -21,6 +27,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.objective import Scored
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,12 @@ class RscSettings(BranchSettings):
             without further parameters).
         teach: what the modalities' own losses teach. "backbone" (the backbones too) or "head" (their necks and heads
             alone, which leaves the fused answer as `sum` trains it).
+        schedule: which unimodal losses a batch has: "all", or "one" of them, drawn evenly and counted twice.
     """
 
     rsc: str = choice("own", "shared")
     teach: str = choice("backbone", "head")
+    schedule: str = choice("all", "one")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +70,40 @@ class RscSettings(BranchSettings):
 
 
 class Rsc(Sum):
-    """A detection loss for each modality alone, beside the fused one's."""
+    """A detection loss for each modality alone, beside the fused one's.
+
+    Attributes:
+        draws: with `schedule=one`, int64 (2,): what the draws start from, and how many batches have been taught. A
+            batch's draw follows from these two alone. So it is the same in every process of a training, which all begin
+            with the buffers of the first, and in one that is resumed.
+    """
 
     Settings: ClassVar[type[BranchSettings]] = RscSettings
     from_weights: ClassVar[Mapping[str, Any]] = {**Sum.from_weights, "branch": "full"}
+    draws: Tensor
+
+    def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
+        super().__init__(settings, channels)
+        if self.in_turn:
+            self.register_buffer("draws", torch.tensor([torch.initial_seed() % 2**63, 0]))
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether a batch has one unimodal loss alone."""
+        return getattr(self.settings, "schedule", "all") == "one"
+
+    @property
+    def compiles(self) -> bool:
+        """Not where what is computed differs from batch to batch."""
+        return not self.in_turn
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The fused answer, and each modality's or, with `schedule=one`, that of the modality drawn for this batch."""
+        if not self.in_turn:
+            return super().taught
+        start, batches = self.draws.tolist()
+        return ("fused", random.Random(f"{start} {batches}").choice(self.modalities))
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:
@@ -90,3 +129,23 @@ class Rsc(Sum):
     def weights(self) -> dict[str, float]:
         """lambda_v and lambda_t."""
         return {m: getattr(self.settings, f"lambda_{m}") for m in self.modalities}
+
+    def losses(
+        self,
+        model: RscmdModel,
+        answers: dict[str, Any],
+        scored: dict[str, Scored],
+        features: dict[str, Features],
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """As `Method.losses`, under the same names in every batch.
+
+        With `schedule=one` the loss that was drawn is counted twice and the other is 0, so that the mean of each over
+        many batches is that of a training with all. The next batch has a draw of its own.
+        """
+        found = super().losses(model, answers, scored, features, batch)
+        if not self.in_turn:
+            return found
+        self.draws[1] += 1
+        drawn = {m: 2 * found.pop(m) for m in self.modalities if m in found}
+        return {**found, **{m: drawn.get(m, torch.zeros_like(found["box"])) for m in self.modalities}}

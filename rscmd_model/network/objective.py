@@ -102,7 +102,7 @@ class Objective:
         features: dict[str, list[Tensor]],
         batch: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `method.losses` names, weighted by `method.weights`.
+        """What `method.losses` names, weighted by `method.weights` and made one total by `method.total`.
 
         Args:
             model: the network.
@@ -116,8 +116,7 @@ class Objective:
         """
         scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
         losses = model.method.losses(model, answers, scored, features, batch)
-        weights = model.method.weights
-        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]) * len(batch["img"])
+        total = model.method.total(model, losses) * len(batch["img"])
         figures = model.method.figures(features)
         return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
 

@@ -223,6 +223,8 @@ class PairedTrainer(DetectionTrainer):
             raise UserError(f"method {config.method} takes cameras away by itself: leave out modality dropout")
         self.model = self.get_model(config)
         self.model.method.check_augmentation(augmentation)
+        if self.args.compile and not self.model.method.compiles:
+            raise UserError(f"compile={self.args.compile} does not go with method {config.title}: leave compile out")
         self.model.augmentation = augmentation
         if augmentation != NO_AUGMENTATION:
             LOGGER.info(

@@ -1,0 +1,68 @@
+"""What every method goes through: it is trained, measured, killed, resumed, exported and loaded."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+from test_resume import OPTIONS, assert_same_run
+from test_train import two_class_world
+
+from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
+from rscmd_model.inference.export_file import export
+from rscmd_model.inference.predictor import Predictor
+from rscmd_model.methods import parse_method
+from rscmd_model.network.model_file import load_model
+from rscmd_model.training.trainer import PairedTrainer
+
+
+def run(data: Path, folder: Path, method: str, kill: bool = False, diagnose: bool = False) -> None:
+    """Train for two epochs, or go on with a run; with `kill` die by SIGKILL amid the second epoch."""
+    last = folder / "weights/last.pt"
+    go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
+    place = {"data": str(data), "project": str(folder.parent), "name": folder.name}
+    trainer = PairedTrainer(overrides={"model": "rscmd", **OPTIONS, "close_mosaic": 0, "epochs": 2, **place, **go_on})
+    if not go_on:
+        trainer.start_from(parse_method(method))
+    GradientRecorder.attach(trainer, every=1 if diagnose else None)
+    if kill:
+        trainer.add_callback("on_train_batch_end", lambda t: t.epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
+    trainer.train()
+
+
+def assert_lives(method: str, root: Path, killed: bool = True) -> Path:
+    """Train twice: as it is, and with the gradients measured and (with `killed`) killed and resumed. Both are one run.
+
+    Args:
+        method: as on a command line.
+        root: an empty folder.
+        killed: False for a method without a state of its own, to save the time.
+
+    Returns:
+        the folder of the first run.
+    """
+    data = two_class_world(root / "data")
+    whole, other = root / "whole", root / "other"
+    run(data, whole, method)
+    if killed:
+        process = multiprocessing.get_context("forkserver").Process(target=run, args=(data, other, method, True, True))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    run(data, other, method, diagnose=True)
+    assert (other / "gradients.csv").is_file()
+    assert_same_run(other, whole)
+
+    file, onnx = whole / "model.safetensors", root / "model.onnx"
+    assert load_model(file)[1].config == parse_method(method)
+    export(file, "onnx", onnx, dynamic=True)
+    rng = np.random.default_rng(0)
+    pair = rng.integers(0, 256, (64, 64, 3), np.uint8), rng.integers(0, 256, (64, 64), np.uint8)
+    torch_one, onnx_one = Predictor(file, device="cpu", conf=0.0), Predictor(onnx, conf=0.0)
+    for given in (pair, (None, pair[1])):
+        ours, theirs = torch_one.predict(*given), onnx_one.predict(*given)
+        np.testing.assert_allclose(theirs.scores[:20], ours.scores[:20], atol=1e-3)
+    return whole
