@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.config import COMPLETE, Incomplete
 from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.evaluation.answers import ANSWERS, lost_answer
 from rscmd_model.evaluation.folds import Folds
@@ -53,6 +54,7 @@ class Ablation:
         folds: which pairs are held out together; None to train on train and score `split`.
         lost: also score the fused head with each camera's image black.
         frozen_statistics: whether BatchNorm keeps the statistics of `weights`.
+        incomplete: the pairs of each training that have lost one camera for good.
     """
 
     out: Path
@@ -65,6 +67,7 @@ class Ablation:
     folds: Folds | None = None
     lost: bool = False
     frozen_statistics: bool = False
+    incomplete: Incomplete = COMPLETE
 
     def runs(self, methods: Sequence[str], seeds: int) -> list[Run]:
         """All trainings. Seed by seed, so that an ablation that is interrupted has whole seeds to show."""
@@ -84,6 +87,8 @@ class Ablation:
         if self.weights:
             kind = "frozen" if self.frozen_statistics else "batch"
             model += ["--weights", str(self.weights), "--batchnorm", kind]
+        if self.incomplete.rate:
+            model += ["--incomplete", str(self.incomplete)]
         data = self.data.spec if run.fold is None else str(self.out / "folds" / f"fold{run.fold}.yaml")
         return [*start, "--data", data, "--method", run.method, *model, *words]
 

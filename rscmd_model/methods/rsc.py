@@ -64,6 +64,7 @@ class Rsc(Sum):
     """A detection loss for each modality alone, beside the fused one's."""
 
     Settings: ClassVar[type[BranchSettings]] = RscSettings
+    takes_incomplete = True
     from_weights: ClassVar[Mapping[str, Any]] = {**Sum.from_weights, "branch": "full"}
 
     @classmethod

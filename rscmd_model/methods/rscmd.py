@@ -58,6 +58,7 @@ class RscMd(Rsc):
     """
 
     Settings = RscMdSettings
+    takes_incomplete = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"md": "stop", "branch": "full", "rsc": "own"}}
 
     @property

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -28,7 +29,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, check_names
+from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
@@ -42,6 +43,7 @@ from rscmd_model.network.objective import PARTS
 from rscmd_model.network.pretrained import load_weights
 from rscmd_model.training.cost import StepMeter
 from rscmd_model.training.freezing import frozen_parts
+from rscmd_model.training.incomplete import check_incomplete, run_table
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
@@ -147,6 +149,8 @@ class PairedTrainer(DetectionTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> PairedDataset:
         """The pairs of split `img_path`: augmented in mode "train", in batches of one shape in mode "val"."""
+        model: RscmdModel = unwrap_model(self.model)
+        lost = run_table(self, model.augmentation.incomplete) if mode == "train" else {}
         return PairedDataset(
             img_path=img_path,
             imgsz=self.args.imgsz,
@@ -161,7 +165,9 @@ class PairedTrainer(DetectionTrainer):
             classes=self.args.classes,
             data=self.data,
             fraction=get_split_fraction(self.args.fraction, mode),
-            thermal_shift=unwrap_model(self.model).augmentation.thermal_shift,
+            thermal_shift=model.augmentation.thermal_shift,
+            lost=lost,
+            cameras=model.config.modalities,
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
@@ -193,7 +199,10 @@ class PairedTrainer(DetectionTrainer):
 
         The augmentation is kept with the model: that is what a checkpoint and the parent's other processes receive.
         """
-        if len(config.modalities) == 1 and augmentation != NO_AUGMENTATION:
+        faults = replace(augmentation, incomplete=COMPLETE)
+        if augmentation.incomplete.rate:
+            check_incomplete(config.method, self.args)
+        if len(config.modalities) == 1 and faults != NO_AUGMENTATION:
             raise UserError(
                 f"a {config.modalities[0]}-only model has no second camera: leave out modality dropout and the "
                 "thermal shift"
@@ -204,7 +213,7 @@ class PairedTrainer(DetectionTrainer):
             )
         self.model = self.get_model(config)
         self.model.augmentation = augmentation
-        if augmentation != NO_AUGMENTATION:
+        if faults != NO_AUGMENTATION:
             LOGGER.info(
                 f"augmentation: modality dropout {augmentation.modality_dropout:g}, "
                 f"thermal shift up to {augmentation.thermal_shift} px"
