@@ -97,7 +97,9 @@ def test_a_unimodal_answer_learns_as_from_a_batch_of_those_that_have_the_camera(
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert a.grad is None if b.grad is None else torch.equal(a.grad, b.grad), name
     own = [v for name, v in items.items() if (name == "thermal_loss") == (camera == "thermal")]
-    assert float(sum(own)) * 4 == pytest.approx(float(total), rel=1e-5), "the mean over the batch"
+    assert float(torch.stack(own).sum()) * 4 == pytest.approx(float(total.detach()), rel=1e-5), (
+        "the mean over the batch"
+    )
 
 
 @pytest.mark.parametrize("method", ["rscmd+md=stop", "rscmd+md=stop+rsc=shared", "rscmd+md=stop+branch=full"])
@@ -214,14 +216,15 @@ def test_modality_dropout_takes_the_complete_samples_alone() -> None:
     batch, model = make_batch([VISIBLE, THERMAL, NONE, NONE]), make_model(method_config("sum"))
     model.augmentation = Augmentation(modality_dropout=1.0)
     features = model.predict(batch["img"], lost=batch["lost"]).features
-    out = model._drop_modalities(batch["img"], features, batch["lost"])
-    changed = [[not torch.equal(out[m][0][i], features[m][0][i]) for m in MODALITIES] for i in range(4)]
-    assert changed[:2] == [[False, False]] * 2
-    assert [sum(sample) for sample in changed[2:]] == [1, 1]
+    for _ in range(8):
+        out = model._drop_modalities(batch["img"], features, batch["lost"])
+        changed = [[not torch.equal(out[m][0][i], features[m][0][i]) for m in MODALITIES] for i in range(4)]
+        assert changed[:2] == [[False, False]] * 2
+        assert [sum(sample) for sample in changed[2:]] == [1, 1]
 
 
 def test_losses_in_16_bits_send_gradients_to_every_weight() -> None:
-    """Autocast keeps the weights that it casts: were black images first, those of the others would bear no gradient."""
+    """The pass of black images, which has none, does not take those of the others."""
     grads = []
     for lost in (None, [NONE, VISIBLE, THERMAL, NONE]):
         model = make_model(method_config("rsc"))
@@ -359,19 +362,20 @@ def test_a_rate_of_0_is_plain_training_bit_for_bit(
 
 
 def test_the_command_trains_every_method_that_takes_it(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write_world(tmp_path / "data", tuple("abcd"))
-    options = [f"{k}={v}" for k, v in {**OPTIONS, "epochs": 1, "val": False, "project": tmp_path}.items()]
+    options = [
+        f"{k}={v}" for k, v in {**OPTIONS, "epochs": 1, "val": False, "project": tmp_path, "verbose": True}.items()
+    ]
     tables = []
     for method in ("visible", "thermal", "late", "sum", "aux", "rsc", "rscmd"):
         words = ["--data", data, "--method", method, "--incomplete", "0.7", *options]
-        done = command("rscmd_model.train", *words, f"name={method}", "verbose=True", "seed=3")
+        done = command("rscmd_model.train", *words, f"name={method}", "seed=3")
         assert done.returncode == 0, done.stderr
         tables.append(table(tmp_path / method))
-        assert "of 4 pairs 2 have lost the visible image for good, 1 the thermal one (incomplete.csv, " in (
-            done.stdout + done.stderr
-        )
+    told = "of 4 pairs 2 have lost the visible image for good, 1 the thermal one (incomplete.csv, "
+    assert caplog.text.count(told) == 7
     assert tables == [tables[0]] * 7, "the methods of one seed have one table"
     assert {k: v for k, v in tables[0].items() if v != "none"} == lost_cameras("abcd", 0.7, seed=3)
 
@@ -475,7 +479,7 @@ def test_an_ablation_hands_it_to_every_training(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     data, out = write_world(tmp_path / "data", tuple("abcd")), tmp_path / "out"
-    words = ["--data", data, "--out", out, "--methods", "thermal,sum", "--seeds", "1"]
+    words = ["--data", data, "--out", out, "--methods", "sum", "--seeds", "1"]
     words += ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0", "--resamples", "0"]
     refused = command("rscmd_model.ablate", *words, "--incomplete", "0.5,visible")
     assert (refused.returncode, "give mosaic=0" in refused.stderr) == (2, True)
@@ -483,8 +487,7 @@ def test_an_ablation_hands_it_to_every_training(
     done = command("rscmd_model.ablate", *words, "mosaic=0", "--incomplete", "0.5,visible")
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "recipe.json").read_text())["incomplete"] == "0.5,visible"
-    for name in ("thermal-seed0", "sum-seed0"):
-        assert sorted(table(out / name).values()) == ["none", "none", "visible", "visible"]
+    assert sorted(table(out / "sum-seed0").values()) == ["none", "none", "visible", "visible"]
     other = command("rscmd_model.ablate", *words, "mosaic=0")
     assert "holds an ablation with another incomplete" in other.stderr
     recipe = json.loads((out / "recipe.json").read_text())
