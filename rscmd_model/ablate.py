@@ -24,6 +24,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rscmd_model.arguments import (
     batchnorm_argument,
@@ -31,6 +32,7 @@ from rscmd_model.arguments import (
     family_argument,
     frozen_statistics,
     given_scale,
+    incomplete_argument,
     option_words,
     parse,
     scale_argument,
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="checkpoint that each training starts from, as train takes it; family and scale are the file's",
     )
     batchnorm_argument(parser)
+    incomplete_argument(parser)
     evidence = parser.add_argument_group("folds and intervals")
     evidence.add_argument(
         "--folds",
@@ -126,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{taken}= is set by the ablation itself, for each run: leave it out")
     if options.get("single_cls"):
         raise UserError("single_cls=True: an ablation scores the data's own classes, leave it out")
+    if args.incomplete.rate:
+        _check_incomplete(methods, options)
     data = open_given(args)
     folds, drives = _evidence(args, data)
     weights = args.weights.resolve() if args.weights else None
@@ -137,12 +142,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         scale, family = start.scale, start.family
     size = scale or "n", family or "yolov8"
     frozen = frozen_statistics(args)
-    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost, frozen)
+    ablation = Ablation(args.out, data, args.split, *size, options, weights, folds, args.lost, frozen, args.incomplete)
     if args.ray is None:  # the machines of a cluster may have other devices
         check_device(options.get("device"))
     jobs = args.workers if args.ray else args.jobs or _usual_jobs()
     progress = partial(print, flush=True)
     ablate(ablation, methods, args.seeds, jobs, progress, ray=args.ray, drives=drives, resamples=args.resamples)
+
+
+def _check_incomplete(methods: Sequence[str], options: dict[str, Any]) -> None:
+    """Tell what does not go with --incomplete before the folder is claimed. Raises `UserError`."""
+    from ultralytics.cfg import get_cfg  # here, since --help should not wait for it
+
+    from rscmd_model.training.incomplete import check_incomplete
+
+    for method in methods:
+        check_incomplete(parse_method(method).method, get_cfg(overrides=options))
 
 
 def _evidence(args: argparse.Namespace, data: DataConfig) -> tuple[Folds | None, Drives | None]:

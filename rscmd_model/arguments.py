@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rscmd_model.config import FAMILIES, SCALES
+from rscmd_model.config import COMPLETE, FAMILIES, SCALES, Incomplete
 from rscmd_model.errors import UserError
 
 
@@ -97,6 +97,18 @@ def frozen_statistics(args: argparse.Namespace) -> bool:
     if args.batchnorm == "frozen" and not args.weights:
         raise UserError("--batchnorm frozen keeps the statistics of --weights: give these as well")
     return args.batchnorm == "frozen" or (args.batchnorm is None and args.weights is not None)
+
+
+def incomplete_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --incomplete, an `Incomplete`."""
+    parser.add_argument(
+        "--incomplete",
+        type=Incomplete.parse,
+        default=COMPLETE,
+        metavar="RATE[,CAMERA]",
+        help="share of the training's pairs that have lost one camera for good, 0 to 1, and which: visible, thermal or "
+        "either, half of them each (default: 0; either)",
+    )
 
 
 def registration_outputs(parser: argparse.ArgumentParser) -> None:

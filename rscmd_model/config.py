@@ -232,6 +232,52 @@ def _is_name(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Incomplete:
+    """Which share of a training's pairs has lost one camera for good. By default none has.
+
+    `datasets.incomplete` draws which pairs these are, from the run's seed.
+
+    Attributes:
+        rate: share of the pairs, 0 to 1.
+        which: the camera that they have lost: "visible", "thermal" or "either" (half of them one, half the other).
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    rate: float = 0.0
+    which: str = "either"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise UserError(f"incomplete {self.rate:g}: give a share of the pairs from 0 to 1")
+        if self.which not in (*MODALITIES, "either"):
+            raise UserError(f"incomplete: lost camera {quoted(self.which)} is not visible, thermal or either")
+
+    @classmethod
+    def parse(cls, text: str) -> Incomplete:
+        """What a command line means by RATE or RATE,CAMERA, as "0.7" or "0.7,visible".
+
+        Raises:
+            UserError: it means nothing.
+        """
+        rate, comma, which = text.partition(",")
+        try:
+            share = float(rate)
+        except ValueError:
+            raise UserError(f"incomplete {quoted(text)}: give RATE or RATE,CAMERA, as 0.7 or 0.7,visible") from None
+        found = cls(share, which if comma else cls.which)
+        return found if found.rate else COMPLETE
+
+    def __str__(self) -> str:
+        """As `parse` takes it."""
+        return f"{self.rate!r},{self.which}" if self.rate else "0"
+
+
+COMPLETE = Incomplete()
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """Faults that a training plays on purpose, besides ultralytics' own augmentation. Off by default.
 
@@ -240,6 +286,7 @@ class Augmentation:
             of the two is drawn evenly. The unimodal branches go on seeing their images.
         thermal_shift: most whole pixels of the network's input by which the thermal image is moved against the visible
             one, to either side and up or down, anew for each sample. Labels stay with the visible image.
+        incomplete: the pairs that have lost one camera for good.
 
     Raises:
         UserError: a value is out of range.
@@ -247,6 +294,7 @@ class Augmentation:
 
     modality_dropout: float = 0.0
     thermal_shift: int = 0
+    incomplete: Incomplete = COMPLETE
 
     def __post_init__(self) -> None:
         if not 0 <= self.modality_dropout <= 1:

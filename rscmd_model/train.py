@@ -28,6 +28,7 @@ from rscmd_model.arguments import (
     family_argument,
     frozen_statistics,
     given_scale,
+    incomplete_argument,
     option_words,
     parse,
     scale_argument,
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
     from rscmd_model.training.run import score_answers, train
 
-    augmentation = Augmentation(args.modality_dropout, args.thermal_shift)
+    augmentation = Augmentation(args.modality_dropout, args.thermal_shift, args.incomplete)
     recorder = partial(GradientRecorder.attach, every=every)
     file = train(
         *(data, config, options, start, augmentation),
@@ -144,6 +145,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PX",
         help="move thermal images by up to this many pixels of the network's input (default: %(default)s)",
     )
+    incomplete_argument(parser)
     parser.add_argument(
         "--diagnose", action="store_true", help="record how gradients are suppressed: gradients.csv and .png in the run"
     )

@@ -70,7 +70,7 @@ class GradientRecorder:
 
     Raises:
         UserError: `every` is not 1 or more; several devices from one process, or compile, where the features cannot
-            be had; a single-camera model.
+            be had; a single-camera model; pairs that have lost a camera for good.
     """
 
     def __init__(self, trainer: PairedTrainer, every: int) -> None:
@@ -83,6 +83,8 @@ class GradientRecorder:
         config = getattr(trainer.model, "config", None)  # a resumed run's model is not there yet
         if config is not None and "fused" not in config.answers:
             raise UserError(f"--diagnose: method {config.method} has no fused loss to compare with")
+        if config is not None:
+            _refuse_incomplete(trainer.model)
         self.every = every
         self.csv, self.png = trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"
         self.state_file = _state_file(trainer)
@@ -116,6 +118,7 @@ class GradientRecorder:
 
     def _start(self, trainer: PairedTrainer) -> None:
         model: RscmdModel = unwrap_model(trainer.model)
+        _refuse_incomplete(model)
         with undisturbed_random():
             self.open = OpenModel(model)
             self.references = ReferenceBranches(model, int(trainer.args.seed)).to(trainer.device).train()
@@ -218,6 +221,11 @@ class GradientRecorder:
         name = trainer.save_dir.name
         plot({name: rows}, self.png)
         LOGGER.info(f"\n{describe(name, rows, 'probe')}\ngradients: {self.csv}, {self.png}")
+
+
+def _refuse_incomplete(model: RscmdModel) -> None:
+    if model.augmentation.incomplete.rate:
+        raise UserError("--diagnose compares the losses of whole pairs, and --incomplete has others: leave one out")
 
 
 def _state_file(trainer: PairedTrainer) -> Path:

@@ -110,6 +110,7 @@ def claim(ablation: Ablation) -> None:
         "weights": digest(ablation.weights) if ablation.weights else None,
         "batchnorm": "frozen" if ablation.frozen_statistics else "batch",
         "folds": ablation.folds.digest() if ablation.folds else None,
+        "incomplete": str(ablation.incomplete),
     }
     file = ablation.out / "recipe.json"
     if not file.is_file():
@@ -120,7 +121,7 @@ def claim(ablation: Ablation) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         if "weights" not in before and before.get("family", "yolov8") == "yolov8":
             before["family"] = LINEAR_SPPF
-        before = {"weights": None, "folds": None, "batchnorm": "batch", **before}
+        before = {"weights": None, "folds": None, "batchnorm": "batch", "incomplete": "0", **before}
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != json.loads(json.dumps(recipe)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.config import MODALITIES
+from rscmd_model.config import COMPLETE, MODALITIES, Incomplete
 from rscmd_model.datasets.pairs import DataConfig
 from rscmd_model.evaluation.answers import ANSWERS, lost_answer
 from rscmd_model.evaluation.folds import Folds
@@ -55,6 +55,7 @@ class Ablation:
         folds: which pairs are held out together; None to train on train and score `split`.
         lost: also score the fused head with each camera's image black.
         frozen_statistics: whether BatchNorm keeps the statistics of `weights`.
+        incomplete: the pairs of each training that have lost one camera for good.
     """
 
     out: Path
@@ -67,6 +68,7 @@ class Ablation:
     folds: Folds | None = None
     lost: bool = False
     frozen_statistics: bool = False
+    incomplete: Incomplete = COMPLETE
 
     def runs(self, methods: Sequence[str], seeds: int) -> list[Run]:
         """All trainings, also those of teachers. Seed by seed: an ablation that is interrupted has whole seeds to show.
@@ -98,6 +100,8 @@ class Ablation:
             model += ["--weights", str(self.weights), "--batchnorm", kind]
         if teachers := self.teachers(run):
             model += ["--teachers", *(str(self.out / teacher.name / "model.safetensors") for teacher in teachers)]
+        if self.incomplete.rate:
+            model += ["--incomplete", str(self.incomplete)]
         data = self.data.spec if run.fold is None else str(self.out / "folds" / f"fold{run.fold}.yaml")
         return [*start, "--data", data, "--method", run.method, *model, *words]
 

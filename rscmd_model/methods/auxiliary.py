@@ -21,6 +21,7 @@ class Auxiliary(Rsc):
     """Two further branches on the fused features."""
 
     Settings = BranchSettings
+    takes_incomplete = True
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:
@@ -31,6 +32,11 @@ class Auxiliary(Rsc):
     def taught(self) -> tuple[str, ...]:
         """The fused answer, and two more that are named like the branches they are the control of."""
         return ("fused", *self.modalities)
+
+    @property
+    def unimodal(self) -> tuple[str, ...]:
+        """None: every answer reads the fused features."""
+        return ()
 
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]

@@ -121,10 +121,10 @@ class Method(nn.Module):
         progress: share of the training that is over, 0 to 1; set by the trainer at each epoch.
         modalities: the cameras, and so the backbones, that the model has.
         frozen: names of the model's parts that are not trained.
+        takes_incomplete: whether the method can be trained on pairs that have lost a camera for good (`losses` says
+            what it then meets). It is not inherited: what a subclass changes has to be thought through for it anew.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
-        loses_cameras: whether a training takes cameras away from the fused answer. Modality dropout beside it could
-            take the other one, too.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -132,7 +132,7 @@ class Method(nn.Module):
     from_weights: ClassVar[Mapping[str, Any]] = {}
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
     frozen: ClassVar[tuple[str, ...]] = ()
-    loses_cameras: ClassVar[bool] = False
+    takes_incomplete: ClassVar[bool] = False
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -153,6 +153,11 @@ class Method(nn.Module):
     def taught(self) -> tuple[str, ...]:
         """The answers that bear a loss, the main one first. In training these are computed."""
         return self.shipped(self.settings)
+
+    @property
+    def unimodal(self) -> tuple[str, ...]:
+        """Those of `taught` that read one camera alone, whose name they bear."""
+        return tuple(name for name in self.taught if name in self.modalities)
 
     @property
     def branches(self) -> dict[str, str]:
@@ -224,7 +229,11 @@ class Method(nn.Module):
             features: of each modality, as the backbones gave them.
             batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size). Labels that
                 no person drew have "weights" (R, 3) as well, for the answers fused, visible and thermal; where all
-                three are 0 the row is no object but a region to ignore.
+                three are 0 the row is no object but a region to ignore. Where pairs have lost a camera for good it has
+                "lost" (B,) int64, the camera of each: 0 none, 1 visible, 2 thermal. Then an answer of `unimodal` is to
+                the samples that have its camera, and so is its score; its losses are the mean over the batch all the
+                same, in which the others count as 0. Where no sample has the camera the answer is missing, and the
+                score is of no anchors.
         """
         main, *others = self.taught
         sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}

@@ -13,6 +13,8 @@ from rscmd_model.methods.base import Method
 class Late(Method):
     """Late fusion."""
 
+    takes_incomplete = True
+
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:
         """One answer for each modality, and no fused one."""

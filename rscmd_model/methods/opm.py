@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from rscmd_model.config import Augmentation
 from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.ogm import Ogm, OgmSettings, check_share
@@ -89,7 +90,11 @@ class Opm(Ogm):
     """Plain fusion, that loses the surer camera in some samples."""
 
     Settings: ClassVar[type[OgmSettings]] = OpmSettings
-    loses_cameras = True
+
+    def check_augmentation(self, augmentation: Augmentation) -> None:
+        """Raises `UserError` for modality dropout, which could take the other camera of a sample."""
+        if augmentation.modality_dropout:
+            raise UserError("method opm takes cameras away by itself: leave out modality dropout")
 
     @property
     def scoring(self) -> bool:

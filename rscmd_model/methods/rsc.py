@@ -79,6 +79,7 @@ class Rsc(Sum):
     """
 
     Settings: ClassVar[type[BranchSettings]] = RscSettings
+    takes_incomplete = True
     from_weights: ClassVar[Mapping[str, Any]] = {**Sum.from_weights, "branch": "full"}
     draws: Tensor
 

@@ -11,6 +11,7 @@ class Visible(Method):
     """The visible camera alone."""
 
     modalities = ("visible",)
+    takes_incomplete = True
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:
@@ -22,3 +23,4 @@ class Thermal(Visible):
     """The thermal camera alone."""
 
     modalities = ("thermal",)
+    takes_incomplete = True

@@ -49,6 +49,7 @@ class Sum(Method):
     """Plain fusion."""
 
     Settings = SumSettings
+    takes_incomplete = True
     from_weights: ClassVar[Mapping[str, Any]] = {"fusion": "mean"}
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:

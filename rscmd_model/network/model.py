@@ -22,6 +22,7 @@ from rscmd_model.methods.base import Features, drawn
 from rscmd_model.methods.sum import Adapter
 from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
+from rscmd_model.network.lost import rows_with
 from rscmd_model.network.objective import Objective
 from rscmd_model.network.yolov8 import Backbone, Branch, Head
 
@@ -35,7 +36,11 @@ _CHANNELS = {"visible": slice(0, 3), "thermal": slice(3, 4)}
 
 
 class Taught(NamedTuple):
-    """What a forward pass of training gives: the features of each modality, and the answers that bear a loss."""
+    """What a forward pass of training gives: the features of each modality, and the answers that bear a loss.
+
+    Where samples have lost a camera for good, their features of it are those of a black image, and its own answer is to
+    the samples that have it; where none has it, there is no such answer.
+    """
 
     features: dict[str, Features]
     answers: dict[str, Any]
@@ -137,33 +142,68 @@ class RscmdModel(BaseModel):
         needed = self.config.modalities if "fused" in wanted else [m for m in self.config.modalities if m in wanted]
         return self.answers_to({m: self.features(x, m) for m in needed}, x, wanted)
 
-    def answers_to(self, features: dict[str, Features], x: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
-        """As `answers`, from the features of the modalities that `wanted` needs."""
+    def answers_to(
+        self, features: dict[str, Features], x: Tensor, wanted: Sequence[str], lost: Tensor | None = None
+    ) -> dict[str, Any]:
+        """As `answers`, from the features of the modalities that `wanted` needs; `lost` is as for `predict`."""
         fused, alone = None, features
         if "fused" in wanted:
             to_fuse, alone = self.split(features, x)
             if self.training and self.augmentation.modality_dropout:
-                to_fuse = self._drop_modalities(x, to_fuse)
+                to_fuse = self._drop_modalities(x, to_fuse, lost)
             fused = self.method.fuse(self, x, to_fuse)
+        if lost is not None:
+            rows = {m: rows_with(m, lost) for m in self.method.unimodal}
+            alone = {m: [level[rows[m]] for level in alone[m]] for m in rows}
+            wanted = [name for name in wanted if name not in rows or len(rows[name])]
         return {name: self.method.answer(self, name, fused, alone) for name in wanted}
 
     def split(self, features: dict[str, Features], x: Tensor) -> tuple[dict[str, Features], dict[str, Features]]:
         """Each modality's features for the fusion, and for its own answer, as the method has it."""
         return self.method.split(self, x, features)
 
-    def _drop_modalities(self, x: Tensor, to_fuse: dict[str, Features]) -> dict[str, Features]:
+    def features_left(self, x: Tensor, modality: str, lost: Tensor) -> Features:
+        """As `features`, of the samples that have the modality; the others get those of a black image.
+
+        What is lost moves no statistics and teaches nothing. `lost` is as for `predict`.
+        """
+        rows = rows_with(modality, lost)
+        there = self.features(x[rows], modality) if len(rows) else None
+        # After the others: in older releases of torch, autocast would give them the weights of a pass without gradients.
+        black = self.black_features(x, modality)
+        every = [level.expand(len(x), *level.shape[1:]) for level in black]
+        return [b.to(f.dtype).index_copy(0, rows, f) for b, f in zip(every, there)] if there else every
+
+    def black_features(self, x: Tensor, modality: str) -> Features:
+        """Features (1, C, H, W) of a black image of the size of `x`.
+
+        They are those that evaluation would compute (running statistics), and no gradient goes through them: there is
+        nothing to be learnt about a camera from an image of nothing.
+        """
+        norms = [n for n in self.backbones[modality].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
+        for norm in norms:
+            norm.training = False
+        with torch.no_grad():
+            black = self.features(torch.zeros_like(x[:1]), modality)
+        for norm in norms:
+            norm.training = True
+        return black
+
+    def _drop_modalities(
+        self, x: Tensor, to_fuse: dict[str, Features], lost: Tensor | None = None
+    ) -> dict[str, Features]:
         """Modality dropout: some samples lose one camera, in what the fused branch reads and nothing else.
 
-        So a unimodal branch is never taught to find objects in a black image.
+        So a unimodal branch is never taught to find objects in a black image. A sample that has lost a camera for good
+        keeps the other one.
         """
-        draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: a camera is lost
+        draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: one is dropped
+        if lost is not None:
+            draw = draw.masked_fill(lost > 0, 1)
         return self.without(x, to_fuse, dict(zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1)))))
 
     def without(self, x: Tensor, features: dict[str, Features], lost: Mapping[str, Tensor]) -> dict[str, Features]:
-        """Features in which some samples' are replaced by those of a black image.
-
-        The black image's features are those that evaluation would compute (running statistics), and no gradient goes
-        through them: there is nothing to be learnt about a camera from an image of nothing.
+        """Features in which some samples' are replaced by `black_features`.
 
         Args:
             x: (B, 4, H, W), the batch of stacks.
@@ -172,18 +212,17 @@ class RscmdModel(BaseModel):
         """
         out: dict[str, Features] = {}
         for m, gone in lost.items():
-            norms = [n for n in self.backbones[m].modules() if isinstance(n, nn.BatchNorm2d) and n.training]
-            for norm in norms:
-                norm.training = False
-            with torch.no_grad():
-                black = self.features(torch.zeros_like(x[:1]), m)
-            for norm in norms:
-                norm.training = True
+            black = self.black_features(x, m)
             out[m] = [torch.where(gone.view(-1, 1, 1, 1), b.to(f.dtype), f) for b, f in zip(black, features[m])]
         return out
 
-    def predict(self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None) -> Any:
+    def predict(
+        self, x: Tensor, profile: bool = False, augment: bool = False, embed: Any = None, lost: Tensor | None = None
+    ) -> Any:
         """What the ultralytics trainer calls: a `Taught` in training, the main answer in evaluation.
+
+        In training `lost` (B,) int64 names the camera that each sample has lost for good, see `network.lost`; None says
+        that all are complete.
 
         Of several main answers (`ModelConfig.main`) it is the boxes of all, and by name what else each head gives.
         """
@@ -194,8 +233,11 @@ class RscmdModel(BaseModel):
             # A validation suppresses overlapping boxes of all of them, which comes near to joining them.
             boxes, raw = zip(*found.values())
             return torch.cat(boxes, 2), dict(zip(found, raw))
-        features = {m: self.features(x, m) for m in self.config.modalities}
-        return Taught(features, self.answers_to(features, x, self.method.taught))
+        if lost is None:
+            features = {m: self.features(x, m) for m in self.config.modalities}
+        else:
+            features = {m: self.features_left(x, m, lost) for m in self.config.modalities}
+        return Taught(features, self.answers_to(features, x, self.method.taught, lost))
 
     def init_criterion(self) -> Objective:
         """The training objective; called by the ultralytics trainer."""
@@ -205,14 +247,14 @@ class RscmdModel(BaseModel):
         """Total loss (its parts in a vector, times batch size) and each named part, for an ultralytics batch.
 
         Args:
-            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects, and "weights" as
-                `Method.losses` has them.
+            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects, and "weights" and
+                "lost" as `Method.losses` has them.
             preds: what `predict` gave for it, if it was called already.
         """
         if self.criterion is None:
             self.criterion = self.init_criterion()
         if preds is None:
-            preds = self.predict(batch["img"])
+            preds = self.predict(batch["img"], lost=batch.get("lost"))
         if isinstance(preds, Taught):
             return self.criterion(self, preds.answers, preds.features, batch)
         return self.criterion.of_main(preds, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.config import MODALITIES
+from rscmd_model.network.lost import labels_of, rows_with
 from rscmd_model.network.weighted_loss import WeightedLoss
 
 if TYPE_CHECKING:
@@ -108,17 +109,36 @@ class Objective:
             model: the network.
             answers: those that are taught.
             features: of each modality, per stride (B, C, H, W).
-            batch: "img" and the objects, with "weights" (R, 3) where labels teach the answers more or less.
+            batch: "img" and the objects, with "weights" (R, 3) where labels teach the answers more or less, and "lost"
+                (B,) where samples have lost a camera for good.
 
         Returns:
             the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss"), with
             what `method.figures` shows beside them.
         """
-        scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
+        if "lost" in batch:
+            scored = {name: self._left(model, name, answers, batch) for name in model.method.taught}
+        else:
+            scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
         losses = model.method.losses(model, answers, scored, features, batch)
         total = model.method.total(model, losses) * len(batch["img"])
         figures = model.method.figures(features)
         return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
+
+    def _left(self, model: RscmdModel, name: str, answers: dict[str, Any], batch: dict[str, Any]) -> Scored:
+        """How an answer does where samples have lost a camera: one camera's own on the samples that have it.
+
+        Its losses are the mean over the whole batch, in which the others have none.
+        """
+        seen = seen_by(name, batch)
+        if name not in model.method.unimodal:
+            return self.detection(answers[name], seen)
+        rows, images = rows_with(name, batch["lost"]), batch["img"]
+        if not len(rows):
+            nowhere = images.new_zeros(0, 0)
+            return Scored({part: images.new_zeros(()) for part in PARTS}, nowhere.bool(), nowhere.long())
+        scored = self.detection(answers[name], labels_of(rows, seen))
+        return replace(scored, parts={part: loss * (len(rows) / len(images)) for part, loss in scored.parts.items()})
 
     def of_main(self, answer: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the main answer alone, or the sum where there are several; a validation watches it.

@@ -10,6 +10,7 @@ is trained on goes through ultralytics' augmentation, which places it in a squar
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,12 +21,16 @@ from ultralytics.data.augment import BaseTransform, Compose, RandomHSV
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER
 
+from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
 from rscmd_model.imaging.preprocess import place
 from rscmd_model.imaging.registration import FILL
+from rscmd_model.network.lost import LOST
+
+_PLANES = {"visible": slice(0, 3), "thermal": slice(3, 4)}
 
 
 class PairedPhotometric(RandomHSV):
@@ -82,6 +87,9 @@ class PairedDataset(YOLODataset):
         data: with "config" (a `DataConfig`) and the keys ultralytics looks for.
         img_path: name of the split.
         thermal_shift: as in `Augmentation`; acts only when the images are augmented at all.
+        lost: the camera that pairs have lost for good, "visible" or "thermal", by their stems. Its image is black, to
+            the letterbox and after the augmentation, and a batch has "lost" as `network.lost` describes it.
+        cameras: that the model has. A pair that has lost the only one is left out.
         kwargs: as `ultralytics.data.dataset.YOLODataset`.
 
     Raises:
@@ -90,8 +98,16 @@ class PairedDataset(YOLODataset):
     """
 
     def __init__(
-        self, *args: Any, data: dict[str, Any], hyp: SimpleNamespace, thermal_shift: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        data: dict[str, Any],
+        hyp: SimpleNamespace,
+        thermal_shift: int = 0,
+        lost: Mapping[str, str] | None = None,
+        cameras: Sequence[str] = MODALITIES,
+        **kwargs: Any,
     ) -> None:
+        self.lost, self.cameras = dict(lost or {}), cameras
         self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms
         if str(kwargs.get("cache")).lower() == "disk":
             raise UserError("cache=disk would write into the data folder: use cache=ram or none")
@@ -105,7 +121,15 @@ class PairedDataset(YOLODataset):
         config: DataConfig = self.data["config"]
         pairs = find_pairs(config, str(img_path))
         count = self.fraction if isinstance(self.fraction, int) else max(1, round(len(pairs) * self.fraction))
-        self.pairs = {str(pair.visible): pair for pair in pairs[:count]}
+        pairs = pairs[:count]
+        if self.lost and len(self.cameras) == 1:
+            pairs = [pair for pair in pairs if self.lost.get(pair.stem) not in self.cameras]
+            self.lost = {}
+            if not pairs:
+                raise UserError(
+                    f"{config.root}: no pair of {img_path} is left that has not lost its {self.cameras[0]} image"
+                )
+        self.pairs = {str(pair.visible): pair for pair in pairs}
         return list(self.pairs)
 
     def get_labels(self) -> list[dict[str, Any]]:
@@ -161,9 +185,19 @@ class PairedDataset(YOLODataset):
             label["bboxes"] = np.vstack((label["bboxes"], ignore))
         return super().update_labels_info(label)
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The parent's sample; where pairs have lost cameras, without the image of its lost one."""
+        sample: dict[str, Any] = super().__getitem__(index)
+        if self.lost:
+            camera = self.lost.get(self.pairs[self.im_files[index]].stem)
+            sample["lost"] = LOST[camera] if camera else 0
+            if camera:
+                sample["img"][_PLANES[camera]] = 0
+        return sample
+
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """The parent's batch, with "weights" (R, 3) beside "cls" (R, 1) where the samples have them."""
+        """The parent's batch, where the samples have them with "weights" (R, 3) beside "cls" (R, 1), and "lost" (B,)."""
         width = max(sample["cls"].shape[1] for sample in batch)  # that of a sample without labels is always 1
         if width > 1:
             batch = [{**sample, "cls": sample["cls"].reshape(len(sample["cls"]), width)} for sample in batch]
@@ -171,6 +205,8 @@ class PairedDataset(YOLODataset):
         if width > 1:
             classes, weights = torch.split(collated["cls"], [1, width - 1], dim=1)
             collated["cls"], collated["weights"] = classes.contiguous(), weights.contiguous()
+        if "lost" in collated:
+            collated["lost"] = torch.tensor(collated["lost"])
         return collated
 
     def set_rectangle(self) -> None:

@@ -68,7 +68,9 @@ def train(
     overrides = _overrides(data, options)
     checkpoint = options.get("resume")
     if checkpoint and augmentation != NO_AUGMENTATION:
-        raise UserError("a resumed run keeps its own modality dropout and thermal shift: leave these options out")
+        raise UserError(
+            "a resumed run keeps its own modality dropout, thermal shift and lost cameras: leave these options out"
+        )
     if isinstance(checkpoint, str):
         if file := _model_of_finished(checkpoint):
             print(f"{checkpoint}: the run is finished, there is nothing left to train")

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -29,13 +30,12 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig, check_names
+from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, whole_file, write_json
-from rscmd_model.methods import method_class
 from rscmd_model.network.checkpoint import Detector, read_detector
 from rscmd_model.network.header import check_image_size
 from rscmd_model.network.model import RscmdModel
@@ -46,6 +46,7 @@ from rscmd_model.network.teachers import Teachers
 from rscmd_model.training.cost import StepMeter
 from rscmd_model.training.fixed_pairs import FixedPairs
 from rscmd_model.training.freezing import frozen_parts
+from rscmd_model.training.incomplete import check_incomplete, run_table
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
@@ -152,6 +153,8 @@ class PairedTrainer(DetectionTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> PairedDataset:
         """The pairs of split `img_path`: augmented in mode "train", in batches of one shape in mode "val"."""
+        model: RscmdModel = unwrap_model(self.model)
+        lost = run_table(self, model.augmentation.incomplete) if mode == "train" else {}
         return PairedDataset(
             img_path=img_path,
             imgsz=self.args.imgsz,
@@ -166,7 +169,9 @@ class PairedTrainer(DetectionTrainer):
             classes=self.args.classes,
             data=self.data,
             fraction=get_split_fraction(self.args.fraction, mode),
-            thermal_shift=unwrap_model(self.model).augmentation.thermal_shift,
+            thermal_shift=model.augmentation.thermal_shift,
+            lost=lost,
+            cameras=model.config.modalities,
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
@@ -210,7 +215,10 @@ class PairedTrainer(DetectionTrainer):
         Raises:
             UserError: the augmentation does not suit the model, or as `read_detector` or `Teachers`.
         """
-        if len(config.modalities) == 1 and augmentation != NO_AUGMENTATION:
+        faults = replace(augmentation, incomplete=COMPLETE)
+        if augmentation.incomplete.rate:
+            check_incomplete(config.method, self.args)
+        if len(config.modalities) == 1 and faults != NO_AUGMENTATION:
             raise UserError(
                 f"a {config.modalities[0]}-only model has no second camera: leave out modality dropout and the "
                 "thermal shift"
@@ -219,14 +227,12 @@ class PairedTrainer(DetectionTrainer):
             raise UserError(
                 f"thermal_shift {augmentation.thermal_shift}: give at most a quarter of imgsz={self.args.imgsz}"
             )
-        if augmentation.modality_dropout and method_class(config.method).loses_cameras:
-            raise UserError(f"method {config.method} takes cameras away by itself: leave out modality dropout")
         self.model = self.get_model(config)
         self.model.method.check_augmentation(augmentation)
         if self.args.compile and not self.model.method.compiles:
             raise UserError(f"compile={self.args.compile} does not go with method {config.title}: leave compile out")
         self.model.augmentation = augmentation
-        if augmentation != NO_AUGMENTATION:
+        if faults != NO_AUGMENTATION:
             LOGGER.info(
                 f"augmentation: modality dropout {augmentation.modality_dropout:g}, "
                 f"thermal shift up to {augmentation.thermal_shift} px"
