@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
 from rscmd_model.network.objective import Objective
 from rscmd_model.network.yolov8 import Backbone, Branch, Head
+
+if TYPE_CHECKING:
+    from rscmd_model.network.memory import Kept
 
 __all__ = ["STRIDES", "Adapter", "Backbone", "Branch", "Head", "LeanBranch", "LeanHead", "RscmdModel"]
 
@@ -47,6 +50,7 @@ class RscmdModel(BaseModel):
 
     Attributes:
         frozen_statistics: whether a training leaves BatchNorm's running statistics as they are, and normalises by them.
+        kept: what a training keeps of an earlier one; None where it keeps nothing.
 
     The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
 
@@ -55,6 +59,7 @@ class RscmdModel(BaseModel):
     """
 
     frozen_statistics = False
+    kept: Kept | None = None
 
     def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
         super().__init__()
