@@ -83,20 +83,25 @@ def batchnorm_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batchnorm",
         choices=("batch", "frozen"),
-        help="whether training normalises by each batch's statistics, or by those of the --weights, which then stay as "
-        "they are (default: frozen with --weights, batch without)",
+        help="whether training normalises by each batch's statistics, or by those of the weights it starts from, which "
+        "then stay as they are (default: frozen where it starts from some, batch without)",
     )
 
 
-def frozen_statistics(args: argparse.Namespace) -> bool:
+def frozen_statistics(args: argparse.Namespace, start: Path | None = None) -> bool:
     """Whether BatchNorm's statistics stay as they are, by `batchnorm_argument` and --weights.
+
+    Args:
+        args: parsed.
+        start: another file than --weights that the training starts from.
 
     Raises:
         UserError: they are to stay, and there are none to begin with.
     """
-    if args.batchnorm == "frozen" and not args.weights:
+    start = start or args.weights
+    if args.batchnorm == "frozen" and not start:
         raise UserError("--batchnorm frozen keeps the statistics of --weights: give these as well")
-    return args.batchnorm == "frozen" or (args.batchnorm is None and args.weights is not None)
+    return args.batchnorm == "frozen" or (args.batchnorm is None and start is not None)
 
 
 def incomplete_argument(parser: argparse.ArgumentParser) -> None:

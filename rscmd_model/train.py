@@ -4,6 +4,7 @@
 
     python -m rscmd_model.train resume=runs/rscmd/weights/last.pt
     torchrun --nproc-per-node 2 -m rscmd_model.train --data data.yaml batch=32
+    python -m rscmd_model.train --data second.yaml --continue model.safetensors --keep memory.safetensors epochs=20
 
 A method may carry changes of its settings, as in rscmd+md=map or rsc+rsc=shared+lambda_visible=2.
 
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rscmd_model.arguments import (
     batchnorm_argument,
@@ -34,16 +35,19 @@ from rscmd_model.arguments import (
     scale_argument,
 )
 from rscmd_model.config import MODALITIES, Augmentation, ModelConfig
-from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given, teaching_arguments
+from rscmd_model.datasets.opening import (
+    camera_arguments,
+    data_arguments,
+    open_given,
+    replay_arguments,
+    teaching_arguments,
+)
 from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import whole_file
 from rscmd_model.methods import METHODS, method_class, needs_teachers, parse_method
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
-
-if TYPE_CHECKING:
-    from rscmd_model.network.checkpoint import Detector
 
 # Flags of earlier versions. What they said is a setting of the method now.
 _SETTINGS = ("rsc", "md", "lambda_visible", "lambda_thermal")
@@ -55,19 +59,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     require("torch", "ultralytics")
     options = parse_options(args.options)
     _check(args, options)
-    method, scale, frozen = args.method or "rscmd", given_scale(args), frozen_statistics(args)
+    method, scale, frozen = args.method or "rscmd", given_scale(args), frozen_statistics(args, args.goes_on)
     # All are read before anything is written, the data first: a mistake there needs no torch to be told.
     data = _data(args)
     config = parse_method(method, scale=scale, family=args.family)
-    start: Detector | None = None
+    start: Any = None
+    kept: Any = None
+    if args.goes_on:
+        from rscmd_model.training.continuing import keep, read_finished
+
+        start = read_finished(args.goes_on)
+        start.check_asked(args.method, args.family, scale)
+        config, method = start.header.config, start.header.config.title
+        kept = keep(start, args.keep, args.lam_min) if args.keep else None
+        _say(f"{args.goes_on}: {start}; its training goes on with BatchNorm {'frozen' if frozen else 'by batch'}")
     if args.weights:
         from rscmd_model.network.checkpoint import read_detector
 
         start = read_detector(args.weights)
         start.check_size(args.family, scale)
         config = parse_method(method, scale=start.scale, family=start.family, head_classes=len(start.names))
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{args.weights}: {start}; {_told(method, config, frozen)}")
+        _say(f"{args.weights}: {start}; {_told(method, config, frozen)}")
     teachers = dict(zip(MODALITIES, args.teachers)) if args.teachers else None
     if not options.get("resume"):  # else all of this stands in the checkpoint
         if needs_teachers(config) != bool(teachers):
@@ -82,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     every = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
 
     from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
-    from rscmd_model.training.run import score_answers, train
+    from rscmd_model.training.run import score_answers, train, write_memory
 
     augmentation = Augmentation(args.modality_dropout, args.thermal_shift, args.incomplete)
     recorder = partial(GradientRecorder.attach, every=every)
@@ -90,12 +102,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         *(data, config, options, start, augmentation),
         frozen_statistics=frozen,
         teachers=teachers,
+        kept=kept,
         observers=[recorder],
     )
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
     if args.score:
         score_answers(file, args.score, args.lost)
+    if args.remember:
+        write_memory(file)
     if args.out:
         with whole_file(args.out) as aside:
             shutil.copyfile(file, aside)
@@ -108,6 +123,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data_arguments(parser, required=False)
     camera_arguments(parser)
     teaching_arguments(parser)
+    replay_arguments(parser)
     parser.add_argument(
         "--method",
         metavar="NAME[+SETTING=VALUE...]",
@@ -123,6 +139,30 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "are the file's, and some defaults are others: means of features, full branches",
     )
     batchnorm_argument(parser)
+    second = parser.add_argument_group("a second site", "docs/second_site.md")
+    second.add_argument(
+        "--continue",
+        dest="goes_on",
+        type=Path,
+        metavar="MODEL",
+        help="model.safetensors of a finished training, whose method, layers, classes and weights go on",
+    )
+    second.add_argument(
+        "--keep",
+        type=Path,
+        metavar="MEMORY",
+        help="with --continue: the model's memory.safetensors; steps leave out what the pairs of it used",
+    )
+    second.add_argument(
+        "--lam-min",
+        type=float,
+        metavar="X",
+        help="with --keep: directions count as used above this share of a convolution's largest second moment "
+        "(default: 0.01)",
+    )
+    second.add_argument(
+        "--remember", action="store_true", help="afterwards write memory.safetensors, for --keep of a later training"
+    )
     parser.add_argument(
         "--teachers",
         type=Path,
@@ -179,6 +219,20 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     for name in ("method", "scale", "model", "family", "weights", "batchnorm", "teachers") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
+    for name in ("goes_on", "keep", "lam_min", "replay", "replay_pairs") if resumes else ():
+        if getattr(args, name) is not None:
+            flag = {"goes_on": "continue"}.get(name, name.replace("_", "-"))
+            raise UserError(f"a resumed run keeps what it began with: leave out --{flag}")
+    if args.goes_on and args.weights:
+        raise UserError(
+            "--continue goes on from a finished model, --weights starts one from a plain detector: give one"
+        )
+    if args.keep and not args.goes_on:
+        raise UserError("--keep is the memory of the model that a training goes on from: give --continue MODEL as well")
+    if args.keep and args.batchnorm == "batch":
+        raise UserError("--batchnorm batch changes what --keep is to keep: leave one out")
+    if args.lam_min is not None and not args.keep:
+        raise UserError("--lam-min is about what --keep keeps: give both")
     for name in ("teach", "confidence") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run's labels teach what they taught before: leave out --{name}")
@@ -186,6 +240,12 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError("--lost is about what --score scores: give both")
     if args.score and options.get("single_cls"):
         raise UserError("--score compares with the data's own classes, which single_cls=True gives up: leave one out")
+
+
+def _say(line: str) -> None:
+    """Print a line, of several processes in the first one."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(line)
 
 
 def _told(method: str, config: ModelConfig, frozen: bool) -> str:

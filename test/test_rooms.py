@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
-    "rscmd_model": ["train", "evaluate", "predict", "export", "diagnose", "ablate", "register", "assemble"],
+    "rscmd_model": ["train", "evaluate", "predict", "export", "diagnose", "ablate", "register", "assemble", "remember"],
     "rscmd_ros": [
         "detector_node",
         "evaluate_bag",

@@ -3,8 +3,9 @@
 `reader` (yolo by default, coco, cvat, label_studio, or a published set), `path` or `root` (its folder; relative to the
 file's), `names`, `thermal_contract`, `registration` (a file, relative to this one, or what it would hold), `split_file`
 (published sets), `boxes` and `match_iou` (where each camera has labels of its own), `sidecars`, `confidence` and
-`teach` (labels that no person drew, see `teaching.py`), `fold` (one fold held out, see `folds.py`), and the folders or
-lists of each split, which docs/datasets/own.md shows.
+`teach` (labels that no person drew, see `teaching.py`), `fold` (one fold held out, see `folds.py`), `replay` (pairs of
+an earlier site among those of `train`, see `replay.py`), and the folders or lists of each split, which
+docs/datasets/own.md shows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rscmd_model.datasets.listed import FORMS, ListedPairs, load
 from rscmd_model.datasets.lists import ImageLists
 from rscmd_model.datasets.pairs import DataConfig, Reader
 from rscmd_model.datasets.published import PUBLISHED, open_published
+from rscmd_model.datasets.replay import replay_of
 from rscmd_model.datasets.teaching import CHOICES as TEACH_CHOICES
 from rscmd_model.datasets.teaching import CONFIDENCE, TEACH, Teaching
 from rscmd_model.datasets.two_labels import CHOICES, Boxes
@@ -30,7 +32,7 @@ from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.text import parse_yaml
 
-_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration", "fold")
+_COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration", "fold", "replay")
 _BOXES = ("boxes", "match_iou")
 _SIDECARS = ("sidecars", "confidence", "teach")
 _TRUTH = {"true": True, "false": False}
@@ -119,6 +121,8 @@ def describe(data: Mapping[str, Any], base: Path, where: str, file: Path | None)
         resolved["registration"] = registration.to_dict()
     if "fold" in data:
         config, resolved["fold"] = fold_of(config, data["fold"], base, where)
+    if "replay" in data:
+        config, resolved["replay"] = replay_of(config, data["replay"], base, where)
     line = yaml.safe_dump(resolved, default_flow_style=True, width=10**9, sort_keys=False).strip()
     return replace(config, spec=str(file) if file else line, resolved=resolved)
 

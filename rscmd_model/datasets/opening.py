@@ -20,6 +20,7 @@ import yaml
 from rscmd_model.datasets.description import PALETTE, describe, parse_description
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, split_hash
 from rscmd_model.datasets.published import PUBLISHED
+from rscmd_model.datasets.replay import PAIRS
 from rscmd_model.datasets.teaching import CHOICES
 from rscmd_model.errors import UserError
 from rscmd_model.files import whole_file
@@ -72,19 +73,31 @@ def teaching_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --replay and --replay-pairs, which `open_given` reads."""
+    parser.add_argument(
+        "--replay", metavar="DATA", help="data.yaml of an earlier site, some of whose train pairs are trained on, too"
+    )
+    parser.add_argument("--replay-pairs", type=int, metavar="N", help=f"with --replay: how many (default: {PAIRS})")
+
+
 def open_given(args: argparse.Namespace) -> DataConfig:
-    """Open the data that a command line names by `data_arguments`, `camera_arguments` and `teaching_arguments`.
+    """Open the data that a command line names by `data_arguments` and the other functions here that add arguments.
 
     Args:
-        args: parsed; it may lack what the last two add.
+        args: parsed; it may lack all but those of `data_arguments`.
 
     Raises:
-        UserError: as `open_data`.
+        UserError: as `open_data`; or a number of pairs to replay without a set, or less than 1.
     """
+    replay, count = getattr(args, "replay", None), getattr(args, "replay_pairs", None)
+    if count is not None and (replay is None or count < 1):
+        raise UserError("--replay-pairs says how many pairs of --replay DATA are trained on, 1 or more: give both")
+    replayed = None if replay is None else (replay, PAIRS if count is None else count)
     registration, palette_ok = getattr(args, "registration", None), getattr(args, "palette_ok", False)
     teach, confidence = getattr(args, "teach", None), getattr(args, "confidence", None)
     sure = None if confidence is None else confidence == "on"
-    return open_data(args.data, args.root, args.split_file, registration, palette_ok, teach, sure)
+    return open_data(args.data, args.root, args.split_file, registration, palette_ok, teach, sure, replayed)
 
 
 def open_data(
@@ -95,6 +108,7 @@ def open_data(
     palette_ok: bool = False,
     teach: str | None = None,
     confidence: bool | None = None,
+    replay: tuple[str, int] | None = None,
 ) -> DataConfig:
     """Open a data set.
 
@@ -106,6 +120,7 @@ def open_data(
         registration: a registration file instead of what `spec` says.
         palette_ok: take colour-palette thermal images, whatever `spec` says.
         teach, confidence: as in `Teaching`, instead of what `spec` says.
+        replay: `spec` of an earlier site's data and how many of its pairs, instead of what `spec` says.
 
     Returns:
         its `spec` alone opens the same data again, from any folder.
@@ -127,6 +142,9 @@ def open_data(
         given["teach"] = teach
     if confidence is not None:
         given["confidence"] = confidence
+    if replay is not None:
+        earlier = replay[0] if replay[0].lstrip().startswith("{") else str(Path(replay[0]).resolve())
+        given["replay"] = {"data": earlier, "pairs": replay[1]}
     if spec in PUBLISHED:
         if root is None:
             raise UserError(f"--data {spec} needs --root DIR, the folder the set was unpacked to")

@@ -27,6 +27,7 @@ from rscmd_model.methods import method_config
 from rscmd_model.network.checkpoint import Detector
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model, read_header
+from rscmd_model.training.continuing import Finished
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
 
@@ -57,7 +58,7 @@ class FrozenBackboneTrainer(PairedTrainer):
     def start_from(
         self,
         config: ModelConfig,
-        weights: str | Path | Detector | None = None,
+        weights: str | Path | Detector | Finished | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
         teachers: Mapping[str, Path] | None = None,
     ) -> None:

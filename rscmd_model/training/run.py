@@ -24,7 +24,10 @@ from rscmd_model.evaluation.sweep import LOWEST_SCORE, answer_pairs, score_all
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.network.checkpoint import Detector
+from rscmd_model.network.memory import Kept
 from rscmd_model.options import RESUMABLE, check_options, without_effect
+from rscmd_model.training.continuing import Finished
+from rscmd_model.training.remembering import remember_run
 from rscmd_model.training.resume import is_finished, options_of
 from rscmd_model.training.trainer import PairedTrainer
 from rscmd_model.versions import untested_trainer
@@ -34,11 +37,12 @@ def train(
     data: str | Path | None,
     config: Any,
     options: dict[str, Any],
-    weights: str | Path | Detector | None = None,
+    weights: str | Path | Detector | Finished | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
     *,
     frozen_statistics: bool = False,
     teachers: Mapping[str, Path] | None = None,
+    kept: Kept | None = None,
     observers: Sequence[Callable[[PairedTrainer], None]] = (),
     trainer_class: type[PairedTrainer] = PairedTrainer,
 ) -> Path:
@@ -48,12 +52,14 @@ def train(
         data: what `open_data` takes; None only when options["resume"] names a checkpoint.
         config: a `ModelConfig`; ignored when resuming.
         options: ultralytics' options.
-        weights: a plain detector's checkpoint to start from, or what `read_detector` made of it; of the family and
-            scale of `config`.
+        weights: a plain detector's checkpoint to start from, or what `read_detector` made of it, of the family and
+            scale of `config`; or a finished model to go on from, of that very `config`, at its image size unless
+            `options` name another.
         augmentation: faults to play in training; must be left alone when resuming, which keeps the run's own.
         frozen_statistics: see `RscmdModel`; ignored when resuming, which keeps the run's own.
         teachers: by modality the model.safetensors of its single-camera control, where the method learns from them
             (`methods.needs_teachers`); ignored when resuming, which keeps the run's own.
+        kept: what is kept of the finished model that `weights` is; needs frozen statistics.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
             remember them: a resumed one has those that are given.
         trainer_class: in place of `PairedTrainer`.
@@ -65,6 +71,12 @@ def train(
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
     options = check_options(options)
+    if isinstance(weights, Finished) and data is not None:
+        options = {"imgsz": weights.header.image_size, **options}
+        site = open_data(data)
+        weights.check(site, options)
+        if line := weights.other_registration(site):
+            LOGGER.warning(line)
     overrides = _overrides(data, options)
     checkpoint = options.get("resume")
     if checkpoint and augmentation != NO_AUGMENTATION:
@@ -84,7 +96,7 @@ def train(
         raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
     if not checkpoint:
         trainer.start_from(config, weights, augmentation, teachers)
-        trainer.model.frozen_statistics = frozen_statistics
+        trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
     for observe in observers:
         observe(trainer)
     _run(trainer)
@@ -202,6 +214,21 @@ def score_answers(model: Path, split: str, lost: bool = False) -> None:
         scores[answer] = {**figures, "left_out": len(pairs) - len(answers.stems), **asdict(faults[answer])}
     answers.save(model.parent / ANSWERS)
     write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
+
+
+def write_memory(model: Path) -> None:
+    """Write the memory of a finished run beside its model, on the device of its training; prints what is in it.
+
+    Args:
+        model: the run's model.safetensors.
+
+    Raises:
+        UserError: as `remember_run`.
+    """
+    options = yaml.safe_load((model.parent / "args.yaml").read_text(encoding="utf-8"))
+    data = open_data(options["data"])
+    file, memory = remember_run(model, data, scoring_device(options["device"]), LOGGER.info)
+    print(f"{file}: {memory}")
 
 
 def _sound(config: ModelConfig) -> dict[str, Fault]:

@@ -43,6 +43,7 @@ from rscmd_model.network.model_file import ModelHeader, save_model
 from rscmd_model.network.objective import PARTS
 from rscmd_model.network.pretrained import load_weights
 from rscmd_model.network.teachers import Teachers
+from rscmd_model.training.continuing import Finished, hold
 from rscmd_model.training.cost import StepMeter
 from rscmd_model.training.fixed_pairs import FixedPairs
 from rscmd_model.training.freezing import frozen_parts
@@ -190,18 +191,19 @@ class PairedTrainer(DetectionTrainer):
         if weights is not None:
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
-            model.frozen_statistics = weights.frozen_statistics
+            model.frozen_statistics, model.kept = weights.frozen_statistics, weights.kept
             model.teachers = weights.teachers and weights.teachers.reopened()
         return model
 
     def start_from(
         self,
         config: ModelConfig,
-        weights: str | Path | Detector | None = None,
+        weights: str | Path | Detector | Finished | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
         teachers: Mapping[str, Path] | None = None,
     ) -> None:
-        """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count).
+        """Begin a new model, drawn from the run's seed, or from a plain detector's weights (prints the count), or go on
+        from a finished model of the same configuration.
 
         The augmentation is kept with the model, and so are the teachers' files: that is what a checkpoint and the
         parent's other processes receive.
@@ -237,7 +239,9 @@ class PairedTrainer(DetectionTrainer):
                 f"augmentation: modality dropout {augmentation.modality_dropout:g}, "
                 f"thermal shift up to {augmentation.thermal_shift} px"
             )
-        if weights is not None:
+        if isinstance(weights, Finished):
+            self.model.load_state_dict(weights.model.state_dict())
+        elif weights is not None:
             detector = weights if isinstance(weights, Detector) else read_detector(weights)
             LOGGER.info(f"{detector.file}: {load_weights(self.model, detector)}")
         if teachers:
@@ -269,6 +273,8 @@ class PairedTrainer(DetectionTrainer):
                 unwrap_model(model).get_submodule(part).requires_grad_(False)
             if self.frozen:
                 LOGGER.info(f"Freezing {', '.join(self.frozen)}")
+            if (kept := unwrap_model(model).kept) is not None:
+                LOGGER.info(hold(unwrap_model(model), kept, optimizer))
         keep_exact_state(self, optimizer)
         return optimizer
 
