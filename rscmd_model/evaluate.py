@@ -2,6 +2,7 @@
 
     python -m rscmd_model.evaluate --model model.safetensors --data data.yaml --split val --json OUT
     python -m rscmd_model.evaluate ... --drop none visible thermal --noise 0 10 20 40 --plot noise.png
+    python -m rscmd_model.evaluate ... --protocol missing --rates 30,50,70 --json missing.json --plot missing.png
 
 Boxes with a score of 0.001 or more count, at most 100 per image, after NMS at IoU 0.7, one class per box: what the node
 would publish at that threshold.
@@ -10,6 +11,11 @@ Faults given together happen together, in this order: time offset, shift, dark, 
 --shift, --dark and --noise may have several values: that is a sweep. --drop and --answer may have several beside it, a
 curve for each. A unimodal branch is scored as the answer to a lost camera: --drop visible scores the thermal branch.
 --answer fused ensemble scores whole pairs by the fused answer and by all answers joined, a row for each.
+
+--protocol missing scores sets of pairs of which a share has lost a camera: the visible one, the thermal one, or half
+and half. Whole pairs and those with one image compete by score. The other camera's branch answers for the lost one, or
+the fused head, which sees the lost image as black, frozen or noise: a row for each. Beside --json OUT.json the tables
+of lost cameras are kept in OUT_tables/.
 """
 
 from __future__ import annotations
@@ -24,10 +30,12 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
+from rscmd_model.evaluation.missing import LOOKS, RATES, run_protocol
+from rscmd_model.evaluation.missing_report import plot, table
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
@@ -46,10 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="pairs per batch (default: %(default)s)")
     _add_faults(parser)
+    _add_protocol(parser)
     args = parse(parser, argv)
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: give 1 or more")
-    faults, axis = _plan(args)
+    plan = None if args.protocol else _plan(args)
+    if args.protocol:
+        _check_protocol(args)
 
     data = open_given(args)
     pairs = find_pairs(data, args.split)
@@ -63,6 +74,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if predictor.registration is not None:
         print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
+    if plan is None:
+        _run_protocol(args, predictor, data, pairs)
+    else:
+        _play(args, predictor, data, pairs, *plan)
+
+
+def _play(
+    args: argparse.Namespace,
+    predictor: Predictor,
+    data: DataConfig,
+    pairs: Sequence[PairFiles],
+    faults: Sequence[Fault],
+    axis: str | None,
+) -> None:
+    """Score with faults, tell it and keep it."""
     points = sweep(predictor, data, pairs, faults, seed=args.seed, batch=args.batch)
     count = f"{points[0]['pairs']} pairs"
     if points[0]["left_out"]:
@@ -112,8 +138,61 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
         help="take the thermal image of a later (or earlier, -N) frame of the sequence; stems end in the frame's "
         "number, as 000012_03 or 190001; 0 is scored too, on the same pairs",
     )
-    group.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
-    group.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep")
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the noise and of the tables of lost cameras (default: %(default)s)"
+    )
+    group.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the sweep, or the protocol")
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("protocol of a lost camera")
+    group.add_argument("--protocol", choices=("missing",), help="score sets of pairs, some of which lack an image")
+    group.add_argument(
+        "--rates",
+        type=_rates,
+        metavar="R,R",
+        help=f"percentages of the pairs that have lost a camera (default: {','.join(f'{r:g}' for r in RATES)}); 100 is "
+        "scored too",
+    )
+    group.add_argument(
+        "--lost-as", nargs="+", choices=LOOKS, help="what the fused head sees of a lost camera (default: each)"
+    )
+
+
+def _rates(word: str) -> list[float]:
+    try:
+        rates = [float(number) for number in word.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 <= rate <= 100 for rate in rates):
+        raise UserError(f"--rates {word.strip()}: give percentages from 0 to 100, as in --rates 30,50,70")
+    return rates
+
+
+def _check_protocol(args: argparse.Namespace) -> None:
+    """Refuse what does not go with the protocol (`UserError`), before anything is scored."""
+    for name in (*AXES, "on", "drop", "answer"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with --protocol, which has faults and answers of its own: "
+                "leave one of them out"
+            )
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give 0 or more")
+    if args.plot:
+        check_plot(args.plot)
+
+
+def _run_protocol(args: argparse.Namespace, predictor: Predictor, data: DataConfig, pairs: Sequence[PairFiles]) -> None:
+    """Score by the protocol, tell it and keep it."""
+    scores = run_protocol(predictor, data, pairs, args.rates or RATES, args.lost_as, seed=args.seed, batch=args.batch)
+    print(f"{args.split}: {len(pairs)} pairs", table(scores), sep="\n")
+    if args.json:
+        tables = args.json.with_name(f"{args.json.stem}_tables")
+        scores.write_tables(tables)
+        write_json(args.json, {"protocol": args.protocol, "split": args.split, **scores.to_dict()})
+    if args.plot:
+        plot(args.plot, scores, f"{args.model.name} on {args.split}, {len(pairs)} pairs")
 
 
 def _shift(word: str) -> tuple[float, float]:
@@ -126,6 +205,8 @@ def _shift(word: str) -> tuple[float, float]:
 
 def _plan(args: argparse.Namespace) -> tuple[list[Fault], str | None]:
     """The settings to score, in the order to tell them, and which fault's size varies (None: none does)."""
+    if args.rates or args.lost_as:
+        raise UserError(f"{'--rates' if args.rates else '--lost-as'} goes with --protocol missing: give this as well")
     values: dict[str, list[Any]] = {name: list(dict.fromkeys(getattr(args, name) or [])) for name in AXES}
     if values["time_offset"] and 0 not in values["time_offset"]:
         values["time_offset"].insert(0, 0)

@@ -2,7 +2,8 @@
 
 `Fault.apply` applies them in one order: the thermal camera stands askew (shift), the scene is dark (dark), the sensors
 are noisy (noise), a camera fails (drop). A thermal image of another instant (time offset) is a matter of which file is
-read, so it comes before all of them, see `with_neighbours`.
+read, so it comes before all of them, see `with_neighbours`. So does the image that a frozen camera goes on sending, see
+`frames_before`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from rscmd_model.imaging.thermal import ThermalContract
 SHOT_NOISE = 0.0011
 READ_NOISE = 0.0011
 LOST_ANSWERS = ("branch", "zeros")
+STAND_INS = ("zeros", "frozen", "noise")  # what the fused head is fed in place of a lost image
 PAIR_ANSWERS = ("fused", "ensemble")
 
 
@@ -40,9 +43,10 @@ class Fault:
         noise: standard deviation in grey levels of what is added to the images that `noise_on` names.
         noise_on: "visible", "thermal" or "both".
         drop: the lost camera, "visible" or "thermal", or None.
-        answer: who answers. For a lost camera "branch" (the other camera's own) or "zeros" (the fused head, with a
-            black image in place of the lost one, as published methods do); a whole pair "fused" or "ensemble" (see
-            `Predictor`), while "branch" and "zeros" leave it to the predictor.
+        answer: who answers. For a lost camera "branch" (the other camera's own), or the fused head with something in
+            place of the lost image: "zeros" (a black one, as published methods do), "frozen" (the frame before it) or
+            "noise" (a grey level drawn evenly for each pixel). For a whole pair "fused" or "ensemble" (see
+            `Predictor`), while the others leave it to the predictor.
 
     Raises:
         UserError: a value is out of range, or says who answers a whole pair where a camera is lost.
@@ -60,7 +64,7 @@ class Fault:
         for name, allowed in (
             ("noise_on", (*MODALITIES, "both")),
             ("drop", (None, *MODALITIES)),
-            ("answer", (*LOST_ANSWERS, *PAIR_ANSWERS)),
+            ("answer", ("branch", *STAND_INS, *PAIR_ANSWERS)),
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(map(str, allowed))}")
@@ -76,12 +80,18 @@ class Fault:
     @property
     def pair_answer(self) -> str | None:
         """Who answers what arrives as a whole pair, as `Predictor` takes it; None leaves it to the predictor."""
-        if self.drop is not None and self.answer == "zeros":
+        if self.drop is not None and self.answer in STAND_INS:
             return "fused"
         return self.answer if self.answer in PAIR_ANSWERS else None
 
     def apply(
-        self, visible: np.ndarray, thermal: np.ndarray, contract: ThermalContract, seed: int, stem: str
+        self,
+        visible: np.ndarray,
+        thermal: np.ndarray,
+        contract: ThermalContract,
+        seed: int,
+        stem: str,
+        before: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The pair as it arrives with this fault; the time offset is the caller's, who reads the files.
 
@@ -90,10 +100,15 @@ class Fault:
             thermal: (h, w) uint8 or uint16, raw counts.
             contract: says how many counts a grey level is.
             seed, stem: the noise of a pair follows from these two alone, so it is the same in every sweep.
+            before: visible and thermal image of the frame before, for the answer "frozen"; where there is none the
+                lost image is black.
 
         Returns:
             the two images, new arrays where something changed; None for a lost one that its branch shall answer for.
         """
+        frozen = self.drop if self.answer == "frozen" and before is not None else None
+        if frozen is not None and before is not None:
+            visible, thermal = (before[0], thermal) if frozen == "visible" else (visible, before[1])
         if self.shift != (0, 0):
             thermal = shift_thermal(thermal, self.shift, visible.shape[:2])
         if self.dark != 1:
@@ -103,11 +118,15 @@ class Fault:
         if self.noise and self.noise_on != "visible":
             sigma = self.noise * counts_per_level(contract, thermal)
             thermal = add_noise(thermal, sigma, _random(seed, stem, "thermal"))
-        if self.drop is None:
+        if self.drop is None or frozen is not None:
             return visible, thermal
-        if self.answer == "branch":
-            return (None, thermal) if self.drop == "visible" else (visible, None)
-        return (np.zeros_like(visible), thermal) if self.drop == "visible" else (visible, np.zeros_like(thermal))
+        lost = visible if self.drop == "visible" else thermal
+        left: np.ndarray | None = None
+        if self.answer == "noise":
+            left = grey_noise(lost, contract, _random(seed, stem, f"lost {self.drop}"))
+        elif self.answer != "branch":
+            left = np.zeros_like(lost)
+        return (left, thermal) if self.drop == "visible" else (visible, left)
 
 
 def describe(fault: Fault, leave_out: str | None = None) -> str:
@@ -129,7 +148,7 @@ def describe(fault: Fault, leave_out: str | None = None) -> str:
         (
             "answer",
             fault.drop is not None or fault.answer in PAIR_ANSWERS,
-            "zeros in its place" if fault.answer == "zeros" else f"{fault.answer} answers",
+            f"{fault.answer} in its place" if fault.answer in STAND_INS else f"{fault.answer} answers",
         ),
     ]
     return ", ".join(text for name, told, text in words if told and name != leave_out) or "sound"
@@ -196,6 +215,23 @@ def add_noise(image: np.ndarray, sigma: float, random: np.random.Generator) -> n
     return np.clip(np.rint(noisy), 0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
+def grey_noise(image: np.ndarray, contract: ThermalContract, random: np.random.Generator) -> np.ndarray:
+    """Noise in place of an image: each count is drawn evenly from all that the network tells apart.
+
+    Args:
+        image: (H, W, 3) uint8, a visible one, or (h, w) uint8 or uint16, a thermal one; only its shape and type count.
+        contract: says which thermal counts the network sees. Where it scales by percentiles, all counts of the type.
+        random: draws the noise.
+
+    Returns:
+        the same shape and type.
+    """
+    low, high = 0, int(np.iinfo(image.dtype).max)
+    if image.ndim == 2 and not contract.percentile:
+        low, high = max(low, round(contract.scale[0])), min(high, round(contract.scale[1]))
+    return random.integers(low, high, image.shape, image.dtype, endpoint=True)
+
+
 def counts_per_level(contract: ThermalContract, thermal: np.ndarray) -> float:
     """Thermal counts that make one of the network's 256 grey levels.
 
@@ -234,14 +270,7 @@ def with_neighbours(
     Raises:
         UserError: two stems name the same frame, or no pair has such neighbours.
     """
-    frames: dict[tuple[str, int], PairFiles] = {}
-    for pair in pairs:
-        frame = frame_of(pair.stem)
-        if frame is None:
-            continue
-        if frame in frames:
-            raise UserError(f"{frames[frame].stem} and {pair.stem} are both frame {frame[1]} of {frame[0] or 'one'!r}")
-        frames[frame] = pair
+    frames = _frames(pairs)
     kept: list[PairFiles] = []
     neighbours: dict[tuple[str, int], PairFiles] = {}
     for (sequence, number), pair in frames.items():
@@ -255,3 +284,43 @@ def with_neighbours(
             "frame's number, as 000012_03 or 190001, and the frames must follow one another"
         )
     return kept, neighbours
+
+
+def frames_before(pairs: Sequence[PairFiles]) -> dict[str, tuple[PairFiles, int]]:
+    """The frame before each pair in its sequence, which a frozen camera would go on sending.
+
+    Args:
+        pairs: of one split.
+
+    Returns:
+        by stem the pair of the last frame before, and by how many frames it is older. A pair is left out where its
+        sequence has no frame before it, or its stem names no frame.
+
+    Raises:
+        UserError: two stems name the same frame, or no pair has a frame before it.
+    """
+    frames = _frames(pairs)
+    before = {
+        frames[later].stem: (frames[earlier], later[1] - earlier[1])
+        for earlier, later in pairwise(sorted(frames))
+        if earlier[0] == later[0]
+    }
+    if not before:
+        raise UserError(
+            "no pair has a frame of its sequence before it: stems must end in the frame's number, as 000012_03 or "
+            "190001"
+        )
+    return before
+
+
+def _frames(pairs: Sequence[PairFiles]) -> dict[tuple[str, int], PairFiles]:
+    """The pairs whose stems name a frame, by sequence and number. Raises `UserError` where two name the same one."""
+    frames: dict[tuple[str, int], PairFiles] = {}
+    for pair in pairs:
+        frame = frame_of(pair.stem)
+        if frame is None:
+            continue
+        if frame in frames:
+            raise UserError(f"{frames[frame].stem} and {pair.stem} are both frame {frame[1]} of {frame[0] or 'one'!r}")
+        frames[frame] = pair
+    return frames

@@ -13,7 +13,7 @@ from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.answers import Answers
-from rscmd_model.evaluation.faults import Fault, with_neighbours
+from rscmd_model.evaluation.faults import STAND_INS, Fault, frames_before, with_neighbours
 from rscmd_model.evaluation.scoring import Truth, score
 from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.inference.predictor import Predictor
@@ -85,12 +85,12 @@ def answer_pairs(
     seed: int = 0,
     batch: int = 16,
 ) -> Answers:
-    """Ask a predictor about pairs once for each fault; every image is read once.
+    """Ask a predictor about pairs once for each fault; every image is read once, and once more as a frozen one.
 
     Args:
         predictor: its own thresholds are used.
         data: the data set the pairs are of.
-        pairs: what to ask about, see `sweep`.
+        pairs: what to ask about, see `sweep`. A frozen camera sends the image of the frame before among them.
         faults: by the name of an answer what goes wrong for it.
         seed: of the noise, 0 or more.
         batch: pairs per batch.
@@ -107,6 +107,8 @@ def answer_pairs(
         )
     for fault in faults.values():
         _check_answer(predictor, fault)
+    frozen = any(fault.drop is not None and fault.answer == "frozen" for fault in faults.values())
+    earlier = {stem: pair for stem, (pair, _) in frames_before(pairs).items()} if frozen else {}
     offsets = sorted({fault.time_offset for fault in faults.values()})
     thermal_of: Mapping[tuple[str, int], PairFiles] = {(pair.stem, 0): pair for pair in pairs}
     if offsets != [0]:
@@ -119,6 +121,11 @@ def answer_pairs(
         visibles = [read_visible(pair.visible) for pair in part]
         files = {thermal_of[pair.stem, offset].thermal for pair in part for offset in offsets}
         thermals = {file: read_thermal(file, predictor.thermal) for file in files}
+        before = {
+            pair.stem: (read_visible(last.visible), read_thermal(last.thermal, predictor.thermal))
+            for pair in part
+            if (last := earlier.get(pair.stem)) is not None
+        }
         for pair, visible in zip(part, visibles):
             height, width = visible.shape[:2]
             labels = read_labels(data, pair)
@@ -126,8 +133,15 @@ def answer_pairs(
             sizes.append((width, height))
         for name, fault in faults.items():
             arrived = [
-                fault.apply(v, thermals[thermal_of[p.stem, fault.time_offset].thermal], predictor.thermal, seed, p.stem)
-                for p, v in zip(part, visibles)
+                fault.apply(
+                    visible,
+                    thermals[thermal_of[pair.stem, fault.time_offset].thermal],
+                    predictor.thermal,
+                    seed,
+                    pair.stem,
+                    before.get(pair.stem),
+                )
+                for pair, visible in zip(part, visibles)
             ]
             found[name] += _predict(predictor, arrived, sizes[start:], fault.pair_answer)
     return Answers(tuple(pair.stem for pair in pairs), tuple(sizes), tuple(truths), found)
@@ -162,8 +176,10 @@ def _check_answer(predictor: Predictor, fault: Fault) -> None:
     if fault.answer == "branch" and left not in predictor.modalities:
         hint = "; --answer zeros asks its fused head" if "fused" in predictor.config.answers else ""
         raise UserError(f"{fault.drop} lost: this model has no {left} branch to answer (it has {there}){hint}")
-    if fault.answer == "zeros" and "fused" not in predictor.config.answers:
-        raise UserError(f"--answer zeros: this model has no fused head to feed zeros to (it has {there})")
+    if fault.answer in STAND_INS and "fused" not in predictor.config.answers:
+        raise UserError(
+            f"--answer {fault.answer}: this model has no fused head to feed {fault.answer} to (it has {there})"
+        )
 
 
 def _predict(
