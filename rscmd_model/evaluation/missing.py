@@ -269,7 +269,9 @@ def _answerers(
             chosen.remove("frozen")
             notes.append(f"frozen is left out: {error}")
         else:
-            notes.append(f"frozen is the frame before, {median(ages):g} frames older (median; at most {max(ages)})")
+            notes.append(f"frozen is the frame before; its age in frames: median {median(ages):g}, at most {max(ages)}")
             if len(ages) < len(pairs):
-                notes[-1] += f"; {len(pairs) - len(ages)} of {len(pairs)} pairs have none, and get a black image"
+                notes.append(
+                    f"{len(pairs) - len(ages)} of {len(pairs)} pairs have no frame before, and get a black image"
+                )
     return answerers + [Answerer("fused", look) for look in chosen], notes

@@ -36,12 +36,10 @@ def table(scores: ProtocolScores) -> str:
     rates = ", ".join(f"{rate:g}" for rate in scores.rates)
     lines = [f"  both cameras: {_pair([scores.both[metric] for metric in METRICS])}, {scores.sound_answer} answers"]
     lines += [f"  {note}" for note in scores.notes]
-    lines += [
-        f"one camera lost of so many of the pairs (tables of seed {scores.seed}), mAP50/mAP50:95",
-        *_aligned(cells),
-    ]
-    lines += [f"means over the cells of {rates} %; mean of 3: both cameras, visible lost, thermal lost (100 %)"]
-    lines += ["PCR: what is gone of the figure of both cameras, in %", *_aligned(means)]
+    lines += [f"mAP50/mAP50:95 where so many of the pairs have lost a camera (tables of seed {scores.seed})"]
+    lines += _aligned(cells)
+    lines += [f"their means over the cells of {rates} %, and over 3: both cameras, visible lost, thermal lost (100 %)"]
+    lines += ["PCR: how much of the figure of both cameras is gone, in %", *_aligned(means)]
     return "\n".join(lines)
 
 
