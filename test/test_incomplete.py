@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_shares_are_within_one_pair_of_the_rate(which: str, count: int) -> None:
 def test_what_is_lost_at_a_rate_is_lost_at_each_higher_one(which: str) -> None:
     for seed in range(3):
         tables = [lost_cameras(STEMS, rate, which, seed) for rate in RATES]
-        for low, high in zip(tables, tables[1:]):
+        for low, high in pairwise(tables):
             assert low.items() <= high.items(), "the same pairs, of the same camera"
             assert len(low) < len(high)
 

@@ -66,11 +66,11 @@ def lost_cameras(stems: Iterable[str], rate: float, which: str = EITHER, seed: i
 
 
 def table_digest(stems: Iterable[str], lost: Mapping[str, str]) -> str:
-    """What tells two tables apart: the first 16 hexadecimal digits of the SHA-256 of the file that `write_table` writes.
+    """What tells two tables apart: the first 16 hex digits of the SHA-256 of the file that `write_table` writes.
 
     Args:
         stems: of all pairs of the split.
-        lost: of `lost_cameras`.
+        lost: of `lost_cameras` or `read_table`.
     """
     return _hash(_text(stems, lost))[:16]
 
@@ -81,7 +81,7 @@ def write_table(file: Path, stems: Iterable[str], lost: Mapping[str, str]) -> No
     Args:
         file: to write.
         stems: of all pairs of the split.
-        lost: of `lost_cameras`.
+        lost: of `lost_cameras` or `read_table`.
 
     Raises:
         UserError: the file cannot be written.
