@@ -5,8 +5,9 @@ together: the answers to pairs that have both cameras and to those that have los
 of 100 % the same camera is lost always, or one of the two.
 
 A lost camera is answered for by the other camera's own branch, which is told of the loss; or by the fused head, which
-is not, and is fed an image in its place: a black one, the frame before it, or noise. No published protocol says which
-of these it means. Each pair is answered once for each of them; a cell of the protocol is a selection of these answers.
+is not, and is fed an image in its place: a black one, the frame before it, or noise. The published protocols that we
+know do not say which they mean. Each pair is answered once for each of them; a cell of the protocol is a selection of
+these answers.
 
 A collapse rate is the share of the figure of whole pairs that is gone: PCR = (both - lost) / both.
 """
