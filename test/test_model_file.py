@@ -255,10 +255,15 @@ MISSING = {
     "lambda_thermal": 1.0,
     "rsc": "own",
     "teach": "backbone",
+    "schedule": "all",
     "md": "project",
     "md_from": 0.0,
     "md_until": 1.0,
+    "reduce": "mean",
+    "gamma": 1.5,
 }
+OF_METHOD = {"dgl": {"lambda_visible": 4.0, "lambda_thermal": 4.0}}
+"""Where a method's meaning is another one."""
 
 
 def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_is_missing() -> None:
@@ -269,7 +274,8 @@ def test_a_header_has_only_what_differs_and_every_setting_has_a_meaning_when_it_
         header = ModelHeader(config, NAMES, 64, ThermalContract())
         assert ModelHeader.from_json(header.to_json()).config == config, method
         fields = method_class(method).Settings.__dataclass_fields__
-        assert {name: f.metadata["missing"] for name, f in fields.items()} == {n: MISSING[n] for n in fields}
+        means = {**MISSING, **OF_METHOD.get(method, {})}
+        assert {name: f.metadata["missing"] for name, f in fields.items()} == {n: means[n] for n in fields}
     plain = ModelHeader(method_config("rscmd", md="map"), NAMES, 64, ThermalContract()).to_json()
     assert json.loads(plain)["config"] == {"family": "yolov8", "method": "rscmd", "settings": {"md": "map"}}
 

@@ -42,8 +42,8 @@ class RscMdSettings(RscSettings):
             raise UserError("teach=head keeps each modality's own gradient from its backbone: use rsc+teach=head")
         if self.schedule == "one" and self.md in ("project", "map"):
             raise UserError(
-                f"md={self.md} compares the fused loss's gradient with the camera's own, which schedule=one leaves out of "
-                "half of the batches: give md=stop or md=off, or schedule=all"
+                f"md={self.md} compares the fused loss's gradient with the camera's own, which schedule=one leaves out "
+                "of half of the batches: give md=stop or md=off, or schedule=all"
             )
         if not 0 <= self.md_from < self.md_until <= 1:
             raise UserError(
