@@ -258,6 +258,9 @@ MISSING = {
     "md": "project",
     "md_from": 0.0,
     "md_until": 1.0,
+    "schedule": "all",
+    "reduce": "mean",
+    "gamma": 1.5,
     "kd": 5.0,
     "kd_from": 0.05,
     "div": 1.0,
@@ -277,6 +280,7 @@ MISSING = {
     "score_every": 8.0,
 }
 MISSING_OF: dict[str, dict[str, str | float]] = {
+    "dgl": {"lambda_visible": 4.0, "lambda_thermal": 4.0},
     "lif": {"alpha": 0.31, "beta": 0.4},
     "m2dlif": {"alpha": 0.31, "beta": 0.4},
     "ogm": {"alpha": 0.8, "form": "text", "ge": "off", "ogm_from": 0.06, "ogm_until": 0.6},

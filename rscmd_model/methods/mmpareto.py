@@ -12,8 +12,8 @@ Source: Wei and Hu, "MMPareto: Boosting Multimodal Learning with Innocent Unimod
 2405.17730, read with its code (GeWu-Lab/MMPareto_ICML2024).
 
 Faithful: all of the rule, gamma 1.5 included, which acts without a conflict, too: backbones have 1.5 times the learning
-rate of `rsc`. gamma=1 takes that away. Adapted: the unimodal classifiers are the detector's lean branches. A tensor that
-the least norm makes 0 cannot be stretched; it has its gradient of the plain sum, where the code divides by 0.
+rate of `rsc`. gamma=1 takes that away. Adapted: the unimodal classifiers are the detector's lean branches. A tensor
+that the least norm makes 0 cannot be stretched; it has its gradient of the plain sum, where the code divides by 0.
 """
 
 from __future__ import annotations

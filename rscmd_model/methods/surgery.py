@@ -20,22 +20,19 @@ torch.compile makes one node of the whole network, through which the losses cann
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from rscmd_model.network.model import RscmdModel
-
 Gradients = tuple[Tensor | None, ...]
 """Of the parameters of a part, in their order; None for one that the loss does not reach."""
 Rule = Callable[[str, dict[str, list[Tensor]]], list[Tensor]]
-"""Name of a part and each loss's gradients there -> one gradient for each of its parameters. It is asked where more than
-one loss reaches a part, and has zeros for a parameter that only others reach."""
+"""Name of a part and each loss's gradients there -> one gradient for each of its parameters. It is asked where more
+than one loss reaches a part, and has zeros for a parameter that only others reach."""
 
 
-def trained_parts(model: RscmdModel) -> dict[str, list[nn.Parameter]]:
+def trained_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters that are trained, by part: "backbones.visible", "branches.fused", ..., "method"."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -52,7 +49,7 @@ def by_answer(losses: Mapping[str, Tensor], weights: Mapping[str, float], others
     return {"fused": fused, **{name: weighted[name] for name in others}}
 
 
-def reconciled(model: RscmdModel, plain: Tensor, losses: Mapping[str, Tensor], rule: Rule) -> Tensor:
+def reconciled(model: nn.Module, plain: Tensor, losses: Mapping[str, Tensor], rule: Rule) -> Tensor:
     """A scalar with the value of the plain total, whose backward pass is the rule's.
 
     Args:
