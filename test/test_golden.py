@@ -38,6 +38,21 @@ VARIANTS = (
     "rscmd+md=map",
     "rscmd+rsc=shared+md=map",
     "rscmd+md=stop+md_from=0.3+md_until=0.6",
+    "rsc+schedule=one",
+    "dgl",
+    "gmd",
+    "mmpareto",
+    "ogm+score_every=1+ogm_from=0",
+    "opm+score_every=1+opm_from=0+ogm=on",
+    "mwam",
+    "mwam+frm=published+normalise=on",
+    "lif",
+    "lif+net=none",
+    "smp+stronger=thermal",
+    "compensate",
+    "instruct",
+    "gate",
+    "complement",
 )
 DROPOUT = ("sum", "rscmd")
 

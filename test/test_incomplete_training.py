@@ -41,7 +41,7 @@ from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = {**QUICK, "batch": 2, "nbs": 4, "epochs": 2, "optimizer": "SGD", "mosaic": 0.0}
+OPTIONS = {**QUICK, "batch": 2, "nbs": 4, "epochs": 2, "optimizer": "SGD", "mixup": 0.5, "close_mosaic": 1}
 METHODS_OF_TWO = ("late", "sum", "sum+fusion=adapt", "aux", "rsc", "rsc+rsc=shared", "rscmd", "rscmd+md=stop")
 NONE, VISIBLE, THERMAL = range(3)
 HALF = Incomplete(0.5)
@@ -238,10 +238,10 @@ def test_losses_in_16_bits_send_gradients_to_every_weight() -> None:
 # Data
 
 
-def dataset(data: Path, lost: dict[str, str], **kwargs: Any) -> PairedDataset:
+def dataset(data: Path, lost: dict[str, str], mixing: float = 0.0, **kwargs: Any) -> PairedDataset:
     config = open_data(data)
     mapping = {"config": config, "names": config.names, "nc": len(config.names), "channels": 4}
-    hyp = get_cfg(overrides={"imgsz": 64, "mosaic": 0.0})
+    hyp = get_cfg(overrides={"imgsz": 64, "mosaic": mixing, "mixup": mixing, "cutmix": mixing})
     return PairedDataset(
         img_path="train", imgsz=64, augment=True, hyp=hyp, data=mapping, batch_size=4, lost=lost, **kwargs
     )
@@ -263,6 +263,27 @@ def test_a_lost_image_is_black_after_the_augmentation_and_named_in_the_batch(tmp
             [True] * 3 + [False],
         ]
         assert batch["img"].shape == (3, 4, 64, 64)
+
+
+@pytest.mark.parametrize("cache", [None, "ram"])
+def test_samples_are_put_together_from_pairs_with_the_same_cameras(
+    cache: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stems = tuple("abcdefg")
+    lost = {"a": "visible", "c": "thermal", "d": "thermal", "e": "visible"}
+    pairs = dataset(write_world(tmp_path, stems), lost, mixing=0.7, cache=cache)
+    loaded: list[int] = []
+    load = pairs.load_image
+    monkeypatch.setattr(pairs, "load_image", lambda i, *args: (loaded.append(i), load(i, *args))[1])
+    partners: dict[str, set[str]] = {}
+    for _ in range(10):
+        for i, stem in enumerate(stems):
+            loaded.clear()
+            sample = pairs[i]
+            partners.setdefault(stem, set()).update(stems[j] for j in loaded)
+            assert sample["lost"] == {None: NONE, "visible": VISIBLE, "thermal": THERMAL}[lost.get(stem)]
+    for stem, them in partners.items():
+        assert them == {s for s in stems if lost.get(s) == lost.get(stem)}, stem
 
 
 def test_a_model_of_one_camera_is_trained_on_the_pairs_that_have_it(tmp_path: Path) -> None:
@@ -453,7 +474,6 @@ def test_what_does_not_go_with_it_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     refused(
         "method unheard is not made for pairs .* these are: visible, thermal, late, sum, aux, rsc, rscmd", "unheard"
     )
-    refused("give mosaic=0 cutmix=0, since", mosaic=1.0, cutmix=0.2)
     refused("does not work with compile", compile=True)
     refused("batches of 64 px or more", imgsz=32)
     refused("batches of 64 px or more", multi_scale=0.5)
@@ -480,17 +500,18 @@ def test_an_ablation_hands_it_to_every_training(
 ) -> None:
     data, out = write_world(tmp_path / "data", tuple("abcd")), tmp_path / "out"
     words = ["--data", data, "--out", out, "--methods", "sum", "--seeds", "1"]
-    words += ["epochs=1", "imgsz=64", "batch=4", "device=cpu", "workers=0", "--resamples", "0"]
-    refused = command("rscmd_model.ablate", *words, "--incomplete", "0.5,visible")
-    assert (refused.returncode, "give mosaic=0" in refused.stderr) == (2, True)
+    words += ["epochs=1", "batch=4", "device=cpu", "workers=0", "--resamples", "0"]
+    refused = command("rscmd_model.ablate", *words, "imgsz=32", "--incomplete", "0.5,visible")
+    assert (refused.returncode, "needs batches of 64 px" in refused.stderr) == (2, True)
     assert not out.exists()
-    done = command("rscmd_model.ablate", *words, "mosaic=0", "--incomplete", "0.5,visible")
+    words += ["imgsz=64"]
+    done = command("rscmd_model.ablate", *words, "--incomplete", "0.5,visible")
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "recipe.json").read_text())["incomplete"] == "0.5,visible"
     assert sorted(table(out / "sum-seed0").values()) == ["none", "none", "visible", "visible"]
-    other = command("rscmd_model.ablate", *words, "mosaic=0")
+    other = command("rscmd_model.ablate", *words)
     assert "holds an ablation with another incomplete" in other.stderr
     recipe = json.loads((out / "recipe.json").read_text())
     del recipe["incomplete"]  # as of before there was a choice
     (out / "recipe.json").write_text(json.dumps(recipe))
-    assert command("rscmd_model.ablate", *words, "mosaic=0").returncode == 0
+    assert command("rscmd_model.ablate", *words).returncode == 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from controls import controls
 from test_objective import make_batch, make_model
 from test_pairs import write_world
 from test_train import QUICK
@@ -25,8 +26,9 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import Labels, find_pairs, read_labels
 from rscmd_model.datasets.sidecars import Found, Sidecar, label_line, label_text, write_sidecar
 from rscmd_model.errors import UserError
-from rscmd_model.methods import METHODS, method_config
+from rscmd_model.methods import METHODS, method_config, needs_teachers
 from rscmd_model.network.objective import Detection, seen_by
+from rscmd_model.network.teachers import Teachers
 from rscmd_model.network.weighted_loss import WeightedLoss
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
@@ -461,8 +463,10 @@ def test_batches_without_objects(rows: list[list[float]]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_weights(method: str) -> None:
+def test_every_method_takes_weights(method: str, tmp_path: Path) -> None:
     model, batch = make_model(method_config(method)), make_batch()
+    if needs_teachers(model.config):
+        model.teachers = Teachers(controls(tmp_path))
 
     def losses(labels: dict[str, Tensor]) -> dict[str, Tensor]:
         torch.manual_seed(0)  # some methods draw

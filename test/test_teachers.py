@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from controls import control, controls
 from test_objective import NAMES, make_batch, make_model
 from test_resume import OPTIONS, assert_same_run
 from test_train import two_class_world
@@ -35,24 +36,9 @@ from rscmd_model.training.trainer import PairedTrainer
 TAUGHT = [method for method in METHODS if needs_teachers(parse_method(method))]
 
 
-def control(folder: Path, modality: str, **changes: Any) -> Path:
-    """A single-camera control that was never trained."""
-    torch.manual_seed(7)
-    config = method_config(modality, scale=changes.pop("scale", None))
-    about = {"data": {"name": "drawn", "split_hash": changes.pop("split_hash", "abc")}, **changes}
-    header = ModelHeader(config, about.pop("names", NAMES), 64, ThermalContract(), **about)
-    file = folder / f"{modality}.safetensors"
-    model = RscmdModel(config, header.names)
-    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        norm.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr, operator]
-    save_model(file, model, header)
-    return file
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("controls")
-    return {m: control(folder, m) for m in MODALITIES}
+    return controls(tmp_path_factory.mktemp("controls"))
 
 
 def step(method: str, teachers: Teachers | None, seed: int = 1) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:

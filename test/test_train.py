@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from controls import controls
 from test_pairs import write_world
 from ultralytics.cfg import get_cfg
 
@@ -19,7 +20,7 @@ from rscmd_model.devices import check_device
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.sweep import evaluate
 from rscmd_model.inference.predictor import Predictor
-from rscmd_model.methods import METHODS, method_config
+from rscmd_model.methods import METHODS, method_config, needs_teachers
 from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.options import parse_options
 from rscmd_model.training.paired_dataset import PairedDataset
@@ -68,9 +69,13 @@ def test_overfits_a_handful_of_pairs(tmp_path: Path) -> None:
 def test_every_method_trains_and_writes_its_files(method: str, tmp_path: Path) -> None:
     data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
     before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
-    file = train(data, method_config(method), {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"})
+    config = method_config(method)
+    train_hash = split_hash(find_pairs(open_data(data), "train"))
+    teachers = controls(tmp_path, split_hash=train_hash) if needs_teachers(config) else None
+    options = {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"}
+    file = train(data, config, options, teachers=teachers)
     model, header = load_model(file)
-    assert header.config == method_config(method)
+    assert header.config == config
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert (tmp_path / "run" / "weights" / "last.pt").is_file()
     assert before == sorted(p.name for p in (tmp_path / "data").rglob("*")), "training wrote into the data folder"

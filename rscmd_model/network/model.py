@@ -172,7 +172,7 @@ class RscmdModel(BaseModel):
         """
         rows = rows_with(modality, lost)
         there = self.features(x[rows], modality) if len(rows) else None
-        # After the others: in older releases of torch, autocast would give them the weights of a pass without gradients.
+        # After the others: older releases of torch, under autocast, give them the weights of a pass without gradients.
         black = self.black_features(x, modality)
         every = [level.expand(len(x), *level.shape[1:]) for level in black]
         return [b.to(f.dtype).index_copy(0, rows, f) for b, f in zip(every, there)] if there else every

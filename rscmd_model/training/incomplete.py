@@ -41,11 +41,6 @@ def check_incomplete(method: str, options: Any) -> None:
         raise UserError(
             f"--incomplete: method {method} is not made for pairs that have lost a camera; these are: {fit}"
         )
-    if mixing := [f"{name}=0" for name in ("mosaic", "mixup", "cutmix") if getattr(options, name)]:
-        raise UserError(
-            f"--incomplete: give {' '.join(mixing)}, since a sample that is put together from several pairs has no one "
-            "camera that is lost"
-        )
     if options.compile:
         raise UserError("--incomplete does not work with compile: leave it out")
     if int(options.imgsz * (1 - options.multi_scale)) < _LEAST_SIDE:

@@ -10,6 +10,7 @@ is trained on goes through ultralytics' augmentation, which places it in a squar
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,8 @@ class PairedDataset(YOLODataset):
         img_path: name of the split.
         thermal_shift: as in `Augmentation`; acts only when the images are augmented at all.
         lost: the camera that pairs have lost for good, "visible" or "thermal", by their stems. Its image is black, to
-            the letterbox and after the augmentation, and a batch has "lost" as `network.lost` describes it.
+            the letterbox and after the augmentation, and a batch has "lost" as `network.lost` describes it. Mosaic,
+            mixup and cutmix put together pairs that have the same cameras.
         cameras: that the model has. A pair that has lost the only one is left out.
         kwargs: as `ultralytics.data.dataset.YOLODataset`.
 
@@ -112,6 +114,8 @@ class PairedDataset(YOLODataset):
         if str(kwargs.get("cache")).lower() == "disk":
             raise UserError("cache=disk would write into the data folder: use cache=ram or none")
         super().__init__(*args, data=data, hyp=hyp, **kwargs)
+        self.lost_of = [self.lost.get(self.pairs[file].stem) for file in self.im_files]
+        self.wanted: str | None = None  # what the sample has lost that is being made
         if self.augment and not any(len(label["cls"]) for label in self.labels):
             of = f" of classes={kwargs['classes']}" if kwargs.get("classes") else ""
             raise UserError(f"{data['config'].root}: no label of the training split names an object{of}")
@@ -187,17 +191,25 @@ class PairedDataset(YOLODataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The parent's sample; where pairs have lost cameras, without the image of its lost one."""
+        camera = self.wanted = self.lost_of[index]
         sample: dict[str, Any] = super().__getitem__(index)
         if self.lost:
-            camera = self.lost.get(self.pairs[self.im_files[index]].stem)
             sample["lost"] = LOST[camera] if camera else 0
             if camera:
                 sample["img"][_PLANES[camera]] = 0
         return sample
 
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """The parent's. A partner for a sample that has other cameras gives way to one that has the same."""
+        if self.lost_of[index] != self.wanted:
+            alike = [i for i in self.buffer if self.lost_of[i] == self.wanted]  # in memory already, see `load_image`
+            index = random.choice(alike or [i for i, lost in enumerate(self.lost_of) if lost == self.wanted])
+        label: dict[str, Any] = super().get_image_and_label(index)
+        return label
+
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """The parent's batch, where the samples have them with "weights" (R, 3) beside "cls" (R, 1), and "lost" (B,)."""
+        """The parent's batch; where the samples have them with "weights" (R, 3) beside "cls", and "lost" (B,)."""
         width = max(sample["cls"].shape[1] for sample in batch)  # that of a sample without labels is always 1
         if width > 1:
             batch = [{**sample, "cls": sample["cls"].reshape(len(sample["cls"]), width)} for sample in batch]
