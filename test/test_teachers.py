@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.errors import UserError
-from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
 from rscmd_model.methods.distances import channel_wise, correlation, standardised
 from rscmd_model.methods.g2d import answer_distance
@@ -28,7 +27,7 @@ from rscmd_model.methods.lif import Lif, brightest
 from rscmd_model.methods.m2d import salience
 from rscmd_model.methods.smp import Smp
 from rscmd_model.network.model import RscmdModel
-from rscmd_model.network.model_file import ModelHeader, load_model, read_header, save_model
+from rscmd_model.network.model_file import load_model, read_header, save_model
 from rscmd_model.network.teachers import Teachers
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
