@@ -142,6 +142,21 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
     assert (recipe["epochs"], recipe["imgsz"], recipe["batch"]) == (1, 64, 16)
 
 
+def test_second_site(bench: Bench, tmp_path: Path) -> None:
+    """Two steps of the ladder; called again, it takes what is finished as it lies there."""
+    small = ["--moves", "night", "--methods", "sum", "--seeds", "1", "--train", "4", "--val", "4", "--size", "64"]
+    recipe = ["epochs=1", "imgsz=64", "batch=2", "nbs=2"]
+    words = [*small, "--steps", "projection", "distillation", "--out", tmp_path, *recipe]
+    said = bench("second_site", *words)
+    assert "| first site alone | fused | " in said
+    assert "| projection 0.01 | fused | " in said
+    assert rows(said) == 5
+    scores = tmp_path / "night/sum-seed0/second/scores.json"
+    scores.write_text(json.dumps({site: {"fused": 0.25} for site in ("first", "second")}))
+    again = bench("second_site", *words)
+    assert "| second site alone | fused | 25.0 | " in again
+
+
 def test_real_pairs(bench: Bench, world: Path, tmp_path: Path) -> None:
     small = ["epochs=1", "imgsz=64", "batch=4", "close_mosaic=0", "cache=False"]
     bench("real_pairs", "--data", world, "--out", tmp_path / "out", "--methods", "rscmd", *small)
