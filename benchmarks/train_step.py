@@ -85,6 +85,8 @@ class Stepper:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.cuda = args.device.startswith("cuda")
         self.amp = args.amp
+        if args.compile and not self.model.method.compiles:
+            raise UserError(f"--compile does not go with method {config.title}: leave one of them out")
         self.forward = torch.compile(self.model) if args.compile else self.model
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True if self.cuda else None)

@@ -100,7 +100,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "multi_scale": number("batches are resized by up to this share of imgsz"),
     "compile": Option(
-        "torch.compile; needs a C++ compiler on the CPU, Triton on a GPU",
+        "torch.compile; needs a C++ compiler on the CPU, Triton on a GPU; not with gmd, mmpareto and schedule=one",
         "True, False, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs",
         lambda value: read_either(value, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     ),

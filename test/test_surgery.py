@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,20 @@ def test_mixed_precision_trains_every_part(method: str) -> None:
     total.sum().backward()
     assert {name: grad.dtype for name, grad in of(model).items()} == dict.fromkeys(of(exact), torch.float32)
     assert all(grad.isfinite().all() for grad in of(model).values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_forward_pass_kept_is_freed_by_the_backward_pass(method: str) -> None:
+    """Though the trainer keeps the loss until the next one is there."""
+    model, batch = make_model(parse_method(method)), make_batch()
+    taught_now = model.predict(batch["img"])
+    kept = weakref.ref(taught_now.features["visible"][0])
+    total, _ = model.loss(batch, taught_now)
+    del taught_now
+    assert kept() is not None
+    total.sum().backward()
+    gc.collect()
+    assert kept() is None
 
 
 # GMD.
