@@ -177,7 +177,8 @@ class GradientRecorder:
 
     def _keep(self, modality: str) -> Any:
         def keep(module: nn.Module, args: Any, output: list[Tensor]) -> None:
-            self.features[modality] = [f.detach().float() for f in output]
+            if torch.is_grad_enabled():  # not the black image of modality dropout, which comes after the batch
+                self.features[modality] = [f.detach().float() for f in output]
 
         return keep
 
