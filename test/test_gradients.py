@@ -15,6 +15,7 @@ from test_pairs import write_world
 from test_train import QUICK
 from torch import Tensor, nn
 
+from rscmd_model.config import Augmentation
 from rscmd_model.diagnose import main
 from rscmd_model.diagnosis import gradient_recorder
 from rscmd_model.diagnosis.files import short_names
@@ -201,6 +202,13 @@ def test_a_training_does_not_notice_that_it_is_watched(tmp_path: Path) -> None:
     assert {r.reference for r in rows} == {"probe", "own", "alone"}
     assert (tmp_path / "watched" / "gradients.png").stat().st_size > 1000
     assert sorted(p.name for p in (tmp_path / "watched" / "weights").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_the_reference_branches_see_no_black_image_of_modality_dropout(tmp_path: Path) -> None:
+    data = write_world(tmp_path / "data", ("a", "b", "c", "d"))
+    options = {**QUICK, "epochs": 1, "val": False, "project": str(tmp_path), "name": "run"}
+    train(data, method_config("rscmd"), options, None, Augmentation(0.5), observers=[recording(1)])
+    assert {r.epoch for r in read_rows(tmp_path / "run" / "gradients.csv")} == {1}
 
 
 def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
