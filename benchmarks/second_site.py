@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("--moves", nargs="+", choices=names, default=names, help="some of them (default: all)")
     parser.add_argument("--methods", default="sum,rscmd", help="as rscmd_model.train takes them (default: %(default)s)")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="of the ladder (default: all)")
-    parser.add_argument("--lam-min", nargs="+", default=["0.01"], help="a projection for each (default: 0.01)")
+    parser.add_argument(
+        "--lam-min", nargs="+", default=["0.01", "0.001"], help="a projection for each (default: 0.01 0.001)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--train", type=int, default=480, help="a world's pairs to train on (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="a world's pairs to score on (default: %(default)s)")
@@ -212,6 +214,7 @@ def _scored(folder: Path, first: Path, second: Path) -> dict[str, dict[str, floa
             points = sweep(predictor, data, find_pairs(data, "val"), list(faults.values()))
             scores[site] = {answer: point["mAP50_95"] for answer, point in zip(faults, points)}
         write_json(file, scores)
+        print(f"{folder}: {scores}", flush=True)
         shutil.rmtree(folder / "weights", ignore_errors=True)
     found: dict[str, dict[str, float]] = json.loads(file.read_text())
     return found

@@ -65,30 +65,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_method(method, scale=scale, family=args.family)
     start: Any = None
     kept: Any = None
+    teachers = None
     if args.goes_on:
-        from rscmd_model.training.continuing import keep, read_finished
-
-        start = read_finished(args.goes_on)
+        start, kept = _finished(args)
         start.check_asked(args.method, args.family, scale)
         config, method = start.header.config, start.header.config.title
-        kept = keep(start, args.keep, args.lam_min) if args.keep else None
         _say(f"{args.goes_on}: {start}; its training goes on with BatchNorm {'frozen' if frozen else 'by batch'}")
-    if args.weights:
+    elif args.weights:
         from rscmd_model.network.checkpoint import read_detector
 
         start = read_detector(args.weights)
         start.check_size(args.family, scale)
         config = parse_method(method, scale=start.scale, family=start.family, head_classes=len(start.names))
         _say(f"{args.weights}: {start}; {_told(method, config, frozen)}")
-    teachers = dict(zip(MODALITIES, args.teachers)) if args.teachers else None
     if not options.get("resume"):  # else all of this stands in the checkpoint
-        if needs_teachers(config) != bool(teachers):
-            raise UserError(
-                f"{config.title} learns from the single-camera controls: train --method visible and --method thermal "
-                "on the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
-                if teachers is None
-                else f"{config.title} learns from no teachers: leave out --teachers"
-            )
+        teachers = _teachers(args, config)
         options["project"] = str(Path(options.get("project") or "runs").resolve())
         options.setdefault("name", method)
     every = args.diagnose_every if args.diagnose_every is not None else 1 if args.diagnose else None
@@ -246,6 +237,30 @@ def _say(line: str) -> None:
     """Print a line, of several processes in the first one."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(line)
+
+
+def _finished(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The finished model that a training is to go on from, and what it is to keep of it."""
+    from rscmd_model.training.continuing import keep, read_finished
+
+    finished = read_finished(args.goes_on)
+    return finished, keep(finished, args.keep, args.lam_min) if args.keep else None
+
+
+def _teachers(args: argparse.Namespace, config: ModelConfig) -> dict[str, Path] | None:
+    """The files of the single-camera controls that a method learns from; None where it learns from none.
+
+    Raises:
+        UserError: they are missing, or given for nothing.
+    """
+    if needs_teachers(config) and not args.teachers:
+        raise UserError(
+            f"{config.title} learns from the single-camera controls: train --method visible and --method thermal on "
+            "the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
+        )
+    if args.teachers and not needs_teachers(config):
+        raise UserError(f"{config.title} learns from no teachers: leave out --teachers")
+    return dict(zip(MODALITIES, args.teachers)) if args.teachers else None
 
 
 def _told(method: str, config: ModelConfig, frozen: bool) -> str:

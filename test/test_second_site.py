@@ -321,7 +321,7 @@ def test_the_moving_average_is_kept_as_well(sites: Sites) -> None:
     weight = model.backbones["visible"].b4.cv2.conv.weight
     assert weight.requires_grad
     start = weight.detach().clone()
-    free = kept.projectors(model)["backbones.visible.b4.cv2.conv"]
+    free = kept.projectors(model, kept.read())["backbones.visible.b4.cv2.conv"]
     average = start.clone()
     for _ in range(5):
         weight.grad = torch.randn_like(weight)

@@ -250,20 +250,21 @@ class Kept:
             raise UserError(f"{file} is not the memory any more that this training began with: put that one back")
         return read_memory(file)
 
-    def projectors(self, model: RscmdModel) -> dict[str, Tensor]:
+    def projectors(self, model: RscmdModel, memory: Memory) -> dict[str, Tensor]:
         """By the name of a convolution that the memory knows, what its updates are multiplied by.
 
         Args:
             model: the network that is trained.
+            memory: what `read` gave.
 
         Returns:
             `unused_directions` in float32, on the device of the weights; a convolution that has read nothing but zeros
             has none, and is free.
 
         Raises:
-            UserError: as `read`, or the memory is of another network, or leaves no direction free.
+            UserError: the memory is of another network, or leaves no direction free.
         """
-        memory, layers = self.read(), convolutions(model)
+        layers = convolutions(model)
         shapes = {name: (conv.groups, conv.in_channels // conv.groups) for name, conv in layers.items()}
         for name, moment in memory.moments.items():
             if shapes.get(name) != moment.shape[:2]:

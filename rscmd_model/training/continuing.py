@@ -130,7 +130,7 @@ def keep(finished: Finished, file: str | Path, lam_min: float | None = None) -> 
             "make one with python -m rscmd_model.remember"
         )
     kept = Kept(str(file), sha256_of(file), LAM_MIN if lam_min is None else lam_min)
-    kept.projectors(finished.model)  # told now, and not when the training has made its folder
+    kept.projectors(finished.model, memory)  # told now, and not when the training has made its folder
     return kept
 
 
@@ -150,20 +150,21 @@ def hold(model: RscmdModel, kept: Kept, optimizer: Optimizer) -> str:
         a line for people that says how much is free.
 
     Raises:
-        UserError: as `Kept.projectors`.
+        UserError: as `Kept.read` and `Kept.projectors`.
     """
-    free = kept.projectors(model)
+    memory = kept.read()
+    free = kept.projectors(model, memory)
     if not free:
         return f"{kept.file} remembers nothing: nothing is kept"
-    layers = convolutions(model)
-    moved = {f"{name}.weight": (layers[name].weight, free[name]) for name in free if free[name].any()}
-    unknown = {f"{name}.weight" for name in read_memory(kept.file).moments.keys() - free.keys()}  # read only zeros
-    for name, parameter in model.named_parameters():
-        if name not in moved and name not in unknown:
-            parameter.requires_grad_(False)
     if dist.is_initialized():  # processors of two kinds may find the same directions up to their rounding
         for directions in free.values():
             dist.broadcast(directions, 0)
+    layers = convolutions(model)
+    moved = {f"{name}.weight": (layers[name].weight, free[name]) for name in free if free[name].any()}
+    unknown = {f"{name}.weight" for name in memory.moments.keys() - free.keys()}  # have read zeros alone
+    for name, parameter in model.named_parameters():
+        if name not in moved and name not in unknown:
+            parameter.requires_grad_(False)
     before: list[Tensor] = []
 
     def look(*_: Any) -> None:
@@ -177,13 +178,19 @@ def hold(model: RscmdModel, kept: Kept, optimizer: Optimizer) -> str:
 
     optimizer.register_step_pre_hook(look)
     optimizer.register_step_post_hook(project)
-    share = sum(float(f.diagonal(dim1=1, dim2=2).sum()) for f in free.values()) / sum(
-        f[..., 0].numel() for f in free.values()
-    )
+    count = sum(directions[..., 0].numel() for directions in free.values())
+    rank = sum(float(_trace(directions)) for directions in free.values())
+    energy = [float(_trace(free[name].cpu() @ (z := memory.moments[name])) / _trace(z)) for name in free]
     return (
-        f"{kept.file}: {share:.0%} of the directions of {len(free)} convolutions are free at lam_min {kept.lam_min:g}, "
-        f"{len(free) - len(moved)} have none; biases and BatchNorm stay as they are"
+        f"{kept.file}, lam_min {kept.lam_min:g}: {rank / count:.0%} of the directions of {len(free)} convolutions are "
+        f"free, and in {len(free) - len(moved)} none; they hold {sum(energy) / len(energy):.2%} of what was read. "
+        "Biases and BatchNorm stay as they are"
     )
+
+
+def _trace(blocks: Tensor) -> Tensor:
+    """Of (groups, C, C), over all groups."""
+    return blocks.diagonal(dim1=1, dim2=2).sum()
 
 
 def unused_part(update: Tensor, free: Tensor) -> Tensor:
