@@ -162,3 +162,16 @@ def test_bad_intervals_are_told() -> None:
     for value in (0, -1, 1.5):
         with pytest.raises(UserError, match="score_every"):
             method_config("ogm", score_every=value)
+
+
+def test_scores_in_16_bits_are_those_of_32_and_no_weight_loses_its_gradient() -> None:
+    """Mixed precision keeps 16-bit copies of the weights, and scoring asks for some of them without a gradient."""
+    exact: Any = make_model(parse_method("ogm"))
+    exact.loss(make_batch())
+    model: Any = make_model(parse_method("ogm"))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = model.loss(make_batch())
+    total.sum().backward()
+    torch.testing.assert_close(model.method.score.scores, exact.method.score.scores, rtol=0.1, atol=1e-3)
+    assert model.method.score.means.dtype == torch.float32
+    assert [n for n, p in model.named_parameters() if p.grad is None and ".dfl." not in n] == []

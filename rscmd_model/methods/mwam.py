@@ -17,7 +17,9 @@ Faithful: K, the bank, the constants. As published (frm=published), FRM has two 
 image count three times an equal grey one. And the ratio is ill-conditioned: a flat block counts some 10^6, a natural
 one some hundreds, so that T tells how much padding there is and not what the images show. frm=mended, the default,
 takes the mean over channels and over blocks, and leaves out blocks that are flat in either image. A letterboxed image
-has the FRM of the unpadded one, if the padding is of whole blocks.
+has the FRM of the unpadded one, if the padding is of whole blocks. What is left is heavy-tailed still: a block whose
+highest frequencies happen to be near 0 outweighs many others. The bank takes the mean over blocks in both forms, which
+is other than the sum only for a batch of another size.
 
 With the published constants, equal images give K = 0.64 for both, a lower rate for both backbones. normalise=on divides
 K by its mean, so that equal images give 1, and the method differs from `sum` by the balance alone.
