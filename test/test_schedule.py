@@ -12,11 +12,13 @@ from test_objective import gradients, make_batch, make_model
 from test_resume import curve
 from test_train import QUICK, two_class_world
 from torch import Tensor
+from ultralytics import YOLO
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.network.model import RscmdModel, Taught
+from rscmd_model.network.pretrained import load_weights
 from rscmd_model.training.trainer import PairedTrainer
 
 
@@ -87,6 +89,15 @@ def test_draws_are_even_and_follow_from_what_a_checkpoint_keeps() -> None:
 def test_a_model_without_a_schedule_is_what_it_was() -> None:
     assert "method.draws" not in make_model(method_config("rsc")).state_dict()
     assert method_config("rsc", schedule="all").settings == {}
+
+
+def test_a_start_from_weights_leaves_the_draws_alone(tmp_path: Path) -> None:
+    YOLO("yolov8n.yaml", verbose=False).save(tmp_path / "plain.pt")
+    model = make_model(method_config("rsc", schedule="one", head_classes=80))
+    before = model.method.draws.clone()
+    loaded = load_weights(model, tmp_path / "plain.pt")
+    assert torch.equal(model.method.draws, before)
+    assert "method" not in loaded.parts, "the draws are no weights that the file could have"
 
 
 @pytest.mark.parametrize("md", ["project", "map"])

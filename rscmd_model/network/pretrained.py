@@ -15,8 +15,6 @@ from rscmd_model.network.families import find_family
 from rscmd_model.network.lean import LeanBranch
 from rscmd_model.network.model import RscmdModel
 
-_COUNTER = "num_batches_tracked"  # of BatchNorm: a number of steps, which nothing here reads
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -73,7 +71,7 @@ def load_weights(model: RscmdModel, weights: str | Path | Detector, only: str | 
             if only and name.split(".")[1] != only:
                 continue
             came = _copy(target, name, _value(model, name, detector), rows)
-            if name.endswith(_COUNTER):
+            if not target.is_floating_point():  # a count of steps: of BatchNorm, or of what a method draws
                 continue
             part = _part(name)
             before, there = parts.get(part, (0, 0))
