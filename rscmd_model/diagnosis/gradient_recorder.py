@@ -177,7 +177,7 @@ class GradientRecorder:
 
     def _keep(self, modality: str) -> Any:
         def keep(module: nn.Module, args: Any, output: list[Tensor]) -> None:
-            if torch.is_grad_enabled():  # not the black image of modality dropout, which comes after the batch
+            if torch.is_grad_enabled():  # else it is the black image that stands for a lost camera
                 self.features[modality] = [f.detach().float() for f in output]
 
         return keep
