@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,9 @@ def test_a_killed_run_goes_on_to_the_same_curve_with_its_table(world: Path, whol
     kept = (folder / "incomplete.csv").read_bytes()
     with pytest.raises(UserError, match="keeps its own modality dropout, thermal shift and lost cameras"):
         train(None, None, {"resume": str(folder / "weights/last.pt")}, None, Augmentation(incomplete=HALF))
+    watch = partial(GradientRecorder.attach, every=1)
+    with pytest.raises(UserError, match="--incomplete has others: leave one out"):
+        train(None, None, {"resume": str(folder / "weights/last.pt")}, observers=[watch])
     (folder / "incomplete.csv").write_text("name,lost\na,none\n")
     with pytest.raises(UserError, match="is of other pairs than"):
         run(world, folder)
@@ -484,6 +488,9 @@ def test_what_does_not_go_with_it_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     for text, says in (("1.5", "share of the pairs"), ("half", "give RATE"), ("0.5,radar", "'radar' is not visible")):
         with pytest.raises(UserError, match=says):
             Incomplete.parse(text)
+    before = object.__new__(Augmentation)  # as a checkpoint of before there was such a thing has it
+    before.__dict__.update(modality_dropout=0.0, thermal_shift=0)
+    assert before == Augmentation()
     assert Incomplete.parse("0.7") == Incomplete(0.7, "either")
     assert Incomplete.parse(str(Incomplete(0.3, "thermal"))) == Incomplete(0.3, "thermal")
 
