@@ -197,7 +197,7 @@ def read_memory(path: str | Path) -> Memory:
         plain: dict[str, Any] = json.loads(metadata[_ENTRY])
         if plain["format_version"] > FORMAT_VERSION:
             raise UserError(f"{path} was written by rscmd_model {quoted(plain['code_version'])}: update rscmd_model")
-        moments = load(content)
+        moments = dict(sorted(load(content).items()))  # which come in another order in each process
         memory = Memory(
             str(plain["model"]),
             tuple(Site(str(s["name"]), str(s["split_hash"]), int(s["pairs"])) for s in plain["sites"]),
