@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
+import lives
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_objective import make_batch, make_model
-from test_resume import OPTIONS, assert_same_run
+from test_resume import assert_same_run
 from test_train import two_class_world
 from torch.nn.parallel import DistributedDataParallel
 
-from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
 from rscmd_model.inference.export_file import export
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import parse_method, unimodal_score
 from rscmd_model.network.model_file import load_model
-from rscmd_model.training.trainer import PairedTrainer
 
 # All that decides anything: the score's means, k with its noise, and the draws of what is lost.
 MODULATED = "opm+ogm=on+ge=on+ogm_from=0+ogm_until=1+opm_from=0+score_every=2"
 METHODS = (MODULATED, "mwam")
 
 
-def run(method: str, data: Path, folder: Path, kill: bool = False, watch: bool = False) -> None:
-    """Train, or go on with a run; with `kill` die by SIGKILL amid the second epoch."""
-    unimodal_score.WARM_UP = 1  # else so short a training would be over before a ratio is told
-    last = folder / "weights/last.pt"
-    go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
-    place = {"data": str(data), "project": str(folder.parent), "name": folder.name}
-    trainer = PairedTrainer(overrides={"model": "rscmd", **OPTIONS, "close_mosaic": 0, "epochs": 2, **place, **go_on})
-    if not go_on:
-        trainer.start_from(parse_method(method))
-    if watch:
-        GradientRecorder.attach(trainer, every=1)
-    if kill:
-        trainer.add_callback("on_train_batch_end", lambda t: t.epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
-    trainer.train()
+def run(data: Path, folder: Path, method: str, kill: bool = False, diagnose: bool = False) -> None:
+    """As `lives.run`, with ratios from the first batches on: else so short a training would be over before."""
+    unimodal_score.WARM_UP = 1
+    lives.run(data, folder, method, kill, diagnose)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +42,7 @@ def whole(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.
     """A method, and the folder of a run that nobody killed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     kept = unimodal_score.WARM_UP
-    run(request.param, world, folder)
+    run(world, folder, request.param)
     unimodal_score.WARM_UP = kept
     return request.param, folder
 
@@ -69,11 +55,8 @@ def warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_run_goes_on_to_the_same_curve(whole: tuple[str, Path], world: Path, tmp_path: Path) -> None:
     method, folder = whole
     killed = tmp_path / "killed"
-    apart = multiprocessing.get_context("forkserver").Process(target=run, args=(method, world, killed, True))
-    apart.start()
-    apart.join()
-    assert apart.exitcode == -signal.SIGKILL
-    run(method, world, killed)
+    lives.killed(run, world, killed, method, True)
+    run(world, killed, method)
     assert_same_run(killed, folder)
     decided: Any = load_model(folder / "model.safetensors")[0].method
     state = decided.bank if method == "mwam" else decided.score.means
@@ -82,7 +65,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(whole: tuple[str, Path], world: 
 
 def test_a_training_does_not_notice_that_it_is_watched(whole: tuple[str, Path], world: Path, tmp_path: Path) -> None:
     method, folder = whole
-    run(method, world, tmp_path / "watched", watch=True)
+    run(world, tmp_path / "watched", method, diagnose=True)
     assert_same_run(tmp_path / "watched", folder)
     assert (tmp_path / "watched/gradients.csv").is_file()
 

@@ -79,4 +79,4 @@ def test_settings() -> None:
 
 
 def test_it_lives(tmp_path: Path) -> None:
-    assert_lives("dgl", tmp_path, killed=False)
+    assert_lives("dgl", tmp_path, kill=False)

@@ -5,28 +5,25 @@ What each of them promises besides is in test_compensate.py, test_instruct.py an
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lives import killed, run
 from test_inference import NAMES, image
 from test_objective import make_batch, make_model
 from test_resume import OPTIONS, assert_same_run, curve
 from test_train import two_class_world
 
 from rscmd_model.config import Augmentation
-from rscmd_model.diagnosis.gradient_recorder import GradientRecorder
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.export_file import export
 from rscmd_model.inference.graphs import to_onnx
 from rscmd_model.inference.opening import SUFFIXES
 from rscmd_model.inference.predictor import Predictor
-from rscmd_model.methods import method_config, parse_method
+from rscmd_model.methods import method_config
 from rscmd_model.network.model_file import ModelHeader, load_model, save_model
 from rscmd_model.training.trainer import PairedTrainer
 
@@ -34,38 +31,20 @@ LONE = ("compensate", "instruct")
 FUSING = (*LONE, "gate", "complement")
 
 
-def run(method: str, data: Path, folder: Path, kill: bool = False, watched: bool = False) -> None:
-    """Train, or go on with a run; with `kill` die by SIGKILL amid the second epoch."""
-    last = folder / "weights/last.pt"
-    go_on = {"resume": str(last), "model": str(last)} if last.is_file() else {}
-    place = {"data": str(data), "project": str(folder.parent), "name": folder.name}
-    trainer = PairedTrainer(overrides={"model": "rscmd", **OPTIONS, "close_mosaic": 0, "epochs": 2, **place, **go_on})
-    if not go_on:
-        trainer.start_from(parse_method(method))
-    if watched:
-        GradientRecorder.attach(trainer, 2)
-    if kill:
-        trainer.add_callback("on_train_batch_end", lambda t: t.epoch == 1 and os.kill(os.getpid(), signal.SIGKILL))
-    trainer.train()
-
-
 @pytest.mark.parametrize("method", FUSING)
 def test_a_killed_run_goes_on_and_a_watched_one_notices_nothing(method: str, tmp_path: Path) -> None:
     """Both to the same curve and the same weights, bit for bit."""
     data = two_class_world(tmp_path / "data")
-    run(method, data, tmp_path / "watched", watched=True)
+    run(data, tmp_path / "watched", method, diagnose=True)
     assert (tmp_path / "watched/gradients.csv").is_file()
     named = {"compensate": {"compensated_loss", "kd_loss", "div_loss"}, "gate": {"gate_visible", "gate_spread"}}
     named["complement"] = {"separator_loss"}
     assert {f"train/{name}" for name in named.get(method, ())} < set(curve(tmp_path / "watched")[0])
 
     folder = tmp_path / "killed"
-    process = multiprocessing.get_context("forkserver").Process(target=run, args=(method, data, folder, True))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    killed(run, data, folder, method, True)
     assert len(curve(folder)) == 1
-    run(method, data, folder)
+    run(data, folder, method)
     assert_same_run(folder, tmp_path / "watched")
     model, header = load_model(folder / "model.safetensors")
     assert header.config == method_config(method)

@@ -416,4 +416,4 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "killed"), [("gmd", True), ("mmpareto", False)])
 def test_it_lives(method: str, killed: bool, tmp_path: Path) -> None:
-    assert_lives(method, tmp_path, killed)
+    assert_lives(method, tmp_path, kill=killed)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from controls import control, controls
+from lives import assert_lives
 from test_objective import NAMES, make_batch, make_model
-from test_resume import OPTIONS, assert_same_run
+from test_resume import OPTIONS
 from test_train import two_class_world
 from torch import Tensor
 
@@ -351,23 +352,15 @@ def cut(trainer: PairedTrainer) -> None:
     trainer.add_callback("on_train_batch_end", end)
 
 
-@pytest.mark.parametrize("method", TAUGHT)
-def test_each_trains_and_goes_on_to_the_same_curve(
-    method: str, taught_world: tuple[Path, dict[str, Path]], tmp_path: Path
-) -> None:
-    data, teachers = taught_world
-    options = {**OPTIONS, "close_mosaic": 0, "epochs": 2, "project": str(tmp_path)}
-    file = train(data, parse_method(method), {**options, "name": "whole"}, teachers=teachers)
-    with pytest.raises(CutError):
-        train(data, parse_method(method), {**options, "name": "cut"}, teachers=teachers, observers=[cut])
-    train(None, None, {"resume": str(tmp_path / "cut/weights/last.pt")})
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    model, header = load_model(file)
-    assert header.config == parse_method(method)
-    assert model.teachers is None
+@pytest.mark.parametrize("method", [*TAUGHT, "lif"])
+def test_each_lives(method: str, taught_world: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    data, files = taught_world
+    teachers = files if method in TAUGHT else None
+    folder = assert_lives(method, tmp_path, kill=method in ("m2d", "smp", "frozen"), data=data, teachers=teachers)
     if method == "frozen":
+        model = load_model(folder / "model.safetensors")[0]
         for m in MODALITIES:
-            theirs = load_model(teachers[m])[0].backbones[m].state_dict()
+            theirs = load_model(files[m])[0].backbones[m].state_dict()
             assert all(torch.equal(value, theirs[name]) for name, value in model.backbones[m].state_dict().items())
 
 
