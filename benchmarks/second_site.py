@@ -1,7 +1,7 @@
 """What a second site costs the first one, and what helps: the ladder of docs/second_site.md.
 
     python benchmarks/second_site.py                        # everything; many hours on two cores
-    python benchmarks/second_site.py --moves night --methods sum --seeds 1 --train 240 --val 100
+    python benchmarks/second_site.py --moves night --methods sum --seeds 1 --train 240 --val 80 --size 96 imgsz=96
 
 For each move, method and seed a model is trained on the first site, and from it one for each step of the ladder on the
 second. R[i][j] is the mAP50:95 on site j after training on site i, for each answer of the model:
@@ -9,6 +9,9 @@ second. R[i][j] is the mAP50:95 on site j after training on site i, for each ans
     forgetting   R[1][1] - R[2][1]
     learning     R[2][2]
     transfer     R[2][2] - the same of a model that was trained on the second site alone, for as many epochs
+
+A first model that has not learned its site yet forgets nothing: it goes on learning there from the second one's pairs.
+On drawn worlds the first training therefore has more epochs, and so has joint training.
 
 The row `first site alone` has R[1][1] and, as learning, R[1][2]: what the first site teaches about the second one.
 
@@ -135,6 +138,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--train", type=int, default=480, help="a world's pairs to train on (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="a world's pairs to score on (default: %(default)s)")
+    parser.add_argument(
+        "--first-epochs", type=int, default=36, help="of the first training on a world (default: %(default)s)"
+    )
     parser.add_argument("--size", type=int, default=128, help="side of a world's pictures, px (default: %(default)s)")
     parser.add_argument("--weights", type=Path, default=SHARED / "weights/yolov8n_coco.pt", help="for roadscene")
     parser.add_argument("--out", type=Path, default=Path("runs/second_site"), help="folder (default: %(default)s)")
@@ -160,8 +166,9 @@ def _ladder(args: argparse.Namespace, move: str, method: str, seed: int) -> dict
     start = ["--weights", args.weights] if move == "roadscene" else []
     model = out / "first/model.safetensors"
     words = ["--method", method, *start, *begin]
+    longer = words if move == "roadscene" else in_place(" ".join(map(str, words)), [f"epochs={args.first_epochs}"])
 
-    rows = {"first site alone": _trained(out / "first", first, second, "--data", first, "--remember", *words)}
+    rows = {"first site alone": _trained(out / "first", first, second, "--data", first, "--remember", *longer)}
     rows["second site alone"] = _trained(out / "second", first, second, "--data", second, *words)
     pairs = len(find_pairs(open_data(first), "train"))
     for step in args.steps:
@@ -171,7 +178,7 @@ def _ladder(args: argparse.Namespace, move: str, method: str, seed: int) -> dict
             given = STEPS[step].format(first=first, memory=model.with_name("memory.safetensors"), pairs=pairs).split()
             given += ["--lam-min", lam_min] if lam_min else []
             if step == "joint":
-                command = ["--data", second, *given, *words]
+                command = ["--data", second, *given, *longer]
             elif step == "distillation":
                 rows[name] = _distilled(folder, first, second, model, again)
                 continue

@@ -145,6 +145,7 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
 def test_second_site(bench: Bench, tmp_path: Path) -> None:
     """Two steps of the ladder; called again, it takes what is finished as it lies there."""
     small = ["--moves", "night", "--methods", "sum", "--seeds", "1", "--train", "4", "--val", "4", "--size", "64"]
+    small += ["--first-epochs", "1"]
     recipe = ["epochs=1", "imgsz=64", "batch=2", "nbs=2"]
     words = [*small, "--steps", "projection", "distillation", "--lam-min", "0.01", "--out", tmp_path, *recipe]
     said = bench("second_site", *words)
