@@ -53,16 +53,14 @@ def killed(run: Callable[..., None], *words: Any) -> None:
 def assert_lives(
     method: str,
     root: Path,
-    kill: bool = True,
     data: Path | None = None,
     teachers: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Train twice: as it is, and with the gradients measured and (with `kill`) killed and resumed. Both are one run.
+    """Train twice: as it is, and with the gradients measured, killed and resumed. Both are one run.
 
     Args:
         method: as on a command line.
         root: an empty folder.
-        kill: False for a method without a state of its own, to save the time.
         data: to train on; None draws some.
         teachers: of a method that learns from them, trained on `data`.
 
@@ -72,8 +70,7 @@ def assert_lives(
     data = data or two_class_world(root / "data")
     whole, other = root / "whole", root / "other"
     run(data, whole, method, teachers=teachers)
-    if kill:
-        killed(run, data, other, method, True, True, teachers)
+    killed(run, data, other, method, True, True, teachers)
     run(data, other, method, diagnose=True, teachers=teachers)
     assert (other / "gradients.csv").is_file()
     assert_same_run(other, whole)

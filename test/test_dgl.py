@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from lives import assert_lives
 from test_objective import branch_losses, gradients, make_batch, make_model, total_norm
 
 from rscmd_model.config import MODALITIES
@@ -76,7 +73,3 @@ def test_settings() -> None:
     assert (settings.lambda_visible, settings.lambda_thermal) == (4, 4)
     with pytest.raises(UserError, match="must be more than 0"):
         parse_method("dgl+lambda_visible=0")
-
-
-def test_it_lives(tmp_path: Path) -> None:
-    assert_lives("dgl", tmp_path, kill=False)

@@ -1,5 +1,6 @@
 """The tree as a ROS package: what colcon makes of it, and whether its manifests agree."""
 
+import ast
 import os
 import re
 import shlex
@@ -132,7 +133,10 @@ def test_every_imported_ros_package_is_declared() -> None:
     own = {"rscmd_model", "rscmd_ros"}
     imported = set()
     for source in [*ROOT.glob("rscmd_*/**/*.py"), *ROOT.glob("launch/*.py")]:
-        imported |= set(re.findall(r"^\s*(?:from|import) ([A-Za-z_][A-Za-z0-9_]*)", source.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(source.read_text())):
+            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported |= {name.partition(".")[0] for name in named}
     foreign = imported - own - WITHOUT_KEY - set(sys.stdlib_module_names)
     missing = {name for name in foreign if keys.get(name, name) not in declared}
     assert not missing

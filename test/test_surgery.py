@@ -414,6 +414,6 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert len({draw for _, draw in first["rsc+schedule=one"]}) == 2, "both cameras were drawn"
 
 
-@pytest.mark.parametrize(("method", "killed"), [("gmd", True), ("mmpareto", False)])
-def test_it_lives(method: str, killed: bool, tmp_path: Path) -> None:
-    assert_lives(method, tmp_path, kill=killed)
+def test_it_lives(tmp_path: Path) -> None:
+    """The order of a projection is drawn: a resumed run goes on with the same draws. `mmpareto` draws nothing."""
+    assert_lives("gmd", tmp_path)
