@@ -106,7 +106,8 @@ class Instruct(Sum):
             return self.told(self.joined(there), BOTH)
         for place, lost in ((CASES.index("visible"), "thermal"), (CASES.index("thermal"), "visible")):
             out = (cases == place).view(-1, 1, 1, 1)
-            there[lost] = [f.masked_fill(out, 0) for f in there[lost]]
+            # Not masked_fill, which gives up the layout (channels last) that makes convolutions fast.
+            there[lost] = [torch.where(out, f.new_zeros(()), f) for f in there[lost]]
         return self.told(self.joined(there), cases)
 
     def told(self, fused: Features, case: int | Tensor) -> Features:
