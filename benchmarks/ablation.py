@@ -54,6 +54,7 @@ def main() -> None:
     names = [*WORLDS, "llvip_mini"]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of them (default: all)")
     parser.add_argument("--methods", default=METHODS, help="as rscmd_model.ablate takes them (default: %(default)s)")
+    parser.add_argument("--lost", action="store_true", help="also score fused answers with each camera's image black")
     parser.add_argument("--seeds", type=int, help="seeds of the trainings (default: 3, and 5 for llvip_mini)")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the worlds (default: %(default)s)")
     parser.add_argument("--train", type=int, default=480, help="a world's pairs to train on (default: %(default)s)")
@@ -80,6 +81,7 @@ def main() -> None:
                 dials += ["--train", args.train, "--val", args.val]
                 run("rscmd_model.synthetic", "--out", world, *dials)
         words = ["--data", data, "--methods", args.methods, "--seeds", str(args.seeds or seeds)]
+        words += ["--lost"] if args.lost else []
         run("rscmd_model.ablate", *words, "--out", args.out / name, *in_place(recipe, args.options))
 
 
