@@ -246,7 +246,7 @@ def wait_for_handlers(process: subprocess.Popen[bytes], number: int) -> None:
     raise AssertionError("no signal handler")
 
 
-def random_model(path: Path, image_size: int) -> Path:
+def random_model(path: Path, image_size: int, method: str = "rscmd") -> Path:
     """Write a model of random weights."""
     import torch
 
@@ -257,6 +257,6 @@ def random_model(path: Path, image_size: int) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        config = method_config("rscmd")
+        config = method_config(method)
         save_model(path, RscmdModel(config, NAMES), ModelHeader(config, NAMES, image_size, ThermalContract()))
     return path
