@@ -316,6 +316,13 @@ def test_a_teacher_that_cannot_teach_is_refused(
         Teachers({**files, **change(files)}).check(parse_method("m2d"), NAMES, "abc")
 
 
+@pytest.mark.parametrize("setting", ["m2d+lambda_m2d", "lif+lambda_lif", "g2d+lambda_feature", "g2d+lambda_logit"])
+def test_a_weight_is_not_negative(setting: str) -> None:
+    parse_method(f"{setting}=0")
+    with pytest.raises(UserError, match=f"{setting.split('+')[1]} -1: give 0 or more"):
+        parse_method(f"{setting}=-1")
+
+
 def test_the_command_line_asks_for_teachers_and_refuses_them(command: Any, tmp_path: Path) -> None:
     data = two_class_world(tmp_path)
     for words, message in (

@@ -78,7 +78,8 @@ class Ablation:
             seeds: the seeds are 0 to `seeds` - 1.
         """
         folds = self.folds.names if self.folds else [None]
-        return [Run(method, seed, fold) for seed in range(seeds) for fold in folds for method in with_teachers(methods)]
+        every = with_teachers(methods)
+        return [Run(method, seed, fold) for seed in range(seeds) for fold in folds for method in every]
 
     def teachers(self, run: Run) -> list[Run]:
         """The trainings that a run needs finished: of its method's teachers, of the same seed and fold."""

@@ -48,9 +48,20 @@ def choice(default: str, *others: str, missing: str | None = None) -> Any:
     return field(default=default, metadata={"allowed": (default, *others), "missing": missing or default})
 
 
-def number(default: float, *, above: float | None = None, missing: float | None = None) -> Any:
-    """A field of `MethodSettings` that takes a number, more than `above`. `missing` is as for `choice`."""
-    return field(default=default, metadata={"above": above, "missing": default if missing is None else missing})
+def number(
+    default: float, *, above: float | None = None, least: float | None = None, missing: float | None = None
+) -> Any:
+    """A field of `MethodSettings` that takes a number, more than `above`, or `least` or more. `missing` is as for
+    `choice`."""
+    means = default if missing is None else missing
+    return field(default=default, metadata={"above": above, "least": least, "missing": means})
+
+
+def check_share(name: str, start: float, end: float) -> None:
+    """Raise `UserError` unless NAME_from and NAME_until name a share of the training."""
+    if not 0 <= start < end <= 1:
+        told = f"{name}_from {start:g} and {name}_until {end:g} are shares of the training"
+        raise UserError(f"{told}: give 0 <= {name}_from < {name}_until <= 1")
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class MethodSettings:
                 raise UserError(f"{f.name} {quoted(value)} is not a number, or beyond {_LARGEST_NUMBER:g}")
             if rules["above"] is not None and value <= rules["above"]:
                 raise UserError(f"{f.name} {value:g} must be more than {rules['above']:g}")
+            if rules["least"] is not None and value < rules["least"]:
+                raise UserError(f"{f.name} {value:g}: give {rules['least']:g} or more")
             object.__setattr__(self, f.name, float(value))
 
     @classmethod

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, number
 from rscmd_model.methods.smp import Smp, SmpSettings
 from rscmd_model.methods.unimodal_score import assigned_classes
@@ -42,15 +41,9 @@ class G2dSettings(SmpSettings):
         temperature: of the logit term, more than 0.
     """
 
-    lambda_feature: float = number(1.0)
-    lambda_logit: float = number(1.0)
+    lambda_feature: float = number(1.0, least=0)
+    lambda_logit: float = number(1.0, least=0)
     temperature: float = number(1.0, above=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("lambda_feature", "lambda_logit"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name):g}: give 0 or more")
 
 
 class G2d(Smp):

@@ -69,14 +69,12 @@ class LifSettings(SumSettings):
     net: str = choice("scaled", "published", "none")
     alpha: float = number(0.31, above=0)
     beta: float = number(0.4)
-    lambda_lif: float = number(1.3)
+    lambda_lif: float = number(1.3, least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise UserError(f"beta {self.beta:g}: give 0 to 1")
-        if self.lambda_lif < 0:
-            raise UserError(f"lambda_lif {self.lambda_lif:g}: give 0 or more")
 
 
 class Lif(Sum):

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from rscmd_model.config import other_modality
-from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.distances import channel_wise, correlation, standardised
 from rscmd_model.methods.sum import Sum, SumSettings
@@ -53,13 +52,8 @@ class M2dSettings(SumSettings):
             the paper's figure).
     """
 
-    lambda_m2d: float = number(0.1)
+    lambda_m2d: float = number(0.1, least=0)
     inner: str = choice("cwd", "pkd")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lambda_m2d < 0:
-            raise UserError(f"lambda_m2d {self.lambda_m2d:g}: give 0 or more")
 
 
 class M2d(Sum):

@@ -37,7 +37,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rscmd_model.errors import UserError
-from rscmd_model.methods.base import Features, choice, number
+from rscmd_model.methods.base import Features, check_share, choice, number
 from rscmd_model.methods.gradient_scale import scale_gradients
 from rscmd_model.methods.sum import Sum
 from rscmd_model.methods.unimodal_score import ScoreSettings, UnimodalScore
@@ -70,13 +70,6 @@ class OgmSettings(ScoreSettings):
         if not 0 <= self.alpha <= 1:
             raise UserError(f"alpha {self.alpha:g} is not within 0 and 1")
         check_share("ogm", self.ogm_from, self.ogm_until)
-
-
-def check_share(name: str, start: float, end: float) -> None:
-    """Raise `UserError` unless NAME_from and NAME_until name a share of the training."""
-    if not 0 <= start < end <= 1:
-        told = f"{name}_from {start:g} and {name}_until {end:g} are shares of the training"
-        raise UserError(f"{told}: give 0 <= {name}_from < {name}_until <= 1")
 
 
 def modulation(ratios: Tensor, alpha: float, form: str) -> Tensor:

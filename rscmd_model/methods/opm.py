@@ -29,8 +29,8 @@ from torch import Tensor
 
 from rscmd_model.config import Augmentation
 from rscmd_model.errors import UserError
-from rscmd_model.methods.base import Features, choice, number
-from rscmd_model.methods.ogm import Ogm, OgmSettings, check_share
+from rscmd_model.methods.base import Features, check_share, choice, number
+from rscmd_model.methods.ogm import Ogm, OgmSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from rscmd_model.errors import UserError
-from rscmd_model.methods.base import Features, choice, number
+from rscmd_model.methods.base import Features, check_share, choice, number
 from rscmd_model.methods.decoupling import decouple
 from rscmd_model.methods.rsc import Rsc, RscSettings
 
@@ -45,11 +45,7 @@ class RscMdSettings(RscSettings):
                 f"md={self.md} compares the fused loss's gradient with the camera's own, which schedule=one leaves out "
                 "of half of the batches: give md=stop or md=off, or schedule=all"
             )
-        if not 0 <= self.md_from < self.md_until <= 1:
-            raise UserError(
-                f"md_from {self.md_from:g} and md_until {self.md_until:g} are shares of the training: "
-                "give 0 <= md_from < md_until <= 1"
-            )
+        check_share("md", self.md_from, self.md_until)
 
 
 class RscMd(Rsc):
