@@ -52,22 +52,18 @@ def warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unimodal_score, "WARM_UP", unimodal_score.WARM_UP)  # put back after each test
 
 
-def test_a_killed_run_goes_on_to_the_same_curve(whole: tuple[str, Path], world: Path, tmp_path: Path) -> None:
+def test_a_watched_run_that_is_killed_goes_on_to_the_same_curve(
+    whole: tuple[str, Path], world: Path, tmp_path: Path
+) -> None:
     method, folder = whole
     killed = tmp_path / "killed"
-    lives.killed(run, world, killed, method, True)
-    run(world, killed, method)
+    lives.killed(run, world, killed, method, True, True)
+    run(world, killed, method, diagnose=True)
+    assert (killed / "gradients.csv").is_file()
     assert_same_run(killed, folder)
     decided: Any = load_model(folder / "model.safetensors")[0].method
     state = decided.bank if method == "mwam" else decided.score.means
     assert state.all(), "there was something to be resumed"
-
-
-def test_a_training_does_not_notice_that_it_is_watched(whole: tuple[str, Path], world: Path, tmp_path: Path) -> None:
-    method, folder = whole
-    run(world, tmp_path / "watched", method, diagnose=True)
-    assert_same_run(tmp_path / "watched", folder)
-    assert (tmp_path / "watched/gradients.csv").is_file()
 
 
 def test_an_exported_model_gives_the_same_answers(whole: tuple[str, Path], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lives import killed
 from safetensors.torch import load_file
 from test_pairs import write_world
 from test_resume import assert_same_run, curve
@@ -42,7 +42,6 @@ from rscmd_model.training.continuing import hold, keep, read_finished, unused_pa
 from rscmd_model.training.remembering import remember
 from rscmd_model.training.run import train
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPE = {**QUICK, **PLAIN, "imgsz": 32, "batch": 3, "nbs": 3, "epochs": 1, "optimizer": "SGD", "close_mosaic": 0}
 WORDS = [f"{key}={value}" for key, value in RECIPE.items() if key != "imgsz"]
 
@@ -418,11 +417,7 @@ def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_memory(sites:
     memory.write_bytes(sites.memory("sum").read_bytes())
     run(sites.model("sum"), memory, sites.second, tmp_path / "whole")
     folder = tmp_path / "killed"
-    words = ", ".join(f"Path({str(path)!r})" for path in (sites.model("sum"), memory, sites.second, folder))
-    program = f"from pathlib import Path; from test_second_site import run; run({words}, kill=True)"
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "test")))}
-    killed = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed(run, sites.model("sum"), memory, sites.second, folder, True)
     assert len(curve(folder)) == 1
 
     last = str(folder / "weights/last.pt")
