@@ -196,6 +196,15 @@ def test_a_branch_is_compared_with_the_fused_head_that_sees_black() -> None:
     ]
 
 
+def test_a_fused_head_that_sees_black_is_compared_with_sum_s() -> None:
+    lost = "fused, thermal lost"
+    rows = [row("sum", 0, 0.6), row("sum", 0, 0.1, lost), row("opm", 0, 0.5), row("opm", 0, 0.3, lost)]
+    assert markdown_of(compare(rows)).splitlines()[3:] == [
+        "| opm | sum | -5.0 | -5.0 |",
+        "| opm, thermal lost | sum, thermal lost | +10.0 | +10.0 |",
+    ]
+
+
 def test_an_interval_of_a_difference_is_that_of_paired_resamples() -> None:
     rows = [row("sum", 0, 0.5, spread=0.1), row("rsc", 0, 0.6, spread=0.1)]
     table = summarize(rows)

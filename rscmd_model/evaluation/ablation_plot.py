@@ -1,4 +1,4 @@
-"""The picture of an ablation: a bar for each method's mean, a dot for each seed, a whisker for the interval."""
+"""The picture of an ablation: a line for each method, and how well it answers with both cameras and with either one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.evaluation.answers import is_lost
+from rscmd_model.config import MODALITIES, other_modality
+from rscmd_model.evaluation.answers import is_lost, lost_answer
 from rscmd_model.files import whole_file
 from rscmd_model.methods import parse_method
 
-LABELS = {"mAP50": "mAP50", "mAP50_95": "mAP50:95"}
+# What is drawn where: the answers of a panel, each with its own mark, and the answer that all have to beat there.
+PANELS = {"both cameras": (("fused", "ensemble"), ("sum", "fused"))} | {
+    f"{lost} camera lost": ((other_modality(lost), lost_answer(lost)), (other_modality(lost), other_modality(lost)))
+    for lost in MODALITIES
+}
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+MARKS = {
+    "fused": ("o", "#0072B2", "fused head"),
+    "ensemble": ("D", "#56B4E9", "ensemble"),
+    "branch": ("o", "#D55E00", "branch of the other camera"),
+    "lost": ("x", "#666666", "fused head, one image black"),
+}
 
 
 def answer_name(method: str, branch: str) -> str:
@@ -38,13 +50,13 @@ def answer_name(method: str, branch: str) -> str:
 def plot_ablation(
     path: Path, rows: Sequence[Mapping[str, Any]], title: str, table: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Draw the scores of an ablation.
+    """Draw the mAP50:95 of an ablation: the mean over seeds, each seed as a dot, and the interval as a line.
 
     Args:
         path: of the picture.
-        rows: for each run and answer its method, branch, mAP50 and mAP50_95 (0 to 1), in the order to draw them.
+        rows: for each run and answer its method, branch and mAP50_95 (0 to 1), in the order to draw them.
         title: above the picture.
-        table: for each method and answer the ends of the interval in points, such as mAP50_low and mAP50_high, where
+        table: for each method and answer the ends of the interval in points, mAP50_95_low and mAP50_95_high, where
             there is one.
 
     Raises:
@@ -55,31 +67,38 @@ def plot_ablation(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups = list(dict.fromkeys((row["method"], row["branch"]) for row in rows))
-    names = [answer_name(*group) for group in groups]
-    # The answers to whole pairs and the controls stand out; a branch alone is the same method's part.
-    colours = ["#2f6f9f" if b == "fused" else "#b65c2a" if m == b else "#c9c9c9" for m, b in groups]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["method"], row["branch"]), []).append(100 * row["mAP50_95"])
     ends = {(line["method"], line["branch"]): line for line in table}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.36 * len(groups)), sharey=True)
-    for axis, column in zip(axes, LABELS):
-        for y, (group, colour) in enumerate(zip(groups, colours)):
-            values = [100 * r[column] for r in rows if (r["method"], r["branch"]) == group]
-            mean = statistics.mean(values)
-            axis.barh(y, mean, color=colour, height=0.7)
-            axis.plot(values, [y] * len(values), "o", color="black", markersize=3)
-            right = max(values)
-            if (low := ends.get(group, {}).get(f"{column}_low")) is not None:
-                high = ends[group][f"{column}_high"]
-                axis.plot([low, high], [y, y], "|-", color="black", linewidth=1, markersize=8)
-                right = max(right, high)
-            axis.text(right + 1, y, f"{mean:.1f}", va="center", fontsize=8)
-        axis.set_xlabel(LABELS[column])
-        axis.set_xlim(0, 108)
+    height = 1.5 + 0.34 * len(methods)
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, height), sharey=True, layout="constrained")
+    marks: dict[str, Any] = {}
+    for axis, (name, (answers, control)) in zip(axes, PANELS.items()):
+        for y, method in enumerate(methods):
+            for answer, up in zip(answers, (-0.15, 0.15)):
+                if (here := values.get((method, answer))) is None:
+                    continue
+                kind = "lost" if is_lost(answer) else "branch" if answer in MODALITIES else answer
+                mark, colour, label = MARKS[kind]
+                line = ends.get((method, answer), {})
+                if (low := line.get("mAP50_95_low")) is not None:
+                    axis.plot([low, line["mAP50_95_high"]], [y + up] * 2, "-", color=colour, linewidth=1, alpha=0.6)
+                if len(here) > 1:
+                    axis.plot(here, [y + up] * len(here), ".", color="black", markersize=3, zorder=3)
+                (marks[label],) = axis.plot(statistics.mean(here), y + up, mark, color=colour, markersize=6)
+        if control in values:
+            axis.axvline(statistics.mean(values[control]), color="black", linestyle=":", linewidth=1)
+            name += f"\n(dotted: {control[0]})"
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("mAP50:95")
+        axis.grid(axis="y", alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(groups)), names)
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=110)
     plt.close(figure)

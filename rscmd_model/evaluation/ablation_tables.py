@@ -127,8 +127,9 @@ def compare(rows: Sequence[Row]) -> list[Difference]:
     """What each answer gains over what it has to beat.
 
     Both have the same seeds, and so the same first weights. That is for a unimodal answer the detector of that
-    modality, for an answer to whole pairs `sum`; and for a branch that answers for a lost camera the same model's
-    fused head with a black image. Without a run of the other there is no difference.
+    modality, for an answer to whole pairs `sum`, for a fused head with a black image that of `sum` with the same one;
+    and for a branch that answers for a lost camera the same model's fused head with a black image. Without a run of the
+    other there is no difference.
     """
     found = by_answer(rows)
     lines = [_difference(found[answer], found[over]) for answer in found for over in _rivals(answer) if over in found]
@@ -138,12 +139,14 @@ def compare(rows: Sequence[Row]) -> list[Difference]:
 def _rivals(answer: Answer) -> Iterator[Answer]:
     method, branch = answer
     rivals: dict[Answer, None] = {}
+    if is_lost(branch):
+        rivals[("sum", branch)] = None
     if branch in MODALITIES:
         lost = other_modality(branch)
         rivals |= dict.fromkeys([(branch, branch), (method, lost_answer(lost))])
     if branch == "ensemble" or answer_name(method, branch) == method:
         rivals[("sum", "fused")] = None
-    yield from (rival for rival in rivals if rival != answer and not is_lost(branch))
+    yield from (rival for rival in rivals if rival != answer)
 
 
 def _difference(mine: Sequence[Row], theirs: Sequence[Row]) -> Difference:
