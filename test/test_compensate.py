@@ -197,9 +197,9 @@ def test_with_modality_dropout_the_full_path_is_still_both_images() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ("kd=-1", "kd -1 is the weight of a loss"),
-        ("div=-0.5", "div -0.5 is the weight of a loss"),
-        ("kd_from=2", "kd_from 2 is a share"),
+        ("kd=-1", "kd -1: give 0 or more"),
+        ("div=-0.5", "div -0.5: give 0 or more"),
+        ("kd_from=2", "kd_from 2: give 0 to 1"),
         ("visible_lost=0", "must be more than 0"),
         ("visible_lost=1", "must be less than 1"),
         ("stop_gradient=half", "is not one of on, off"),

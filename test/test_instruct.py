@@ -153,5 +153,5 @@ def test_shares_of_the_cases(dropout: float) -> None:
 
 def test_a_share_is_from_0_to_1() -> None:
     for share in ("-0.1", "1.5"):
-        with pytest.raises(UserError, match=r"dropout .* is a share of the samples: give 0 to 1"):
+        with pytest.raises(UserError, match=r"dropout .*: give 0 to 1"):
             parse_method(f"instruct+dropout={share}")

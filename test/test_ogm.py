@@ -263,8 +263,8 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
         "ogm+ogm_from=0.6": "ogm_from 0.6 and ogm_until 0.6 are shares",
         "opm+opm_until=2": "opm_from 0.06 and opm_until 2 are shares",
         "opm+q_base=0.8": "q_base 0.8 and lam 0.5 make a probability",
-        "opm+lam=-0.1": "q_base 0.5 and lam -0.1",
-        "opm+p_exe=1.5": "p_exe 1.5 is a probability",
+        "opm+lam=-0.1": "lam -0.1: give 0 or more",
+        "opm+p_exe=1.5": "p_exe 1.5: give 0 to 1",
         "opm+ge=on": "ge is a setting of gradient modulation: give ogm=on too",
         "opm+alpha=0.1": "alpha is a setting of gradient modulation",
     }.items():

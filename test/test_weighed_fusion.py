@@ -170,7 +170,7 @@ def test_a_separator_without_weight_is_not_there() -> None:
 
 
 def test_senseless_settings() -> None:
-    with pytest.raises(UserError, match="separator -1 is the weight of a loss: give 0 or more"):
+    with pytest.raises(UserError, match="separator -1: give 0 or more"):
         parse_method("complement+separator=-1")
     with pytest.raises(UserError, match="method gate has no setting 'separator'"):
         parse_method("gate+separator=0.1")

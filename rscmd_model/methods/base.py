@@ -49,12 +49,17 @@ def choice(default: str, *others: str, missing: str | None = None) -> Any:
 
 
 def number(
-    default: float, *, above: float | None = None, least: float | None = None, missing: float | None = None
+    default: float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    missing: float | None = None,
 ) -> Any:
-    """A field of `MethodSettings` that takes a number, more than `above`, or `least` or more. `missing` is as for
-    `choice`."""
+    """A field of `MethodSettings` that takes a number, more than `above`, or from `least` to `most`. `missing` is as
+    for `choice`."""
     means = default if missing is None else missing
-    return field(default=default, metadata={"above": above, "least": least, "missing": means})
+    return field(default=default, metadata={"above": above, "least": least, "most": most, "missing": means})
 
 
 def check_share(name: str, start: float, end: float) -> None:
@@ -83,8 +88,9 @@ class MethodSettings:
                 raise UserError(f"{f.name} {quoted(value)} is not a number, or beyond {_LARGEST_NUMBER:g}")
             if rules["above"] is not None and value <= rules["above"]:
                 raise UserError(f"{f.name} {value:g} must be more than {rules['above']:g}")
-            if rules["least"] is not None and value < rules["least"]:
-                raise UserError(f"{f.name} {value:g}: give {rules['least']:g} or more")
+            least, most = rules["least"], rules["most"]
+            if (least is not None and value < least) or (most is not None and value > most):
+                raise UserError(f"{f.name} {value:g}: give {least:g} {'or more' if most is None else f'to {most:g}'}")
             object.__setattr__(self, f.name, float(value))
 
     @classmethod

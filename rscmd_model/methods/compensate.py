@@ -77,19 +77,14 @@ class CompensateSettings(SumSettings):
         stop_gradient: "on" keeps what F' teaches from the backbones, which learn as in `sum`; "off" lets it through.
     """
 
-    kd: float = number(5.0)
-    kd_from: float = number(0.05)
-    div: float = number(1.0)
+    kd: float = number(5.0, least=0)
+    kd_from: float = number(0.05, least=0, most=1)
+    div: float = number(1.0, least=0)
     visible_lost: float = number(0.5, above=0)
     stop_gradient: str = choice("on", "off")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kd", "div"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name):g} is the weight of a loss: give 0 or more")
-        if not 0 <= self.kd_from <= 1:
-            raise UserError(f"kd_from {self.kd_from:g} is a share of the training: give 0 to 1")
         if self.visible_lost >= 1:
             raise UserError(
                 f"visible_lost {self.visible_lost:g} must be less than 1, or one camera is never trained for"

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rscmd_model.config import MODALITIES, other_modality
-from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, drawn, number
 from rscmd_model.methods.pooling import pooled
 from rscmd_model.methods.sum import Sum, SumSettings
@@ -80,12 +79,7 @@ class ComplementSettings(SumSettings):
         separator: weight of the loss that keeps the streams apart, 0 or more; 0 leaves the separator out.
     """
 
-    separator: float = number(0.1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.separator < 0:
-            raise UserError(f"separator {self.separator:g} is the weight of a loss: give 0 or more")
+    separator: float = number(0.1, least=0)
 
 
 class Complement(Sum):

@@ -48,12 +48,7 @@ class InstructSettings(SumSettings):
         dropout: share of the samples, 0 to 1, that are trained without one of the cameras.
     """
 
-    dropout: float = number(0.3)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.dropout <= 1:
-            raise UserError(f"dropout {self.dropout:g} is a share of the samples: give 0 to 1")
+    dropout: float = number(0.3, least=0, most=1)
 
 
 class Instruct(Sum):

@@ -50,21 +50,18 @@ class OpmSettings(OgmSettings):
         ogm: "on" modulates the gradients as well.
     """
 
-    q_base: float = number(0.5)
-    lam: float = number(0.5)
-    p_exe: float = number(0.7)
+    q_base: float = number(0.5, least=0, most=1)
+    lam: float = number(0.5, least=0)
+    p_exe: float = number(0.7, least=0, most=1)
     opm_from: float = number(0.06)
     opm_until: float = number(1.0)
     ogm: str = choice("off", "on")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("q_base", "p_exe"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name):g} is a probability: give 0 to 1")
-        if self.lam < 0 or self.q_base * (1 + self.lam) > 1:
+        if self.q_base * (1 + self.lam) > 1:
             told = f"q_base {self.q_base:g} and lam {self.lam:g} make a probability of up to q_base (1 + lam)"
-            raise UserError(f"{told}: give 0 <= lam and q_base (1 + lam) <= 1")
+            raise UserError(f"{told}: give q_base (1 + lam) <= 1")
         check_share("opm", self.opm_from, self.opm_until)
         if self.ogm == "off":
             for name in _OF_OGM:
