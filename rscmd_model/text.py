@@ -8,6 +8,7 @@ unfold without end, XML with entities, nesting without end.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -223,3 +224,13 @@ def _walk(root: yaml.Node, most: int) -> None:
             pending += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             pending += node.value
+
+
+def is_path(text: str) -> bool:
+    """Whether a file system can have a path of this name: without a zero byte or half a surrogate pair (an escape of
+    YAML can be one), with parts of up to 255 bytes and 3000 in all."""
+    try:
+        content = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in content and len(content) <= 3000 and all(len(part) <= 255 for part in content.split(b"/"))

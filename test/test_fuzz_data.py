@@ -236,8 +236,25 @@ def with_value(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
 ODD = (
     odd_json()
     | st.sampled_from(
-        ("on", "no", "2026-11-26", "007", "1e3", "~", "../..", "/", "", ".", "\0", "a" * 300, "é\u2028", "x\ny")
+        (
+            "on",
+            "no",
+            "2026-11-26",
+            "007",
+            "1e3",
+            "~",
+            "../..",
+            "/",
+            "",
+            ".",
+            "\0",
+            "a" * 300,
+            "é\u2028",
+            "x\ny",
+            "\ud800",
+        )
     )
+    | st.just("\ud800")
     | st.sampled_from((math.nan, math.inf, -math.inf, 1e308, -1e-300, [math.nan] * 4, [1e308] * 4))
 )
 
@@ -285,6 +302,12 @@ BOMBS = {
         f"names: [x]\ntrain: v\nthermal: {{train: t}}\n? {'k' * 20_000}\n: 1",
         "unknown key",
     ),
+    "half a character": (
+        "description",
+        'path: "\\ud800"\ntrain: v\nthermal: {train: t}\nnames: [x]',
+        "is no path",
+    ),
+    "half a character in a list": ("description", json.dumps({**TREE, "train": "\ud800"}), "is no path"),
     "megabytes of YAML": ("description", "names: [x]\n" + "#" * 2_000_000, "more than 1 MiB"),
     "UTF-16": ("description", "names: [x]\n".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
     "UTF-16 without its mark": ("splits", "train 1\n".encode("utf-16-le"), "zero bytes, as UTF-16 has"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,3 +253,12 @@ def test_a_partner_of_a_format_that_is_not_read_is_named(tmp_path: Path) -> None
         find_pairs(data, "train")
     assert "a.webp is there, but pictures of the format .webp are not read" in str(error.value)
     assert "B.jpg is there, but its name differs in upper and lower case" in str(error.value)
+
+
+def test_a_file_s_name_may_be_no_utf_8(tmp_path: Path) -> None:
+    data = write_world(tmp_path, ("a", "b"))
+    for file in [*tmp_path.rglob("b.*")]:
+        file.rename(file.with_stem(os.fsdecode(b"\xff")))
+    pairs = find_pairs(open_data(data), "train")
+    assert len(pairs) == 2
+    assert split_hash(pairs) != split_hash(pairs[:1])

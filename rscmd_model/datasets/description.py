@@ -30,7 +30,7 @@ from rscmd_model.datasets.yolo import YoloFolders
 from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.imaging.thermal import ThermalContract
-from rscmd_model.text import parse_yaml
+from rscmd_model.text import is_path, parse_yaml
 
 _COMMON = ("reader", "path", "root", "names", "thermal_contract", "registration", "fold", "replay")
 _BOXES = ("boxes", "match_iou")
@@ -311,10 +311,8 @@ def _text(value: Any, where: str) -> str:
 
 def _path(value: Any, where: str) -> str:
     """A path that a file system can have."""
-    if not isinstance(value, str) or "\0" in value or any(len(part.encode()) > 255 for part in value.split("/")):
+    if not isinstance(value, str) or not is_path(value):
         raise UserError(f"{where} is {quoted(value)}, which is no path")
-    if len(value.encode()) > 3000:
-        raise UserError(f"{where}: a path of {len(value)} letters")
     return value
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Problem, Reader, first
 from rscmd_model.errors import UserError, quoted
-from rscmd_model.text import read_text
+from rscmd_model.text import is_path, read_text
 
 SPLITS = ("train", "val")
 
@@ -88,7 +88,13 @@ def fold_of(config: DataConfig, given: Any, base: Path, where: str) -> tuple[Dat
     if not isinstance(given, dict) or set(given) != {"list", "held_out", "of"}:
         raise UserError(form)
     file, held_out, of = given["list"], given["held_out"], given["of"]
-    if not isinstance(file, str) or "\0" in file or not isinstance(held_out, str) or not isinstance(of, list) or not of:
+    if (
+        not isinstance(file, str)
+        or not is_path(file)
+        or not isinstance(held_out, str)
+        or not isinstance(of, list)
+        or not of
+    ):
         raise UserError(form)
     if unknown := [split for split in of if split not in config.splits]:
         raise UserError(f"{where}: fold: no split {quoted(unknown[0])}; there are {', '.join(config.splits)}")

@@ -13,7 +13,7 @@ from rscmd_model.datasets.pairs import Labels, Listing, PairFiles, Place, Proble
 from rscmd_model.datasets.two_labels import VISIBLE, Boxes
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError, quoted
-from rscmd_model.text import read_text
+from rscmd_model.text import is_path, read_text
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ImageLists:
             raise UserError(f"{file} lists nothing")
         base, found = None, []
         for number, line in lines:
-            if "\0" in line or any(len(part.encode()) > 255 for part in line.split("/")) or len(line.encode()) > 3000:
+            if not is_path(line):
                 raise UserError(f"{file}, line {number}: {quoted(line)} is no path")
             path = Path(line.replace("\\", "/"))
             if base is None or not (base / path).is_file():  # from which of the two, the first line tells

@@ -7,6 +7,7 @@ never ask which layout it is.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -382,4 +383,5 @@ def first(items: Iterable[str], most: int = 3) -> str:
 
 def split_hash(pairs: Sequence[PairFiles]) -> str:
     """SHA-256 (first 16 hex digits) over the stems of a split, which tells two lists of pairs apart."""
-    return hashlib.sha256("\n".join(pair.stem for pair in pairs).encode()).hexdigest()[:16]
+    stems = "\n".join(pair.stem for pair in pairs)
+    return hashlib.sha256(os.fsencode(stems)).hexdigest()[:16]  # a file's name may be no UTF-8
