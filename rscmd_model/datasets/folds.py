@@ -88,14 +88,10 @@ def fold_of(config: DataConfig, given: Any, base: Path, where: str) -> tuple[Dat
     if not isinstance(given, dict) or set(given) != {"list", "held_out", "of"}:
         raise UserError(form)
     file, held_out, of = given["list"], given["held_out"], given["of"]
-    if (
-        not isinstance(file, str)
-        or not is_path(file)
-        or not isinstance(held_out, str)
-        or not isinstance(of, list)
-        or not of
-    ):
+    if not isinstance(file, str) or not isinstance(held_out, str) or not isinstance(of, list) or not of:
         raise UserError(form)
+    if not is_path(file):
+        raise UserError(f"{where}: fold: {quoted(file)} is no path")
     if unknown := [split for split in of if split not in config.splits]:
         raise UserError(f"{where}: fold: no split {quoted(unknown[0])}; there are {', '.join(config.splits)}")
     path = (base / file).resolve()

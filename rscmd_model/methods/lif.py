@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, choice, drawn, number
 from rscmd_model.methods.sum import Sum, SumSettings
 
@@ -68,13 +67,8 @@ class LifSettings(SumSettings):
 
     net: str = choice("scaled", "published", "none")
     alpha: float = number(0.31, above=0)
-    beta: float = number(0.4)
+    beta: float = number(0.4, least=0, most=1)
     lambda_lif: float = number(1.3, least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise UserError(f"beta {self.beta:g}: give 0 to 1")
 
 
 class Lif(Sum):

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from rscmd_model.config import MODALITIES
-from rscmd_model.errors import UserError
 from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.sum import Sum, SumSettings
 from rscmd_model.methods.unimodal_score import assigned_classes
@@ -42,13 +41,8 @@ class SmpSettings(SumSettings):
         stronger: which is the surer one: "measured", "visible" or "thermal".
     """
 
-    smp_until: float = number(0.5)
+    smp_until: float = number(0.5, least=0, most=1)
     stronger: str = choice("measured", *MODALITIES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.smp_until <= 1:
-            raise UserError(f"smp_until {self.smp_until:g} is a share of the training: give 0 to 1")
 
 
 class Smp(Sum):
