@@ -8,7 +8,6 @@ unfold without end, XML with entities, nesting without end.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -226,11 +225,20 @@ def _walk(root: yaml.Node, most: int) -> None:
             pending += node.value
 
 
+def utf_8(name: str) -> bytes:
+    """A file's name in UTF-8, the same under every locale; one that is no UTF-8 gives its own bytes.
+
+    Raises:
+        UnicodeEncodeError: the text has half a surrogate pair, which no file's name has.
+    """
+    return name.encode(errors="surrogateescape")
+
+
 def is_path(text: str) -> bool:
     """Whether a file system can have a path of this name: without a zero byte or half a surrogate pair (an escape of
     YAML can be one), with parts of up to 255 bytes and 3000 in all."""
     try:
-        content = os.fsencode(text)
+        content = utf_8(text)
     except UnicodeEncodeError:
         return False
     return b"\0" not in content and len(content) <= 3000 and all(len(part) <= 255 for part in content.split(b"/"))

@@ -31,7 +31,7 @@ LONE = ("compensate", "instruct")
 FUSING = (*LONE, "gate", "complement")
 
 
-@pytest.mark.parametrize("method", ["compensate", "gate"])
+@pytest.mark.parametrize("method", [*LONE, "gate"])
 def test_a_killed_run_goes_on_and_a_watched_one_notices_nothing(method: str, tmp_path: Path) -> None:
     """Both to the same curve and the same weights, bit for bit."""
     data = two_class_world(tmp_path / "data")

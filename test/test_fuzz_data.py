@@ -236,23 +236,7 @@ def with_value(tree: Any, at: tuple[Any, ...], value: Any) -> Any:
 ODD = (
     odd_json()
     | st.sampled_from(
-        (
-            "on",
-            "no",
-            "2026-11-26",
-            "007",
-            "1e3",
-            "~",
-            "../..",
-            "/",
-            "",
-            ".",
-            "\0",
-            "a" * 300,
-            "é\u2028",
-            "x\ny",
-            "\ud800",
-        )
+        ("on", "no", "2026-11-26", "007", "1e3", "~", "../..", "/", "", ".", "\0", "a" * 300, "é\u2028", "x\ny")
     )
     | st.just("\ud800")
     | st.sampled_from((math.nan, math.inf, -math.inf, 1e308, -1e-300, [math.nan] * 4, [1e308] * 4))

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lives import killed
+from test_ddp import free_port
 from test_objective import gradients, make_model
 from test_pairs import write_world
 from test_resume import assert_same_run
@@ -41,6 +43,7 @@ from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
 
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {
     **QUICK,
     "batch": 2,
@@ -392,15 +395,29 @@ def test_the_methods_of_one_seed_are_trained_with_one_table(
     data = write_world(tmp_path / "data", tuple("abcd"))
     options = [f"{k}={v}" for k, v in {**OPTIONS, "epochs": 1, "project": tmp_path, "verbose": True}.items()]
     tables = []
-    for method in ("thermal", "late"):
+    for method in ("thermal", "late", "aux"):
         words = ["--data", data, "--method", method, "--incomplete", "0.7", *options]
         done = command("rscmd_model.train", *words, f"name={method}", "seed=3")
         assert done.returncode == 0, done.stderr
         tables.append(table(tmp_path / method))
     told = "of 4 pairs 2 have lost the visible image for good, 1 the thermal one (incomplete.csv, "
-    assert caplog.text.count(told) == 2
-    assert tables == [tables[0]] * 2
+    assert caplog.text.count(told) == 3
+    assert tables == [tables[0]] * 3
     assert {k: v for k, v in tables[0].items() if v != "none"} == lost_cameras("abcd", 0.7, seed=3)
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    data, port = two_class_world(tmp_path / "data"), free_port()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    launch += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--local-addr=127.0.0.1"]
+    options = {**OPTIONS, "epochs": 1, "batch": 4, "project": tmp_path, "name": "run"}
+    words = ["-m", "rscmd_model.train", "--data", data, "--incomplete", "0.7", "--method", "rscmd"]
+    words += [f"{k}={v}" for k, v in options.items()]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *map(str, words)], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert {k: v for k, v in table(tmp_path / "run").items() if v != "none"} == lost_cameras("abcdef", 0.7)
 
 
 def worker(rank: int, folder: str) -> None:

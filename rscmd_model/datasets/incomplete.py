@@ -25,6 +25,7 @@ from rscmd_model.datasets.folds import read_rows, rows_of
 from rscmd_model.datasets.pairs import PairFiles
 from rscmd_model.errors import UserError, did_you_mean, quoted
 from rscmd_model.files import whole_file
+from rscmd_model.text import utf_8
 
 EITHER = "either"
 WHICH = (*MODALITIES, EITHER)
@@ -87,7 +88,7 @@ def write_table(file: Path, stems: Iterable[str], lost: Mapping[str, str]) -> No
         UserError: the file cannot be written.
     """
     with whole_file(file) as aside:
-        aside.write_bytes(_encoded(_text(stems, lost)))
+        aside.write_bytes(utf_8(_text(stems, lost)))
 
 
 def read_table(file: Path, pairs: Sequence[PairFiles]) -> dict[str, str]:
@@ -125,9 +126,5 @@ def _text(stems: Iterable[str], lost: Mapping[str, str]) -> str:
     return text.getvalue()
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")  # a file's name may be no UTF-8
-
-
 def _hash(text: str) -> str:
-    return hashlib.sha256(_encoded(text)).hexdigest()
+    return hashlib.sha256(utf_8(text)).hexdigest()

@@ -7,7 +7,6 @@ never ask which layout it is.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.text import utf_8
 
 # What a published set is known to have: read over, counted and said. In data of one's own each is a mistake to mend.
 # In both the box is clipped or left out, or the pair is used as it is.
@@ -383,5 +383,4 @@ def first(items: Iterable[str], most: int = 3) -> str:
 
 def split_hash(pairs: Sequence[PairFiles]) -> str:
     """SHA-256 (first 16 hex digits) over the stems of a split, which tells two lists of pairs apart."""
-    stems = "\n".join(pair.stem for pair in pairs)
-    return hashlib.sha256(os.fsencode(stems)).hexdigest()[:16]  # a file's name may be no UTF-8
+    return hashlib.sha256(utf_8("\n".join(pair.stem for pair in pairs))).hexdigest()[:16]

@@ -9,7 +9,6 @@ a hash of their stems: the same on every machine, and those of a smaller number 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Reader
 from rscmd_model.errors import UserError, quoted
-from rscmd_model.text import is_path
+from rscmd_model.text import is_path, utf_8
 
 PAIRS = 32
 _SPLIT = "train"
@@ -63,7 +62,7 @@ class Replayed:
                 f"replay: {self.name} has {len(there.pairs)} whole pairs in {_SPLIT}, and {self.count} are wanted: "
                 "give a smaller number"
             )
-        chosen = sorted(there.pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair.stem)).digest())[: self.count]
+        chosen = sorted(there.pairs, key=lambda pair: hashlib.sha256(utf_8(pair.stem)).digest())[: self.count]
         known = {pair.visible for pair in own.pairs}
         if twice := next((pair for pair in chosen if pair.visible in known), None):
             raise UserError(f"replay: {twice.visible} is in the data already: give those of another site")

@@ -9,42 +9,20 @@ from typing import Any
 
 from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.evaluation.answers import is_lost, lost_answer
+from rscmd_model.evaluation.curves import COLOURS
 from rscmd_model.files import whole_file
-from rscmd_model.methods import parse_method
 
 # What is drawn where: the answers of a panel, each with its own mark, and the answer that all have to beat there.
 PANELS = {"both cameras": (("fused", "ensemble"), ("sum", "fused"))} | {
     f"{lost} camera lost": ((other_modality(lost), lost_answer(lost)), (other_modality(lost), other_modality(lost)))
     for lost in MODALITIES
 }
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
 MARKS = {
-    "fused": ("o", "#0072B2", "fused head"),
-    "ensemble": ("D", "#56B4E9", "ensemble"),
-    "branch": ("o", "#D55E00", "branch of the other camera"),
+    "fused": ("o", COLOURS[0], "fused head"),
+    "ensemble": ("D", COLOURS[5], "ensemble"),
+    "branch": ("o", COLOURS[1], "branch of the other camera"),
     "lost": ("x", "#666666", "fused head, one image black"),
 }
-
-
-def answer_name(method: str, branch: str) -> str:
-    """The name of an answer in tables and pictures.
-
-    Args:
-        method: as it is written on the command line.
-        branch: which of its answers, "fused" or a modality.
-
-    Returns:
-        the method alone for what answers its pairs; else the method and the answer, or which camera is lost.
-
-    Raises:
-        UserError: there is no such method.
-    """
-    if is_lost(branch):
-        return f"{method}, {branch.removeprefix('fused, ')}"
-    usual, *_ = parse_method(method).pair_answers
-    if branch in (usual, "ensemble"):
-        return method if branch == usual else f"{method}, {branch}"
-    return f"{method}, {branch} branch alone"
 
 
 def plot_ablation(

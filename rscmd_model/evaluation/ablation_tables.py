@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rscmd_model.config import MODALITIES, other_modality
-from rscmd_model.evaluation.ablation_plot import answer_name, plot_ablation
+from rscmd_model.evaluation.ablation_plot import plot_ablation
 from rscmd_model.evaluation.answers import is_lost, lost_answer
 from rscmd_model.evaluation.resampling import interval, over_seeds
 from rscmd_model.files import whole_file
+from rscmd_model.methods import parse_method
 
 FIGURES = ("mAP50", "mAP50_95")
 COSTS = ("parameters", "gflops", "step_ms", "teachers_ms", "memory_mb")
@@ -82,6 +83,27 @@ class Difference:
             if self.resampled is not None:
                 line |= _bounds(column, self.resampled[:, n])
         return line
+
+
+def answer_name(method: str, branch: str) -> str:
+    """The name of an answer in tables and pictures.
+
+    Args:
+        method: as it is written on the command line.
+        branch: which of its answers, "fused" or a modality.
+
+    Returns:
+        the method alone for what answers its pairs; else the method and the answer, or which camera is lost.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if is_lost(branch):
+        return f"{method}, {branch.removeprefix('fused, ')}"
+    usual, *_ = parse_method(method).pair_answers
+    if branch in (usual, "ensemble"):
+        return method if branch == usual else f"{method}, {branch}"
+    return f"{method}, {branch} branch alone"
 
 
 def median_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
