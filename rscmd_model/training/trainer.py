@@ -1,8 +1,8 @@
 """Training on the ultralytics trainer: the thin subclass that gives it pairs, our network and our model file.
 
 What each of ultralytics' options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
-as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py` and
-`paired_dataset.py` are the ones that name its internals.
+as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py`,
+`checkpoints.py` and `paired_dataset.py` are the ones that name its internals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
@@ -28,21 +27,21 @@ from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
-from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
 from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
-from rscmd_model.files import lock_folder, whole_file, write_json
+from rscmd_model.files import lock_folder, write_json
 from rscmd_model.network.checkpoint import Detector, read_detector
 from rscmd_model.network.header import check_image_size
 from rscmd_model.network.model import RscmdModel
-from rscmd_model.network.model_file import ModelHeader, save_model
 from rscmd_model.network.objective import PARTS
 from rscmd_model.network.pretrained import load_weights
 from rscmd_model.network.teachers import Teachers
+from rscmd_model.training.checkpoints import close_checkpoints, save_aside, write_model
 from rscmd_model.training.continuing import Finished, hold
 from rscmd_model.training.cost import StepMeter
 from rscmd_model.training.fixed_pairs import FixedPairs
@@ -383,36 +382,11 @@ class PairedTrainer(DetectionTrainer):
         super().save_metrics(metrics)
         args, last = self.args, self.epoch + 1 >= self.epochs
         if self.best_fitness == self.fitness and (args.val or args.save or args.time or last):
-            data = self.data["config"]
-            header = ModelHeader(
-                config=self.ema.ema.config,
-                names=self.data["names"],
-                image_size=int(self.args.imgsz),
-                thermal=data.thermal_contract,
-                registration=data.registration,
-                data={"name": data.name, "split_hash": self.data["split_hash"]},
-                metrics={k: float(v) for k, v in self.metrics.items() if k.startswith("metrics/")},
-            )
-            save_model(self.model_file, self.ema.ema, header)
+            write_model(self)
 
     def save_model(self) -> bool:
-        """ultralytics' checkpoints, all written aside and renamed, last.pt at the end."""
-        files = self.best, self.last
-        aside = [file.with_suffix(".partial") for file in files]
-        self.best, self.last = aside
-        try:
-            saved = super().save_model()
-            for written, file in zip(aside, files):
-                if written.exists():
-                    written.replace(file)
-        finally:
-            self.best, self.last = files
-            for written in aside:
-                written.unlink(missing_ok=True)
-        if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
-            with whole_file(self.wdir / f"epoch{self.epoch}.pt") as copied:
-                shutil.copyfile(self.last, copied)
-        return saved
+        """ultralytics' checkpoints, see `save_aside`."""
+        return save_aside(self, super().save_model)
 
     @property
     def model_file(self) -> Path:
@@ -425,10 +399,7 @@ class PairedTrainer(DetectionTrainer):
         if RANK in {-1, 0}:
             # Before the checkpoints are closed: a run that counts as finished has its cost.
             write_json(self.save_dir / "cost.json", self.meter.summary(self.ema.ema, self.args.imgsz))
-            for file in (self.last, self.best):
-                if file.exists():
-                    with whole_file(file) as aside:
-                        strip_optimizer(file, str(aside))
+            close_checkpoints(self)
             if best[0]:
                 LOGGER.info(f"\nValidating {self.best}...")
                 self.ema.ema.load_state_dict(load_checkpoint(self.best)[0].state_dict())
