@@ -25,6 +25,7 @@ from rscmd_model.methods.base import Features, number
 from rscmd_model.methods.rsc import Rsc, RscSettings
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model
+from rscmd_model.network.objective import TrainingStep
 from rscmd_model.training.trainer import PairedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,11 +58,11 @@ class Balanced(Rsc):
         gained = {m: [gain * f for f in features[m]] for m, gain in zip(self.modalities, self.gain)}
         return super().fuse(model, x, gained)
 
-    def losses(self, model: Any, answers: Any, scored: Any, features: Any, batch: Any) -> dict[str, Tensor]:
-        positives = scored["fused"].positives
-        best = [answers[m]["scores"].detach().sigmoid().amax(1)[positives].sum() for m in self.modalities]
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
+        positives = step.scored["fused"].positives
+        best = [step.answers[m]["scores"].detach().sigmoid().amax(1)[positives].sum() for m in self.modalities]
         self.sure.lerp_(torch.stack(best), 0.1)
-        return {**super().losses(model, answers, scored, features, batch), "gain": (self.gain - 1).square().sum()}
+        return {**super().losses(model, step), "gain": (self.gain - 1).square().sum()}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -29,6 +29,7 @@ from rscmd_model.methods.m2d import salience
 from rscmd_model.methods.smp import Smp
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import read_header, save_model
+from rscmd_model.network.objective import TrainingStep
 from rscmd_model.network.teachers import Teachers
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
@@ -125,7 +126,7 @@ def test_distillation_teaches_each_backbone_and_falls_to_a_tenth(files: dict[str
     answers = model.answers_to(features, make_batch()["img"], ("fused",))
     assert model.criterion is None
     scored = {"fused": model.init_criterion().detection(answers["fused"], make_batch())}
-    losses = model.method.losses(model, answers, scored, features, make_batch())
+    losses = model.method.losses(model, TrainingStep(make_batch(), features, answers, scored))
     for name in ("inner", "cross"):
         for m in MODALITIES:
             weights = [p for p in model.backbones[m].parameters() if p.requires_grad]

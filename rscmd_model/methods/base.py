@@ -15,7 +15,7 @@ from rscmd_model.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 Features = list[Tensor]
 """One tensor (B, C, H, W) for each of the strides 8, 16 and 32."""
@@ -140,8 +140,8 @@ class Method(nn.Module):
         progress: share of the training that is over, 0 to 1; set by the trainer at each epoch.
         modalities: the cameras, and so the backbones, that the model has.
         frozen: names of the model's parts that are not trained.
-        takes_incomplete: whether the method can be trained on pairs that have lost a camera for good (`losses` says
-            what it then meets). It is not inherited: what a subclass changes has to be thought through for it anew.
+        takes_incomplete: whether the method can be trained on pairs that have lost a camera for good (`TrainingStep`
+            says what `losses` then meets). It is not inherited: what a subclass changes has to be thought through anew.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
     """
@@ -227,14 +227,7 @@ class Method(nn.Module):
         """
         return model.branch(name)(fused if name == "fused" else alone[name])
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """The losses of a batch by name, each a scalar with a gradient, unweighted, mean over the batch.
 
         Progress bars, results.csv and plots show them under these names. Here these are box, cls and dfl of the main
@@ -242,21 +235,11 @@ class Method(nn.Module):
 
         Args:
             model: the whole network.
-            answers: those of `taught`, as the heads gave them: "boxes" (B, 4 bins, N) and "scores" (B, classes, N),
-                both logits, and "feats".
-            scored: how each of them does on the batch, with its assignment of objects to anchors.
-            features: of each modality, as the backbones gave them.
-            batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size). Labels that
-                no person drew have "weights" (R, 3) as well, for the answers fused, visible and thermal; where all
-                three are 0 the row is no object but a region to ignore. Where pairs have lost a camera for good it has
-                "lost" (B,) int64, the camera of each: 0 none, 1 visible, 2 thermal. Then an answer of `unimodal` is to
-                the samples that have its camera, and so is its score; its losses are the mean over the batch all the
-                same, in which the others count as 0. Where no sample has the camera the answer is missing, and the
-                score is of no anchors.
+            step: the forward pass of the batch.
         """
         main, *others = self.taught
-        sums = {name: torch.stack(list(scored[name].parts.values())).sum() for name in others}
-        return {**scored[main].parts, **sums}
+        sums = {name: torch.stack(list(step.scored[name].parts.values())).sum() for name in others}
+        return {**step.scored[main].parts, **sums}
 
     def figures(self, features: dict[str, Features]) -> dict[str, Tensor]:
         """What of a training batch is shown beside its losses, by name: scalars without a gradient, finite.
@@ -264,7 +247,7 @@ class Method(nn.Module):
         Progress bars and results.csv show their means over an epoch.
 
         Args:
-            features: as for `losses`.
+            features: of each modality, as the backbones gave them.
         """
         return {}
 

@@ -40,6 +40,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.objective import TrainingStep
 
 REHEARSED = "compensated"
 """The answer that bears a loss in training: h(F'), each sample with the lost camera that was drawn for it."""
@@ -153,8 +154,8 @@ class Compensate(Sum):
         answer: dict[str, Any] = model.branch(REHEARSED)(read)
         return {**answer, "kd": torch.stack(kd).mean(), "div": torch.stack(div).mean()}
 
-    def losses(self, model: Any, answers: Any, scored: Any, features: Any, batch: Any) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Detection losses of F and of F', and the two between features; see `Method.losses`."""
-        rehearsed = answers[REHEARSED]
-        named = super().losses(model, answers, scored, features, batch)
+        rehearsed = step.answers[REHEARSED]
+        named = super().losses(model, step)
         return {**named, "kd": rehearsed["kd"], "div": rehearsed["div"]}

@@ -34,6 +34,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
+    from rscmd_model.network.objective import TrainingStep
 
 Streams = dict[str, Tensor]
 """(B, C, H, W) of each modality, at one stride."""
@@ -108,10 +109,10 @@ class Complement(Sum):
         """Of the separator's loss."""
         return {"separator": self.settings.separator}
 
-    def losses(self, model: Any, answers: Any, scored: Any, features: Any, batch: Any) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum` and the separator's; see `Method.losses`."""
-        named = super().losses(model, answers, scored, features, batch)
-        return {**named, "separator": self.separation(features)} if self.settings.separator else named
+        named = super().losses(model, step)
+        return {**named, "separator": self.separation(step.features)} if self.settings.separator else named
 
     def separation(self, features: dict[str, Features]) -> Tensor:
         """The separator's binary cross entropy, mean over samples, cameras and strides."""

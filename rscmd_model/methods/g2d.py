@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rscmd_model.methods.base import Features, number
+from rscmd_model.methods.base import number
 from rscmd_model.methods.smp import Smp, SmpSettings
 from rscmd_model.methods.unimodal_score import assigned_classes
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,17 @@ class G2d(Smp):
         s = self.settings
         return {**super().weights, "feature": s.lambda_feature, "logit": s.lambda_logit}
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum`, "feature" and "logit"."""
-        losses = super().losses(model, answers, scored, features, batch)
+        losses = super().losses(model, step)
         assert model.teachers
-        taught = model.teachers.features(batch["img"])
-        pairs = [(s, t) for m in self.modalities for s, t in zip(features[m], taught[m])]
+        taught = model.teachers.features(step.batch["img"])
+        pairs = [(s, t) for m in self.modalities for s, t in zip(step.features[m], taught[m])]
         losses["feature"] = torch.stack([functional.mse_loss(s.float(), t.float()) for s, t in pairs]).sum()
-        positives, classes = scored["fused"].positives, assigned_classes(scored["fused"], batch)
+        fused = step.scored["fused"]
+        positives, classes = fused.positives, assigned_classes(fused, step.batch)
         kept = [
-            answer_distance(answers["fused"], answer, positives, classes, self.settings.temperature)
+            answer_distance(step.answers["fused"], answer, positives, classes, self.settings.temperature)
             for answer in model.teachers.answers(taught).values()
         ]
         losses["logit"] = torch.stack(kept).sum()

@@ -31,7 +31,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 _WIDTHS = {"scaled": (8, 16, 16), "published": (32, 64, 64)}
 _STRIDE = 8  # of the finest features, and of the brightness
@@ -106,18 +106,11 @@ class Lif(Sum):
         """That of the net's own loss."""
         return {**super().weights, "brightness": self.settings.lambda_lif}
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum`, and "brightness" where there is a net."""
-        losses = super().losses(model, answers, scored, features, batch)
+        losses = super().losses(model, step)
         if self.brightness is not None:
-            x = batch["img"]
+            x = step.batch["img"]
             losses["brightness"] = (self.bright(x) - brightest(x)).abs().mean()
         return losses
 

@@ -36,7 +36,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 _LEAST_SHARE = 0.1
 """Of `lambda_m2d`, at the end of the training."""
@@ -72,20 +72,13 @@ class M2d(Sum):
         falling = 1 - (1 - _LEAST_SHARE) * (1 - math.cos(math.pi * self.progress)) / 2
         return {**super().weights, **dict.fromkeys(("inner", "cross"), self.settings.lambda_m2d * falling)}
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum`, "inner" and "cross"."""
-        losses = super().losses(model, answers, scored, features, batch)
+        losses = super().losses(model, step)
         assert model.teachers
-        taught = model.teachers.features(batch["img"])
-        losses["inner"] = sum_of(self._inner(features[m], taught[m]) for m in self.modalities)
-        losses["cross"] = sum_of(_cross(features[other_modality(m)], taught[m]) for m in self.modalities)
+        taught = model.teachers.features(step.batch["img"])
+        losses["inner"] = sum_of(self._inner(step.features[m], taught[m]) for m in self.modalities)
+        losses["cross"] = sum_of(_cross(step.features[other_modality(m)], taught[m]) for m in self.modalities)
         return losses
 
     def _inner(self, student: Features, teacher: Features) -> Tensor:

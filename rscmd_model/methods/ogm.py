@@ -44,7 +44,7 @@ from rscmd_model.methods.unimodal_score import ScoreSettings, UnimodalScore
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,11 @@ class Ogm(Sum):
         scaled = self.modulating and self.settings.ge == "off"
         return scale_gradients(to_fuse, self.k) if scaled else to_fuse, own
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum`; and the modalities are scored."""
         if self.scoring:
-            self.score.update(model, scored, features, batch)
-        return super().losses(model, answers, scored, features, batch)
+            self.score.update(model, step.scored, step.features, step.batch)
+        return super().losses(model, step)
 
     def before_step(self, model: RscmdModel) -> None:
         """With GE: k times the backbones' gradients, and noise on those of their convolutions."""

@@ -29,7 +29,7 @@ from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -133,20 +133,13 @@ class Rsc(Sum):
         """lambda_v and lambda_t."""
         return {m: getattr(self.settings, f"lambda_{m}") for m in self.modalities}
 
-    def losses(
-        self,
-        model: RscmdModel,
-        answers: dict[str, Any],
-        scored: dict[str, Scored],
-        features: dict[str, Features],
-        batch: dict[str, Any],
-    ) -> dict[str, Tensor]:
+    def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """As `Method.losses`, under the same names in every batch.
 
         With `schedule=one` the loss that was drawn is counted twice and the other is 0, so that the mean of each over
         many batches is that of a training with all. The next batch has a draw of its own.
         """
-        found = super().losses(model, answers, scored, features, batch)
+        found = super().losses(model, step)
         if not self.in_turn:
             return found
         self.draws[1] += 1

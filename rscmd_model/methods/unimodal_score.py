@@ -98,7 +98,7 @@ class UnimodalScore(nn.Module):
 
         Args:
             model: in training mode.
-            scored, features, batch: as for `Method.losses`.
+            scored, features, batch: as `TrainingStep` has them.
         """
         if not self._due(model.method.progress):
             return
@@ -127,7 +127,7 @@ def assigned_classes(scored: Scored, batch: dict[str, Any]) -> Tensor:
 
     Args:
         scored: of the fused answer. Its objects are numbered within their pair, without those of the weight 0.
-        batch: as for `Method.losses`.
+        batch: as `TrainingStep` has it.
     """
     of, classes = batch["batch_idx"].view(-1).long(), batch["cls"].view(-1).long()
     if "weights" in batch:

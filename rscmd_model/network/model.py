@@ -251,7 +251,7 @@ class RscmdModel(BaseModel):
 
         Args:
             batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls" and "bboxes" of all objects, and "weights" and
-                "lost" as `Method.losses` has them.
+                "lost" as `TrainingStep` has them.
             preds: what `predict` gave for it, if it was called already.
         """
         if self.criterion is None:

@@ -40,6 +40,30 @@ class Scored:
     objects: Tensor
 
 
+@dataclass(frozen=True)
+class TrainingStep:
+    """The forward pass of a training step: what a method names losses of.
+
+    Attributes:
+        batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size). Labels that no
+            person drew have "weights" (R, 3) as well, for the answers fused, visible and thermal; where all three are 0
+            the row is no object but a region to ignore. Where pairs have lost a camera for good it has "lost" (B,)
+            int64, the camera of each: 0 none, 1 visible, 2 thermal. Then an answer of `Method.unimodal` is to the
+            samples that have its camera, and so is its score; its losses are the mean over the batch all the same, in
+            which the others count as 0. Where no sample has the camera the answer is missing, and the score is of no
+            anchors.
+        features: of each modality, per stride (B, C, H, W), as the backbones gave them.
+        answers: those of `Method.taught`, as the heads gave them: "boxes" (B, 4 bins, N) and "scores" (B, classes, N),
+            both logits, and "feats".
+        scored: how each of them does on the batch, with its assignment of objects to anchors.
+    """
+
+    batch: dict[str, Any]
+    features: dict[str, list[Tensor]]
+    answers: dict[str, Any]
+    scored: dict[str, Scored]
+
+
 class Detection:
     """YOLOv8's detection loss (CIoU, distribution focal loss, BCE) with its assignment of objects to anchors.
 
@@ -109,8 +133,7 @@ class Objective:
             model: the network.
             answers: those that are taught.
             features: of each modality, per stride (B, C, H, W).
-            batch: "img" and the objects, with "weights" (R, 3) where labels teach the answers more or less, and "lost"
-                (B,) where samples have lost a camera for good.
+            batch: as `TrainingStep` has it.
 
         Returns:
             the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss"), with
@@ -120,7 +143,7 @@ class Objective:
             scored = {name: self._left(model, name, answers, batch) for name in model.method.taught}
         else:
             scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
-        losses = model.method.losses(model, answers, scored, features, batch)
+        losses = model.method.losses(model, TrainingStep(batch, features, answers, scored))
         total = model.method.total(model, losses) * len(batch["img"])
         figures = model.method.figures(features)
         return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
