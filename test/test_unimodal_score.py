@@ -15,20 +15,25 @@ from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.methods.unimodal_score import MOMENTUM, WARM_UP, UnimodalScore, alone, assigned_classes
 from rscmd_model.network.model import RscmdModel
-from rscmd_model.network.objective import Detection, Scored, seen_by
+from rscmd_model.network.objective import Detection, Scored, TrainingStep, seen_by
 
 
-def scoring(method: str = "sum", batch: Any = None) -> tuple[RscmdModel, Any, Any, Any]:
-    """A model in training, the features of a batch, how the fused answer does on it, and the batch."""
-    model, batch = make_model(parse_method(method)), batch or make_batch()
-    features = {m: model.features(batch["img"], m) for m in MODALITIES}
-    answer = model.answers_to(features, batch["img"], ["fused"])["fused"]
-    return model, features, {"fused": Detection(model)(answer, seen_by("fused", batch))}, batch
+def scoring(method: str = "sum", batch: Any = None) -> tuple[RscmdModel, TrainingStep]:
+    """A model in training, and the forward pass of a batch."""
+    model = make_model(parse_method(method))
+    return model, forward(model, batch or make_batch())
 
 
-def by_hand(model: RscmdModel, features: Any, scored: Scored, batch: Any, modality: str) -> Tensor:
+def forward(model: RscmdModel, batch: dict[str, Any]) -> TrainingStep:
+    features, answers = model.predict(batch["img"])
+    scored = {"fused": Detection(model)(answers["fused"], seen_by("fused", batch))}
+    return TrainingStep(batch, features, answers, scored)
+
+
+def by_hand(model: RscmdModel, step: TrainingStep, modality: str) -> Tensor:
     """The sum of the scores, anchor by anchor, from a copy of the model that is run as any other answer."""
-    given = {m: [f.detach() * (m == modality) for f in levels] for m, levels in features.items()}
+    batch, scored = step.batch, step.scored["fused"]
+    given = {m: [f.detach() * (m == modality) for f in levels] for m, levels in step.features.items()}
     logits = deepcopy(model).answers_to(given, batch["img"], ["fused"])["fused"]["scores"].detach()
     total = torch.zeros(())
     for pair, anchor in scored.positives.nonzero().tolist():
@@ -39,11 +44,11 @@ def by_hand(model: RscmdModel, features: Any, scored: Scored, batch: Any, modali
 
 @pytest.mark.parametrize("method", ["sum", "sum+fusion=mean", "sum+fusion=adapt"])
 def test_a_score_is_that_of_the_assigned_classes(method: str) -> None:
-    model, features, scored, batch = scoring(method)
-    expected = torch.stack([by_hand(model, features, scored["fused"], batch, m) for m in MODALITIES])
+    model, step = scoring(method)
+    expected = torch.stack([by_hand(model, step, m) for m in MODALITIES])
     score = UnimodalScore(1)
-    score.update(model, scored, features, batch)
-    number = int(scored["fused"].positives.sum())
+    score.update(model, step)
+    number = int(step.scored["fused"].positives.sum())
     assert number > 10
     torch.testing.assert_close(score.scores, expected / number)
     torch.testing.assert_close(score.means[:2], MOMENTUM * expected / 2)
@@ -68,7 +73,7 @@ def test_a_pair_s_classes_are_those_of_the_boxes_that_the_assigner_gave() -> Non
     """The assigner's own classes, which the criterion hands to the class loss as targets, say the same."""
     batch = make_batch()
     batch["weights"] = torch.tensor([[0.0, 1, 1], [1, 1, 1], [0.7, 0, 0]])
-    model, features, scored, _ = scoring(batch=batch)
+    model, step = scoring(batch=batch)
     criterion = Detection(model).criterion
     kept = criterion.assigner.forward
     labels = []
@@ -78,44 +83,44 @@ def test_a_pair_s_classes_are_those_of_the_boxes_that_the_assigner_gave() -> Non
         return labels[-1]
 
     criterion.assigner.forward = assign
-    answer = deepcopy(model).answers_to(features, batch["img"], ["fused"])["fused"]
+    answer = deepcopy(model).answers_to(step.features, batch["img"], ["fused"])["fused"]
     criterion.get_assigned_targets_and_loss(criterion.parse_output(answer), dict(seen_by("fused", batch)))
-    positives = scored["fused"].positives
+    positives = step.scored["fused"].positives
     assert torch.equal(labels[0][3].bool(), positives)
-    assert torch.equal(assigned_classes(scored["fused"], batch)[positives], labels[0][0].long()[positives])
+    assert torch.equal(assigned_classes(step.scored["fused"], batch)[positives], labels[0][0].long()[positives])
 
 
 @pytest.mark.parametrize("method", ["sum", "sum+fusion=adapt"])
 def test_scoring_leaves_no_trace_in_the_model(method: str) -> None:
-    model, features, scored, batch = scoring(method)
+    model, step = scoring(method)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    UnimodalScore(1).update(model, scored, features, batch)
+    UnimodalScore(1).update(model, step)
     assert [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])] == []
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert all(n.training and n.track_running_stats for n in model.modules() if isinstance(n, nn.BatchNorm2d))
-    answer = alone(model, "visible", batch["img"], features)
+    answer = alone(model, "visible", step.batch["img"], step.features)
     assert not answer["scores"].requires_grad
     statistics = [b for n, b in model.named_buffers() if n.endswith("running_mean") and "backbones" not in n]
     assert len(statistics) > 10
     for value in statistics:
         value.fill_(7.0)
-    assert torch.equal(alone(model, "visible", batch["img"], features)["scores"], answer["scores"])
+    assert torch.equal(alone(model, "visible", step.batch["img"], step.features)["scores"], answer["scores"])
     model.frozen_statistics = True
-    held = alone(model.train(), "visible", batch["img"], features)["scores"]
+    held = alone(model.train(), "visible", step.batch["img"], step.features)["scores"]
     assert not torch.equal(held, answer["scores"]), "a training that normalises by its statistics scores by them"
 
 
 def test_a_batch_without_a_positive_anchor_is_left_out() -> None:
     empty = {**make_batch(), "batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
     score = UnimodalScore(1)
-    model, features, scored, batch = scoring()
-    score.update(model, scored, features, batch)
+    model, step = scoring()
+    score.update(model, step)
     kept = score.means.clone()
-    model, features, scored, batch = scoring(batch=empty)
-    assert not scored["fused"].positives.any()
-    score.update(model, scored, features, batch)
+    model, step = scoring(batch=empty)
+    assert not step.scored["fused"].positives.any()
+    score.update(model, step)
     assert torch.equal(score.means, kept)
     assert score.counted == 1
 
@@ -124,11 +129,8 @@ def test_with_one_class_the_modalities_still_differ() -> None:
     """A softmax over one class is 1, whatever a camera sees."""
     torch.manual_seed(0)
     model = RscmdModel(method_config("sum"), {0: "person"}).train()
-    batch = {**make_batch(), "cls": torch.zeros(3, 1)}
-    features = {m: model.features(batch["img"], m) for m in MODALITIES}
-    answer = model.answers_to(features, batch["img"], ["fused"])["fused"]
     score = UnimodalScore(1)
-    score.update(model, {"fused": Detection(model)(answer, batch)}, features, batch)
+    score.update(model, forward(model, {**make_batch(), "cls": torch.zeros(3, 1)}))
     visible, thermal = score.scores.tolist()
     assert 0 < visible < 1
     assert 0 < thermal < 1
@@ -137,11 +139,11 @@ def test_with_one_class_the_modalities_still_differ() -> None:
 
 def test_ratios_are_told_after_the_warm_up_and_owe_nothing_to_the_start() -> None:
     score = UnimodalScore(1)
-    model, features, scored, batch = scoring()
+    model, step = scoring()
     for _ in range(WARM_UP):
         assert score.ratios.tolist() == [1.0, 1.0]
-        score.update(model, scored, features, batch)
-    sums = [by_hand(model, features, scored["fused"], batch, m) for m in MODALITIES]
+        score.update(model, step)
+    sums = [by_hand(model, step, m) for m in MODALITIES]
     expected = float(sums[0] / sums[1])
     assert score.ratios.tolist() == pytest.approx([expected, 1 / expected])
     score.means[:2] = 0.125

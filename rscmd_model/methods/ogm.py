@@ -122,7 +122,7 @@ class Ogm(Sum):
     def losses(self, model: RscmdModel, step: TrainingStep) -> dict[str, Tensor]:
         """Those of `Sum`; and the modalities are scored."""
         if self.scoring:
-            self.score.update(model, step.scored, step.features, step.batch)
+            self.score.update(model, step)
         return super().losses(model, step)
 
     def before_step(self, model: RscmdModel) -> None:

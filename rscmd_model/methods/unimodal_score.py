@@ -29,7 +29,7 @@ from rscmd_model.methods.sum import SumSettings
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
-    from rscmd_model.network.objective import Scored
+    from rscmd_model.network.objective import Scored, TrainingStep
 
 MOMENTUM = 0.1
 """Weight of a new batch in the running means."""
@@ -91,21 +91,20 @@ class UnimodalScore(nn.Module):
         ratios = sums / sums.flip(0).clamp_min(torch.finfo(sums.dtype).tiny)
         return torch.where(self.counted >= WARM_UP, ratios, torch.ones_like(ratios))
 
-    def update(
-        self, model: RscmdModel, scored: dict[str, Scored], features: dict[str, Features], batch: dict[str, Any]
-    ) -> None:
+    def update(self, model: RscmdModel, step: TrainingStep) -> None:
         """Score a batch, if it is one of those that are. One without a positive anchor, in all processes, is left out.
 
         Args:
             model: in training mode.
-            scored, features, batch: as `TrainingStep` has them.
+            step: the forward pass of the batch.
         """
         if not self._due(model.method.progress):
             return
-        positives, classes = scored["fused"].positives, assigned_classes(scored["fused"], batch)
+        fused, images = step.scored["fused"], step.batch["img"]
+        positives, classes = fused.positives, assigned_classes(fused, step.batch)
         sums = []
         for m in MODALITIES:
-            logits = alone(model, m, batch["img"], features)["scores"].gather(1, classes[:, None]).squeeze(1)
+            logits = alone(model, m, images, step.features)["scores"].gather(1, classes[:, None]).squeeze(1)
             sums.append((logits.float().sigmoid() * positives).sum())
         now = torch.stack([*sums, positives.sum().float()]) / len(positives)
         if dist.is_available() and dist.is_initialized():  # all have the same number of pairs
