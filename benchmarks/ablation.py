@@ -6,8 +6,9 @@
     python benchmarks/ablation.py --only balanced --train 1920 --out runs/more    # more pairs to train on
     python benchmarks/ablation.py --only balanced --out runs/adamw optimizer=AdamW lr0=0.002    # another recipe
 
-Paints the worlds into OUT/worlds and calls `python -m rscmd_model.ablate` for each; its folder is OUT/NAME. Called
-again, it goes on where it stopped. Variants are chosen on worlds of other seeds than those that are reported.
+Paints the worlds into OUT/worlds and calls `python -m rscmd_model.ablate` for each; its folder is OUT/NAME, and its
+intervals are over scenes. Called again, it goes on where it stopped. Variants are chosen on worlds of other seeds than
+those that are reported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rscmd_model.datasets.opening import open_data
+from rscmd_model.datasets.pairs import find_pairs
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.files import whole_file
 
 LLVIP_MINI = Path(__file__).resolve().parents[2] / "shared" / "llvip_mini" / "data.yaml"
 METHODS = "visible,thermal,sum,aux,rsc,rscmd"
@@ -65,7 +69,7 @@ def main() -> None:
     for name in args.only:
         print(f"\n=== {name}", flush=True)
         if name == "llvip_mini":
-            data, seeds, recipe = LLVIP_MINI, 5, PHOTO_RECIPE
+            data, seeds, recipe, drives = LLVIP_MINI, 5, PHOTO_RECIPE, []
             if not data.is_file():
                 print(f"skipped: no {data}")
                 continue
@@ -80,8 +84,13 @@ def main() -> None:
                 dials = [*WORLD.split(), *WORLDS[name].split(), "--seed", args.world_seed]
                 dials += ["--train", args.train, "--val", args.val]
                 run("rscmd_model.synthetic", "--out", world, *dials)
+            scenes = world / "scenes.csv"  # a pair of each
+            stems = [pair.stem for pair in find_pairs(open_data(data), "val")]
+            with whole_file(scenes) as aside:
+                aside.write_text("\n".join(["name", *stems, ""]))
+            drives = ["--frames", scenes]
         words = ["--data", data, "--methods", args.methods, "--seeds", str(args.seeds or seeds)]
-        words += ["--lost"] if args.lost else []
+        words += [*drives, *(["--lost"] if args.lost else [])]
         run("rscmd_model.ablate", *words, "--out", args.out / name, *in_place(recipe, args.options))
 
 

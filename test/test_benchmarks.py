@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_assemble import write_detector
 from test_inference import model_file
 from test_pairs import write_world
 
+from rscmd_model.detections import Detections
+from rscmd_model.evaluation.answers import Answers
+from rscmd_model.evaluation.scoring import Truth
 from rscmd_model.synthetic.writing import write_world as paint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,9 +139,13 @@ def test_ablation(bench: Bench, tmp_path: Path) -> None:
     (run / "scores.json").write_text(json.dumps({"branches": {"visible": {"mAP50": 0.5, "mAP50_95": 0.25}}}))
     cost = {"parameters": 3_000_000, "gflops": 1.25, "step_ms": 10, "teachers_ms": None, "memory_mb": 100}
     (run / "cost.json").write_text(json.dumps(cost))
+    box = np.array([[8, 8, 40, 40]], np.float32), np.zeros(1, np.int64)
+    found = [Detections(box[0], np.array([0.9], np.float32), box[1])] * 4
+    stems = tuple(f"{scene:06d}_00" for scene in range(4))
+    Answers(stems, ((128, 128),) * 4, (Truth(*box),) * 4, {"visible": found}).save(run / "answers.npz")
     small = ["--only", "balanced", "--methods", "visible", "--seeds", "1", "--train", "4", "--val", "4"]
     bench("ablation", *small, "--out", tmp_path, "epochs=1", "imgsz=64")
-    assert "| visible | 50.0 | 25.0 |" in (tmp_path / "balanced/table.md").read_text()
+    assert "| visible | 50.0 [100.0, 100.0] | 25.0 [100.0, 100.0] |" in (tmp_path / "balanced/table.md").read_text()
     recipe = json.loads((tmp_path / "balanced/recipe.json").read_text())["options"]
     assert (recipe["epochs"], recipe["imgsz"], recipe["batch"]) == (1, 64, 16)
 
