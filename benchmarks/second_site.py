@@ -26,16 +26,13 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from ablation import WORLD, WORLD_RECIPE, WORLDS, in_place, run
-from torch import Tensor, nn
-from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.datasets.opening import open_data
@@ -45,12 +42,6 @@ from rscmd_model.evaluation.faults import Fault
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
-from rscmd_model.network.model import RscmdModel
-from rscmd_model.network.model_file import load_model
-from rscmd_model.network.objective import Objective
-from rscmd_model.options import parse_options
-from rscmd_model.training.continuing import read_finished
-from rscmd_model.training.run import train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MOVES = {  # from the dials of one world to those of another
@@ -63,7 +54,7 @@ STEPS = {
     "frozen BatchNorm": "--batchnorm frozen",
     "frozen backbones": "freeze=[backbones.visible,backbones.thermal]",
     "replay of 32": "--replay {first} --replay-pairs 32",
-    "distillation": "",
+    "distillation": "--distil",
     "projection": "--keep {memory}",
     "joint": "--replay {first} --replay-pairs {pairs}",
 }
@@ -72,57 +63,6 @@ LAST_EPOCH = "val=False plots=False verbose=False"  # no choice of an epoch by t
 AGAIN = "lr0=0.01 warmup_epochs=1 warmup_bias_lr=0"
 PHOTOS = "epochs=6 imgsz=320 batch=8 nbs=8 optimizer=AdamW lr0=0.0001 cos_lr=True warmup_epochs=1 warmup_bias_lr=0.0001"
 PHOTOS += " mosaic=0 device=cpu workers=0"
-
-
-class FromTeacher(Objective):
-    """Learning without forgetting (LwF, Li and Hoiem, arXiv 1606.09282) for a detector: the old model's answers to the
-    new pairs are taught beside the labels.
-
-    Classes: binary cross-entropy with the old scores. Boxes: the divergence from the old distributions, weighted by the
-    old scores. Both are divided by the sum of the old scores, as the detection loss is by its targets, and have its
-    gains. Without a temperature, since the scores are no softmax.
-    """
-
-    def __init__(self, model: RscmdModel, teacher: RscmdModel) -> None:
-        super().__init__(model)
-        self.teacher = teacher.eval().requires_grad_(False)
-
-    def __call__(self, model: RscmdModel, answers: Any, features: Any, batch: dict[str, Any]) -> Any:
-        """As `Objective`, with "lwf_loss"."""
-        total, parts = super().__call__(model, answers, features, batch)
-        with torch.no_grad():
-            taught = self.teacher.answers(batch["img"], tuple(answers))
-        losses = [_distance(answer, taught[name][1], model.args) for name, answer in answers.items()]
-        loss = torch.stack(losses).sum()
-        return torch.cat([total, (loss * len(batch["img"]))[None]]), {**parts, "lwf_loss": loss.detach()}
-
-
-def _distance(answer: Mapping[str, Tensor], old: Mapping[str, Tensor], gains: Any) -> Tensor:
-    """How far an answer is from an old one; both are what a head gives."""
-    scores = old["scores"].sigmoid()
-    sure = scores.amax(1)
-    classes = nn.functional.binary_cross_entropy_with_logits(answer["scores"], scores, reduction="none").sum()
-    now, then = (part["boxes"].unflatten(1, (4, -1)).log_softmax(2) for part in (answer, old))
-    boxes = (nn.functional.kl_div(now, then, reduction="none", log_target=True).sum(2).mean(1) * sure).sum()
-    return (gains.cls * classes + gains.dfl * boxes) / sure.sum().clamp_min(1)
-
-
-def distil(first: Path, second: Path, options: Mapping[str, Any]) -> None:
-    """Train with the old model's answers; begins anew if it was interrupted."""
-    finished = read_finished(first)
-
-    def teach(trainer: Any) -> None:
-        model = unwrap_model(trainer.model)
-        model.criterion = FromTeacher(model, load_model(first)[0])
-
-    train(
-        str(second),
-        finished.header.config,
-        dict(options),
-        finished,
-        frozen_statistics=True,
-        observers=[lambda trainer: trainer.add_callback("on_train_start", teach)],
-    )
 
 
 def main() -> None:
@@ -179,9 +119,6 @@ def _ladder(args: argparse.Namespace, move: str, method: str, seed: int) -> dict
             given += ["--lam-min", lam_min] if lam_min else []
             if step == "joint":
                 command = ["--data", second, *given, *longer]
-            elif step == "distillation":
-                rows[name] = _distilled(folder, first, second, model, again)
-                continue
             else:
                 command = ["--data", second, "--continue", model, *given, *again]
             rows[name] = _trained(folder, first, second, *command)
@@ -198,13 +135,6 @@ def _trained(folder: Path, first: Path, second: Path, *command: Any) -> dict[str
         else:
             place = [f"project={folder.parent}", f"name={folder.name}", "exist_ok=True"]
             run("rscmd_model.train", *command, *place)
-    return _scored(folder, first, second)
-
-
-def _distilled(folder: Path, first: Path, second: Path, model: Path, words: Sequence[str]) -> Any:
-    if not (folder / "scores.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        distil(model, second, parse_options([*words, f"project={folder.parent.resolve()}", f"name={folder.name}"]))
     return _scored(folder, first, second)
 
 

@@ -43,7 +43,9 @@ _PREDICTION = "acts when ultralytics predicts: use `python -m rscmd_model.predic
 _EXPORT = "acts when ultralytics exports: use `python -m rscmd_model.export`"
 _TASK = "is for another task than detection"
 _POLYGONS = "copies objects along their outlines, and these data have boxes"
-_DISTILLATION = "distillation is not part of this trainer"
+_DISTILLATION = (
+    "distillation of another detector is not part of this trainer; for the answers of a finished model see `--distil`"
+)
 
 OPTIONS: dict[str, Option] = {
     "task": Option("this trainer detects"),

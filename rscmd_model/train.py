@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frozen_statistics=frozen,
         teachers=teachers,
         kept=kept,
+        distil=args.distil,
         observers=[recorder],
     )
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
@@ -150,6 +151,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X",
         help="with --keep: directions count as used above this share of a convolution's largest second moment "
         "(default: 0.01)",
+    )
+    second.add_argument(
+        "--distil",
+        action="store_true",
+        help="with --continue: the model's own answers to the new pairs are taught beside their labels (LwF)",
     )
     second.add_argument(
         "--remember", action="store_true", help="afterwards write memory.safetensors, for --keep of a later training"
@@ -218,6 +224,12 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError(
             "--continue goes on from a finished model, --weights starts one from a plain detector: give one"
         )
+    if args.distil and resumes:
+        raise UserError("a resumed run keeps what it began with: leave out --distil")
+    if args.distil and not args.goes_on:
+        raise UserError("--distil teaches the answers of the model that a training goes on from: give --continue MODEL")
+    if args.distil and args.incomplete.rate:
+        raise UserError("--distil needs both cameras of every pair, and --incomplete takes some away: leave one out")
     if args.keep and not args.goes_on:
         raise UserError("--keep is the memory of the model that a training goes on from: give --continue MODEL as well")
     if args.keep and args.batchnorm == "batch":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, split_hash
-from rscmd_model.methods import method_config
+from rscmd_model.methods import parse_method
 from rscmd_model.network.memory import save_memory
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, load_model, save_model
@@ -43,7 +43,7 @@ class Sites:
         if not file.is_file():
             data = open_data(self.first)
             torch.manual_seed(0)
-            model = RscmdModel(method_config(method), data.names).train()
+            model = RscmdModel(parse_method(method), data.names).train()
             for layer in model.modules():
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.momentum = 1.0

@@ -105,6 +105,9 @@ def test_what_does_not_go_together_is_refused(sites: Sites, tmp_path: Path) -> N
     goes_on = ["--data", sites.second, place, "--continue", sites.model("sum")]
     memory = sites.memory("sum")
     assert "give one" in refused([*goes_on, "--weights", "yolov8n.pt"])
+    assert "leave out --distil" in refused([f"resume={tmp_path}/last.pt", "--distil"])
+    assert "give --continue MODEL" in refused(["--data", sites.second, "--distil"])
+    assert "leave one out" in refused([*goes_on, "--distil", "--incomplete", "0.5"])
     assert "leave out --continue" in refused([f"resume={tmp_path}/last.pt", "--continue", sites.model("sum")])
     assert "leave out --lam-min" in refused([f"resume={tmp_path}/last.pt", "--lam-min", "0.1"])
     assert "give --continue MODEL as well" in refused(["--data", sites.second, "--keep", memory])
@@ -152,19 +155,29 @@ def run(model: Path, memory: Path, data: Path, folder: Path, kill: bool = False)
 
     finished = read_finished(model)
     options = {**RECIPE, "epochs": 2, "project": str(folder.parent), "name": folder.name}
-    kept = keep(finished, memory, 0.02)
-    train(data, finished.header.config, options, finished, frozen_statistics=True, kept=kept, observers=[observe])
+    given: dict[str, Any] = {"frozen_statistics": True, "kept": keep(finished, memory, 0.02), "distil": True}
+    train(data, finished.header.config, options, finished, **given, observers=[observe])
 
 
-def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_memory(sites: Sites, tmp_path: Path) -> None:
-    memory = tmp_path / "memory.safetensors"
+def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_files(sites: Sites, tmp_path: Path) -> None:
+    memory, model = tmp_path / "memory.safetensors", tmp_path / "model.safetensors"
     memory.write_bytes(sites.memory("sum").read_bytes())
-    run(sites.model("sum"), memory, sites.second, tmp_path / "whole")
+    model.write_bytes(sites.model("sum").read_bytes())
+    run(model, memory, sites.second, tmp_path / "whole")
+    assert float(curve(tmp_path / "whole")[-1]["train/old_loss"]) > 0
     folder = tmp_path / "killed"
-    killed(run, sites.model("sum"), memory, sites.second, folder, True)
+    killed(run, model, memory, sites.second, folder, True)
     assert len(curve(folder)) == 1
 
     last = str(folder / "weights/last.pt")
+    content = model.read_bytes()
+    model.unlink()
+    with pytest.raises(UserError, match="whose answers this training teaches: put it back"):
+        train(None, None, {"resume": last})
+    model.write_bytes(sites.model("rscmd").read_bytes())
+    with pytest.raises(UserError, match="put that one back"):
+        train(None, None, {"resume": last})
+    model.write_bytes(content)
     content = memory.read_bytes()
     memory.unlink()
     with pytest.raises(UserError, match="put it back"):

@@ -27,6 +27,7 @@ from rscmd_model.network.objective import Objective
 from rscmd_model.network.yolov8 import Backbone, Branch, Head
 
 if TYPE_CHECKING:
+    from rscmd_model.network.distillation import OldAnswers
     from rscmd_model.network.memory import Kept
     from rscmd_model.network.teachers import Teachers
 
@@ -58,6 +59,7 @@ class RscmdModel(BaseModel):
         teachers: the single-camera controls that the method learns from, where it does; see `Teachers`.
         frozen_statistics: whether a training leaves BatchNorm's running statistics as they are, and normalises by them.
         kept: what a training keeps of an earlier one; None where it keeps nothing.
+        old: the model that a training goes on from, where its answers are taught; None where they are not.
 
     The input is (B, 4, H, W) in [0, 1]: red, green, blue, thermal. H and W are multiples of 32.
 
@@ -68,6 +70,7 @@ class RscmdModel(BaseModel):
     frozen_statistics = False
     teachers: Teachers | None = None
     kept: Kept | None = None
+    old: OldAnswers | None = None
 
     def __init__(self, config: ModelConfig, names: dict[int, str]) -> None:
         super().__init__()

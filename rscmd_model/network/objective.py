@@ -127,7 +127,8 @@ class Objective:
         features: dict[str, list[Tensor]],
         batch: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `method.losses` names, weighted by `method.weights` and made one total by `method.total`.
+        """What `method.losses` names, weighted by `method.weights` and made one total by `method.total`; and how far
+        the answers are from `model.old`, where it is given.
 
         Args:
             model: the network.
@@ -145,6 +146,9 @@ class Objective:
             scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
         losses = model.method.losses(model, TrainingStep(batch, features, answers, scored))
         total = model.method.total(model, losses) * len(batch["img"])
+        if model.old is not None:  # beside whatever rule a method has for its own losses
+            losses["old"] = model.old.loss(answers, batch["img"], model.args)
+            total = torch.cat([total.reshape(-1), losses["old"].reshape(1) * len(batch["img"])])
         figures = model.method.figures(features)
         return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
 

@@ -24,6 +24,7 @@ from rscmd_model.evaluation.sweep import LOWEST_SCORE, answer_pairs, score_all
 from rscmd_model.files import write_json
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.network.checkpoint import Detector
+from rscmd_model.network.distillation import OldAnswers
 from rscmd_model.network.memory import Kept
 from rscmd_model.options import RESUMABLE, check_options, without_effect
 from rscmd_model.training.continuing import Finished
@@ -43,6 +44,7 @@ def train(
     frozen_statistics: bool = False,
     teachers: Mapping[str, Path] | None = None,
     kept: Kept | None = None,
+    distil: bool = False,
     observers: Sequence[Callable[[PairedTrainer], None]] = (),
     trainer_class: type[PairedTrainer] = PairedTrainer,
 ) -> Path:
@@ -60,6 +62,7 @@ def train(
         teachers: by modality the model.safetensors of its single-camera control, where the method learns from them
             (`methods.needs_teachers`); ignored when resuming, which keeps the run's own.
         kept: what is kept of the finished model that `weights` is; needs frozen statistics.
+        distil: whether the answers of the finished model that `weights` is are taught beside the labels.
         observers: each is called with the trainer before it trains, and may hang its callbacks on it. A run does not
             remember them: a resumed one has those that are given.
         trainer_class: in place of `PairedTrainer`.
@@ -97,6 +100,8 @@ def train(
     if not checkpoint:
         trainer.start_from(config, weights, augmentation, teachers)
         trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
+        if distil and isinstance(weights, Finished):
+            trainer.model.old = OldAnswers(weights.file, weights.sha256)
     for observe in observers:
         observe(trainer)
     _run(trainer)

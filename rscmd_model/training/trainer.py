@@ -192,6 +192,7 @@ class PairedTrainer(DetectionTrainer):
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
             model.frozen_statistics, model.kept = weights.frozen_statistics, weights.kept
             model.teachers = weights.teachers and weights.teachers.reopened()
+            model.old = weights.old and weights.old.reopened()
         return model
 
     def start_from(
