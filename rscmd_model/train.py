@@ -230,6 +230,8 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError("--distil teaches the answers of the model that a training goes on from: give --continue MODEL")
     if args.distil and args.incomplete.rate:
         raise UserError("--distil needs both cameras of every pair, and --incomplete takes some away: leave one out")
+    if args.distil and options.get("compile"):
+        raise UserError("--distil was not tried with compile: leave one out")
     if args.keep and not args.goes_on:
         raise UserError("--keep is the memory of the model that a training goes on from: give --continue MODEL as well")
     if args.keep and args.batchnorm == "batch":
