@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frozen_statistics=frozen,
         teachers=teachers,
         kept=kept,
-        distil=args.distil,
+        distil=bool(args.distil),
         observers=[recorder],
     )
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
@@ -155,6 +155,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     second.add_argument(
         "--distil",
         action="store_true",
+        default=None,
         help="with --continue: the model's own answers to the new pairs are taught beside their labels (LwF)",
     )
     second.add_argument(
@@ -216,7 +217,7 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
     for name in ("method", "scale", "model", "family", "weights", "batchnorm", "teachers") if resumes else ():
         if getattr(args, name) is not None:
             raise UserError(f"a resumed run keeps its own model: leave out --{name}")
-    for name in ("goes_on", "keep", "lam_min", "replay", "replay_pairs") if resumes else ():
+    for name in ("goes_on", "keep", "lam_min", "distil", "replay", "replay_pairs") if resumes else ():
         if getattr(args, name) is not None:
             flag = {"goes_on": "continue"}.get(name, name.replace("_", "-"))
             raise UserError(f"a resumed run keeps what it began with: leave out --{flag}")
@@ -224,14 +225,6 @@ def _check(args: argparse.Namespace, options: dict[str, Any]) -> None:
         raise UserError(
             "--continue goes on from a finished model, --weights starts one from a plain detector: give one"
         )
-    if args.distil and resumes:
-        raise UserError("a resumed run keeps what it began with: leave out --distil")
-    if args.distil and not args.goes_on:
-        raise UserError("--distil teaches the answers of the model that a training goes on from: give --continue MODEL")
-    if args.distil and args.incomplete.rate:
-        raise UserError("--distil needs both cameras of every pair, and --incomplete takes some away: leave one out")
-    if args.distil and options.get("compile"):
-        raise UserError("--distil was not tried with compile: leave one out")
     if args.keep and not args.goes_on:
         raise UserError("--keep is the memory of the model that a training goes on from: give --continue MODEL as well")
     if args.keep and args.batchnorm == "batch":

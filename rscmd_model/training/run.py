@@ -74,6 +74,7 @@ def train(
         UserError: bad data, options, device or weights; or a file of the run that cannot be written, as on a full disk.
     """
     options = check_options(options)
+    old = _distilled(weights, options, augmentation) if distil else None
     if isinstance(weights, Finished) and data is not None:
         options = {"imgsz": weights.header.image_size, **options}
         site = open_data(data)
@@ -100,12 +101,26 @@ def train(
     if not checkpoint:
         trainer.start_from(config, weights, augmentation, teachers)
         trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
-        if distil and isinstance(weights, Finished):
-            trainer.model.old = OldAnswers(weights.file, weights.sha256)
+        trainer.model.old = OldAnswers(old.file, old.sha256) if old else None
     for observe in observers:
         observe(trainer)
     _run(trainer)
     return trainer.model_file
+
+
+def _distilled(weights: Any, options: Mapping[str, Any], augmentation: Augmentation) -> Finished:
+    """The finished model whose answers are to be taught.
+
+    Raises:
+        UserError: the training goes on from no finished model, or something does not go with it.
+    """
+    if not isinstance(weights, Finished):
+        raise UserError("--distil teaches the answers of the model that a training goes on from: give --continue MODEL")
+    if augmentation.incomplete.rate:
+        raise UserError("--distil needs both cameras of every pair, and --incomplete takes some away: leave one out")
+    if options.get("compile"):
+        raise UserError("--distil was not tried with compile: leave one out")
+    return weights
 
 
 def _overrides(data: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
