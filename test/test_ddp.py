@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,26 +47,27 @@ torch.save(found, os.path.join(out, os.environ["RANK"] + ".pt"))
 """
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, folder: str, batches: list[dict[str, Any]]) -> None:
     """One rank of what the trainer does: the wrapped model's own loss, scaled by the number of ranks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     model = DistributedDataParallel(make_model(method_config("rscmd")), find_unused_parameters=True)
-    loss, _ = model(make_batch(seed=rank))
+    loss, _ = model(batches[rank])
     (loss.sum() * WORLD).backward()
     grads = {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}
     torch.save(grads, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.start_processes(worker, args=(str(tmp_path),), nprocs=WORLD, start_method="forkserver")
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD))
+def assert_gradients_of_one(batches: list[dict[str, Any]], folder: Path) -> None:
+    """Two processes with a batch each have the gradients of one process that accumulates both."""
+    mp.start_processes(worker, args=(str(folder), batches), nprocs=WORLD, start_method="forkserver")
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(WORLD))
 
     expected: dict[str, Tensor] = {}
-    for rank in range(WORLD):  # one process that accumulates the same two batches
+    for batch in batches:
         model = make_model(method_config("rscmd"))
-        model(make_batch(seed=rank))[0].sum().backward()
+        model(batch)[0].sum().backward()
         for name, p in model.named_parameters():
             if p.grad is not None:
                 expected[name] = expected.get(name, torch.zeros_like(p)) + p.grad
@@ -74,6 +76,10 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     for name, grad in expected.items():
         assert torch.equal(first[name], second[name]), name
         assert float((first[name] - grad).norm()) < 1e-4 * float(scale), name
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    assert_gradients_of_one([make_batch(seed=rank) for rank in range(WORLD)], tmp_path)
 
 
 @pytest.mark.parametrize(("nodes", "method"), [(1, "sum"), (2, "rscmd")])

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from test_ddp import assert_gradients_of_one
 from test_objective import gradients, make_model
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from rscmd_model.config import MODALITIES, Augmentation
 from rscmd_model.methods import method_config, parse_method
@@ -208,32 +206,5 @@ def test_losses_in_16_bits_send_gradients_to_every_weight() -> None:
     assert grads[0] == grads[1]
 
 
-def worker(rank: int, folder: str) -> None:
-    """A rank of two: the second has no visible image at all."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = DistributedDataParallel(make_model(method_config("rscmd")), find_unused_parameters=True)
-    loss, _ = model(make_batch(*LOST_OF_RANK[rank]))
-    (loss.sum() * 2).backward()
-    torch.save({n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-LOST_OF_RANK = (([NONE, THERMAL, VISIBLE, NONE], 5), ([VISIBLE] * 4, 6))
-
-
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.start_processes(worker, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    expected: dict[str, Tensor] = {}
-    for given in LOST_OF_RANK:
-        model = make_model(method_config("rscmd"))
-        model(make_batch(*given))[0].sum().backward()
-        for name, p in model.named_parameters():
-            if p.grad is not None:
-                expected[name] = expected.get(name, torch.zeros_like(p)) + p.grad
-    assert set(first) == set(second) == set(expected)
-    scale = torch.stack([g.norm() for g in expected.values()]).norm()
-    for name, grad in expected.items():
-        assert torch.equal(first[name], second[name]), name
-        assert float((first[name] - grad).norm()) < 1e-4 * float(scale), name
+def test_two_processes_give_the_gradients_of_one_of_which_the_second_has_no_visible_image(tmp_path: Path) -> None:
+    assert_gradients_of_one([make_batch([NONE, THERMAL, VISIBLE, NONE], 5), make_batch([VISIBLE] * 4, 6)], tmp_path)

@@ -171,22 +171,18 @@ def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_files(sites: 
     assert len(curve(folder)) == 1
 
     last = str(folder / "weights/last.pt")
-    content = model.read_bytes()
-    model.unlink()
-    with pytest.raises(UserError, match="whose answers this training teaches: put it back"):
-        train(None, None, {"resume": last})
-    model.write_bytes(sites.model("rscmd").read_bytes())
-    with pytest.raises(UserError, match="put that one back"):
-        train(None, None, {"resume": last})
-    model.write_bytes(content)
-    content = memory.read_bytes()
-    memory.unlink()
-    with pytest.raises(UserError, match="put it back"):
-        train(None, None, {"resume": last})
-    memory.write_bytes(sites.memory("rscmd").read_bytes())
-    with pytest.raises(UserError, match="put that one back"):
-        train(None, None, {"resume": last})
-    memory.write_bytes(content)
+    for file, other, gone in (
+        (model, sites.model("rscmd"), "whose answers this training teaches: put it back"),
+        (memory, sites.memory("rscmd"), "that this training keeps .*: put it back"),
+    ):
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(UserError, match=gone):
+            train(None, None, {"resume": last})
+        file.write_bytes(other.read_bytes())
+        with pytest.raises(UserError, match="put that one back"):
+            train(None, None, {"resume": last})
+        file.write_bytes(content)
     command_of_training.main([f"resume={last}", "--remember"])
     assert_same_run(folder, tmp_path / "whole")
     both = read_memory(folder / "memory.safetensors")
