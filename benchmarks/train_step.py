@@ -38,6 +38,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
+from rscmd_model.network.distillation import OldAnswers
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, save_model
 from rscmd_model.network.teachers import Teachers
@@ -60,24 +61,31 @@ def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
     return {k: v.to(args.device) for k, v in batch.items()}
 
 
+def untrained(config: ModelConfig, folder: str) -> Path:
+    """The file of a model whose weights are random."""
+    file = Path(folder, f"{config.title}.safetensors")
+    save_model(file, RscmdModel(config, NAMES), ModelHeader(config, NAMES, 640, ThermalContract()))
+    return file
+
+
 def untrained_teachers(config: ModelConfig) -> Teachers:
-    """Two single-camera controls as large as a model, whose weights are random."""
+    """Two single-camera controls as large as a model."""
+    controls = {m: method_config(m, scale=config.scale, family=config.family) for m in MODALITIES}
     with tempfile.TemporaryDirectory() as folder:
-        files = {m: Path(folder, f"{m}.safetensors") for m in MODALITIES}
-        for m, file in files.items():
-            control = method_config(m, scale=config.scale, family=config.family)
-            save_model(file, RscmdModel(control, NAMES), ModelHeader(control, NAMES, 640, ThermalContract()))
-        return Teachers(files)
+        return Teachers({m: untrained(control, folder) for m, control in controls.items()})
 
 
 class Stepper:
-    """One model and all that its training step needs."""
+    """One model and all that its training step needs; `distil` teaches another one's answers besides."""
 
-    def __init__(self, config: ModelConfig, channels_last: bool, args: argparse.Namespace) -> None:
+    def __init__(self, config: ModelConfig, channels_last: bool, distil: bool, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.model = RscmdModel(config, NAMES).to(args.device).train()
         if needs_teachers(config):
             self.model.teachers = untrained_teachers(config)
+        if distil:
+            with tempfile.TemporaryDirectory() as folder:
+                self.model.old = OldAnswers(untrained(config, folder))
         self.model.method.start(self.model, lambda: [make_batch(args)])
         for part in self.model.method.frozen:
             self.model.get_submodule(part).requires_grad_(False).eval()
@@ -85,6 +93,8 @@ class Stepper:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.cuda = args.device.startswith("cuda")
         self.amp = args.amp
+        if args.compile and distil:
+            raise UserError("--compile does not go with --distil: leave one of them out")
         if args.compile and not self.model.method.compiles:
             raise UserError(f"--compile does not go with method {config.title}: leave one of them out")
         self.forward = torch.compile(self.model) if args.compile else self.model
@@ -133,12 +143,12 @@ def count_flops(config: ModelConfig, size: int) -> dict[str, float]:
     return {"all": counts["Global"], **{n.partition(".")[2]: v for n, v in rooms.items()}}
 
 
-def peak_memory(word: str, channels_last: bool, args: argparse.Namespace) -> float:
+def peak_memory(word: str, channels_last: bool, distil: bool, args: argparse.Namespace) -> float:
     """MB that training `word` takes at its peak, in a process of its own."""
     command = [sys.executable, __file__, word, "--peak", "--channels-last", "on" if channels_last else "off"]
     for name in ("scale", "size", "batch", "objects", "device", "threads"):
         command += [f"--{name}", str(getattr(args, name))]
-    command += [f"--{name}" for name in ("amp", "compile") if getattr(args, name)]
+    command += [f"--{name}" for name in ("amp", "compile") if getattr(args, name)] + ["--distil"] * distil
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {word} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
@@ -156,7 +166,7 @@ def print_peak(args: argparse.Namespace) -> None:
     batch = make_batch(args)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that importing left; see proc(5)
     before = resident("VmRSS")
-    stepper = Stepper(parse_method(args.variants[0], scale=args.scale), args.channels_last == "on", args)
+    stepper = Stepper(parse_method(args.variants[0], scale=args.scale), args.channels_last == "on", args.distil, args)
     for _ in range(3):
         stepper.step(batch)
     print(json.dumps(torch.cuda.max_memory_allocated() / 1e6 if stepper.cuda else resident("VmHWM") - before))
@@ -172,10 +182,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     words = ["sum", *(word for word in args.variants if word != "sum")]
     formats = {"on": (True,), "off": (False,), "both": (False, True)}[args.channels_last]
     names = {
-        f"{w}{', channels last' if last and len(formats) > 1 else ''}": (w, last) for last in formats for w in words
+        w + ", channels last" * (last and len(formats) > 1) + ", distil" * distil: (w, last, distil)
+        for last in formats
+        for w in words
+        for distil in (False, True)[: 1 + args.distil]
     }
     batch = make_batch(args)
-    steppers = {n: Stepper(parse_method(w, scale=args.scale), last, args) for n, (w, last) in names.items()}
+    steppers = {
+        n: Stepper(parse_method(w, scale=args.scale), last, distil, args) for n, (w, last, distil) in names.items()
+    }
     for stepper in steppers.values():
         for _ in range(args.warmup):
             stepper.step(batch)
@@ -188,7 +203,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     print(file=sys.stderr)
     first = next(iter(names))
     results: dict[str, Any] = {}
-    for name, (word, _) in names.items():
+    for name, (word, *_) in names.items():
         ratios = [sum(t) / sum(base) for t, base in zip(times[name], times[first])]
         results[name] = {
             **{part: statistics.median(t[i] for t in times[name]) * 1e3 for i, part in enumerate(PARTS)},
@@ -198,8 +213,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "gflops": count_flops(parse_method(word, scale=args.scale), args.size),
         }
     del steppers
-    for name, (word, last) in names.items():
-        results[name]["peak_mb"] = None if args.no_memory else peak_memory(word, last, args)
+    for name, (word, last, distil) in names.items():
+        results[name]["peak_mb"] = None if args.no_memory else peak_memory(word, last, distil, args)
     return results
 
 
@@ -221,6 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision (CUDA only, as in the trainer)")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--distil", action="store_true", help="each method once more with --distil of the trainer")
     parser.add_argument(
         "--channels-last",
         choices=("on", "off", "both"),

@@ -88,9 +88,10 @@ def test_pairing(bench: Bench, tmp_path: Path) -> None:
 def test_train_step(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     small = ["--size", "64", "--batch", "2", "--rounds", "2", "--warmup", "0", "--threads", "1", "--no-memory"]
-    said = bench("train_step", "sum", "rscmd+md=map", "g2d", *small, "--json", out)
-    assert rows(said) == 4
-    assert set(json.loads(out.read_text())["results"]) == {"sum", "rscmd+md=map", "g2d"}
+    said = bench("train_step", "sum", "rscmd+md=map", "g2d", *small, "--distil", "--json", out)
+    assert rows(said) == 7
+    methods = {"sum", "rscmd+md=map", "g2d"}
+    assert set(json.loads(out.read_text())["results"]) == methods | {f"{method}, distil" for method in methods}
 
 
 def test_bags(bench: Bench, model: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_files(sites: 
 
     last = str(folder / "weights/last.pt")
     for file, other, gone in (
-        (model, sites.model("rscmd"), "whose answers this training teaches: put it back"),
+        (model, sites.model("rscmd"), "that this training learns from: put it back"),
         (memory, sites.memory("rscmd"), "that this training keeps .*: put it back"),
     ):
         content = file.read_bytes()

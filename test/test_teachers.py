@@ -228,14 +228,14 @@ def test_the_controls_scores_decide_who_waits(files: dict[str, Path]) -> None:
     method = model.method
     assert isinstance(method, Smp)
     with torch.no_grad():  # one control is made sure of everything
-        for layer in (tower[-1] for tower in teachers._networks["thermal"].branch("thermal").head.cv3):
+        for layer in (tower[-1] for tower in teachers._models["thermal"].network.branch("thermal").head.cv3):
             layer.bias.fill_(3.0)
     method.start(model, lambda: [make_batch(1), make_batch(2)])
     assert model.training
     visible, thermal = method.sure.tolist()
     assert 0 < visible < 0.2 < 0.8 < thermal < 1
     assert method.waits == "thermal"
-    teachers._networks = dict(zip(MODALITIES, [teachers._networks[m] for m in reversed(MODALITIES)]))
+    teachers._models = dict(zip(MODALITIES, [teachers._models[m] for m in reversed(MODALITIES)]))
     method.sure.copy_(method.sure.flip(0))
     assert method.waits == "visible", "with the scores swapped the other one waits"
     method.sure.fill_(0.5)
@@ -376,8 +376,10 @@ def test_a_run_whose_teacher_changed_does_not_go_on(taught_world: tuple[Path, di
     last = {"resume": str(tmp_path / "cut/weights/last.pt")}
     header = read_header(copies["thermal"])
     save_model(copies["thermal"], RscmdModel(header.config, header.names), header)
-    with pytest.raises(UserError, match=r"thermal\.safetensors is not the file any more that the run began with"):
+    with pytest.raises(UserError, match=r"thermal\.safetensors is not the model any more that this training"):
         train(None, None, last)
     copies["thermal"].unlink()
-    with pytest.raises(UserError, match="no model file"):
+    with pytest.raises(
+        UserError, match=r"no .*thermal\.safetensors, the model that this training learns from: put it back"
+    ):
         train(None, None, last)

@@ -8,54 +8,17 @@ temperature; and a box counts by how sure the finished model was of it, since mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rscmd_model.errors import UserError
-from rscmd_model.files import sha256_of
-from rscmd_model.network.model_file import load_model
+from rscmd_model.network.frozen_model import FrozenModel
 
 
-class OldAnswers:
-    """A finished model, in evaluation mode, without a gradient, whose answers are taught.
-
-    A model that learns them bears this as a plain attribute, so that neither the optimizer nor the moving average nor
-    the model file sees it. A checkpoint has the file's name and digest alone, see `reopened`.
-
-    Args:
-        file: model.safetensors.
-        sha256: of its content, where it is known what it has to be.
-
-    Raises:
-        UserError: as `load_model`, or it is another file than the digest says.
-    """
-
-    def __init__(self, file: str | Path, sha256: str | None = None) -> None:
-        self.file = Path(file).resolve()
-        if not self.file.is_file() and sha256:
-            raise UserError(f"no {self.file}, the model whose answers this training teaches: put it back")
-        self._network = load_model(self.file)[0].requires_grad_(False)
-        self.sha256 = sha256_of(self.file)
-        if sha256 not in (None, self.sha256):
-            raise UserError(f"{self.file} is not the model any more that this training began with: put that one back")
-
-    def __deepcopy__(self, memo: Any) -> OldAnswers:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "sha256": self.sha256}
-
-    def reopened(self) -> OldAnswers:
-        """The same model, from what a checkpoint has of it.
-
-        Raises:
-            UserError: as the class.
-        """
-        return OldAnswers(self.file, self.sha256)
+class OldAnswers(FrozenModel):
+    """A finished model whose answers are taught."""
 
     def loss(self, answers: Mapping[str, Any], x: Tensor, gains: Any) -> Tensor:
         """How far a model's answers are from the old ones: the sum over the answers that both give.
@@ -68,9 +31,9 @@ class OldAnswers:
         Returns:
             a scalar with a gradient.
         """
-        names = [name for name in answers if name in self._network.config.answers]
+        names = [name for name in answers if name in self.header.config.answers]
         with torch.no_grad():
-            old = self._network.to(x.device).answers(x, names)
+            old = self.beside(x).answers(x, names)
         return torch.stack([distance(answers[name], old[name][1], gains) for name in names]).sum()
 
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.errors import UserError
-from rscmd_model.files import sha256_of
 from rscmd_model.methods.base import Features
-from rscmd_model.network.header import read_header
-from rscmd_model.network.model_file import load_model
+from rscmd_model.network.frozen_model import FrozenModel
 
 
 class Teachers:
@@ -32,20 +30,15 @@ class Teachers:
     """
 
     def __init__(self, files: Mapping[str, Path], digests: Mapping[str, str] | None = None) -> None:
-        self.files = {m: Path(files[m]).resolve() for m in MODALITIES}
-        self.headers, self._networks = {}, {}
-        for m, file in self.files.items():
-            self.headers[m] = header = read_header(file)
-            if header.config.modalities != (m,):
+        self._models = {m: FrozenModel(files[m], (digests or {}).get(m)) for m in MODALITIES}
+        self.files = {m: model.file for m, model in self._models.items()}
+        self.digests = {m: model.sha256 for m, model in self._models.items()}
+        for m, model in self._models.items():
+            if (config := model.header.config).modalities != (m,):
                 raise UserError(
-                    f"teacher {file} is no detector of the {m} camera alone but {header.config.title}: give the "
+                    f"teacher {model.file} is no detector of the {m} camera alone but {config.title}: give the "
                     f"model.safetensors of --method {m} (first visible, then thermal)"
                 )
-            self._networks[m] = load_model(file)[0].requires_grad_(False)
-        self.digests = {m: sha256_of(file) for m, file in self.files.items()}
-        for m, digest in (digests or {}).items():
-            if self.digests[m] != digest:
-                raise UserError(f"teacher {self.files[m]} is not the file any more that the run began with")
 
     def __deepcopy__(self, memo: Any) -> Teachers:
         return self
@@ -72,8 +65,8 @@ class Teachers:
         Raises:
             UserError: another size, other classes or another training split.
         """
-        for m, header in self.headers.items():
-            told = f"teacher {self.files[m]}"
+        for m, model in self._models.items():
+            told, header = f"teacher {self.files[m]}", model.header
             theirs = header.config
             if (theirs.scale, theirs.family) != (config.scale, config.family):
                 raise UserError(f"{told} is a {theirs.layers}, and the model a {config.layers}: they have to be alike")
@@ -90,21 +83,14 @@ class Teachers:
         Args:
             x: (B, 4, H, W) in [0, 1], the stacks as the student sees them.
         """
-        found = {}
-        for m, network in self._networks.items():
-            with torch.no_grad():
-                found[m] = network.to(x.device, memory_format=_format(x)).features(x, m)
-        return found
+        with torch.no_grad():
+            return {m: model.beside(x).features(x, m) for m, model in self._models.items()}
 
     def answers(self, features: Mapping[str, Features]) -> dict[str, dict[str, Tensor]]:
         """What their heads say to `features`, by modality: "boxes" (B, 4 bins, N) and "scores" (B, classes, N)."""
         with torch.no_grad():
-            return {m: network.branch(m)(features[m])[1] for m, network in self._networks.items()}
+            return {m: model.network.branch(m)(features[m])[1] for m, model in self._models.items()}
 
     def backbone(self, modality: str) -> torch.nn.Module:
         """The backbone of one of them."""
-        return self._networks[modality].backbones[modality]
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        return self._models[modality].network.backbones[modality]
