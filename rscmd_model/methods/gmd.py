@@ -52,11 +52,7 @@ class Gmd(SharedHead):
     """A loss for each subset of the cameras, whose gradients are projected out of each other's way."""
 
     Settings = GmdSettings
-
-    @property
-    def compiles(self) -> bool:
-        """No: see `surgery`."""
-        return False
+    differentiates_apart = True
 
     def total(self, model: RscmdModel, losses: dict[str, Tensor]) -> Tensor:
         """See `Method.total`."""

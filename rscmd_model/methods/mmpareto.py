@@ -47,11 +47,7 @@ class MmPareto(Rsc):
     """RSC with Pareto integration in the backbones."""
 
     Settings = MmParetoSettings
-
-    @property
-    def compiles(self) -> bool:
-        """No: see `surgery`."""
-        return False
+    differentiates_apart = True
 
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]

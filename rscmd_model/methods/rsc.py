@@ -98,7 +98,7 @@ class Rsc(Sum):
     @property
     def compiles(self) -> bool:
         """Not where what is computed differs from batch to batch."""
-        return not self.in_turn
+        return super().compiles and not self.in_turn
 
     @property
     def taught(self) -> tuple[str, ...]:

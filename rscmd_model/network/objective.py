@@ -11,8 +11,8 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.config import MODALITIES
+from rscmd_model.network.detection_loss import DetectionLoss
 from rscmd_model.network.lost import labels_of, rows_with
-from rscmd_model.network.weighted_loss import WeightedLoss
 
 if TYPE_CHECKING:
     from rscmd_model.network.model import RscmdModel
@@ -38,6 +38,10 @@ class Scored:
     parts: dict[str, Tensor]
     positives: Tensor
     objects: Tensor
+
+    def times(self, share: float) -> Scored:
+        """With the losses multiplied."""
+        return replace(self, parts={part: loss * share for part, loss in self.parts.items()})
 
 
 @dataclass(frozen=True)
@@ -75,24 +79,36 @@ class Detection:
         if not hasattr(model, "args"):
             model.args = get_cfg()
         # The heads agree in classes, strides and bins, which is all that the criterion takes from one.
-        self.criterion = WeightedLoss(model)
+        self.criterion = DetectionLoss(model)
 
     def __call__(self, answer: Any, batch: Mapping[str, Any]) -> Scored:
-        """Score one answer.
+        """Score one answer; see `each`."""
+        return self.each({"": answer}, {"": batch})[""]
+
+    def each(
+        self, answers: Mapping[str, Any], batches: Mapping[str, Mapping[str, Any]], apart: bool = False
+    ) -> dict[str, Scored]:
+        """Score answers, by their names.
 
         Args:
-            answer: what a head gives, in training or evaluation mode.
-            batch: "batch_idx", "cls" and "bboxes" (normalised centre and size) of all objects; and "weights" as
-                `WeightedLoss` takes them, where they differ.
+            answers: what heads give, in training or evaluation mode; of one image size.
+            batches: for each of them "batch_idx", "cls" and "bboxes" (normalised centre and size) of all objects, in
+                the order of the pairs; and "weights" as `DetectionLoss` takes them, where they differ.
+            apart: as in `DetectionLoss.of`, for losses that are differentiated by themselves.
         """
-        output = self.criterion.parse_output(answer)
-        (positives, objects, *_), parts, _ = self.criterion.get_assigned_targets_and_loss(output, dict(batch))
-        # Where a batch has no object at all, the assigner gives both as zeros of the scores' type.
-        return Scored(dict(zip(PARTS, parts)), positives.bool(), objects.long())
+        if not answers:
+            return {}
+        outputs = [self.criterion.parse_output(answer) for answer in answers.values()]
+        found = self.criterion.of(outputs, [batches[name] for name in answers], apart)
+        return {
+            name: Scored(dict(zip(PARTS, parts)), to_find.positives, to_find.objects)
+            for name, (to_find, parts) in zip(answers, found)
+        }
 
     def losses(self, answers: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-        """The parts of each answer's loss, by the answers' names."""
-        return {name: self(answer, seen_by(name, batch)).parts for name, answer in answers.items()}
+        """The parts of each answer's loss, by the answers' names, to be differentiated by themselves."""
+        scored = self.each(answers, {name: seen_by(name, batch) for name in answers}, apart=True)
+        return {name: of.parts for name, of in scored.items()}
 
 
 def seen_by(answer: str, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,10 +156,7 @@ class Objective:
             the weighted losses times the batch size, to be summed, and each loss by name, unweighted ("box_loss"), with
             what `method.figures` shows beside them.
         """
-        if "lost" in batch:
-            scored = {name: self._left(model, name, answers, batch) for name in model.method.taught}
-        else:
-            scored = {name: self.detection(answer, seen_by(name, batch)) for name, answer in answers.items()}
+        scored = self._scored(model, answers, batch)
         losses = model.method.losses(model, TrainingStep(batch, features, answers, scored))
         total = model.method.total(model, losses) * len(batch["img"])
         if model.old is not None:  # beside whatever rule a method has for its own losses
@@ -152,20 +165,23 @@ class Objective:
         figures = model.method.figures(features)
         return total, {**{f"{name}_loss": loss.detach() for name, loss in losses.items()}, **figures}
 
-    def _left(self, model: RscmdModel, name: str, answers: dict[str, Any], batch: dict[str, Any]) -> Scored:
-        """How an answer does where samples have lost a camera: one camera's own on the samples that have it.
+    def _scored(self, model: RscmdModel, answers: dict[str, Any], batch: dict[str, Any]) -> dict[str, Scored]:
+        """How the answers do. Where samples have lost a camera, one camera's own is scored on those that have it.
 
         Its losses are the mean over the whole batch, in which the others have none.
         """
-        seen = seen_by(name, batch)
-        if name not in model.method.unimodal:
-            return self.detection(answers[name], seen)
-        rows, images = rows_with(name, batch["lost"]), batch["img"]
-        if not len(rows):
-            nowhere = images.new_zeros(0, 0)
-            return Scored({part: images.new_zeros(()) for part in PARTS}, nowhere.bool(), nowhere.long())
-        scored = self.detection(answers[name], labels_of(rows, seen))
-        return replace(scored, parts={part: loss * (len(rows) / len(images)) for part, loss in scored.parts.items()})
+        apart = model.method.differentiates_apart
+        batches = {name: seen_by(name, batch) for name in model.method.taught}
+        if "lost" not in batch:
+            return self.detection.each(answers, batches, apart)
+        images = batch["img"]
+        rows = {name: rows_with(name, batch["lost"]) for name in model.method.unimodal}
+        left = {name: labels_of(rows[name], of) if name in rows else of for name, of in batches.items()}
+        there = {name: answers[name] for name in left if name not in rows or len(rows[name])}
+        nowhere = images.new_zeros(0, 0)
+        nothing = Scored({part: images.new_zeros(()) for part in PARTS}, nowhere.bool(), nowhere.long())
+        scored = {**dict.fromkeys(left, nothing), **self.detection.each(there, left, apart)}
+        return {name: of.times(len(rows[name]) / len(images)) if name in rows else of for name, of in scored.items()}
 
     def of_main(self, answer: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the main answer alone, or the sum where there are several; a validation watches it.

@@ -1,0 +1,163 @@
+"""YOLOv8's detection loss, of several answers at once, and where labels teach more or less, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.metrics import bbox_iou
+from ultralytics.utils.tal import bbox2dist, make_anchors
+
+
+class Assigned(NamedTuple):
+    """What the N anchors of S samples are to find.
+
+    Attributes:
+        boxes: (S, N, 4), left, top, right and bottom in strides, of the positive anchors.
+        scores: (S, N, classes).
+        positives: (S, N) bool, the anchors that are assigned to an object.
+        objects: (S, N) int64, to which of their sample's objects; anything elsewhere.
+        weights: (S, N), what each anchor's losses are multiplied by; None where all count alike.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    positives: Tensor
+    objects: Tensor
+    weights: Tensor | None
+
+    def samples(self, start: int, end: int) -> Assigned:
+        """Those of some samples."""
+        boxes, scores, positives, objects = (of[start:end] for of in self[:4])
+        return Assigned(boxes, scores, positives, objects, None if self.weights is None else self.weights[start:end])
+
+
+class DetectionLoss(v8DetectionLoss):
+    """The parent's loss and assignment, for several answers as for one batch: on a GPU most of their time goes to the
+    start of some hundred small operations, however many samples these are of.
+
+    Labels may have "weights" (R,) within 0 to 1. A row with a weight above 0 is an object: the box, class and
+    distribution losses of the anchors that are assigned to it are multiplied by the weight. A row with the weight 0 is
+    a region to ignore: an anchor whose centre lies in it bears no class loss, of any class, unless an object has been
+    assigned to it. The losses are divided by the same number as the parent's, which is of the objects alone and knows
+    no weights.
+    """
+
+    def of(
+        self, answers: Sequence[Mapping[str, Any]], batches: Sequence[Mapping[str, Any]], apart: bool = False
+    ) -> list[tuple[Assigned, tuple[Tensor, Tensor, Tensor]]]:
+        """Score answers, each on its own batch.
+
+        Args:
+            answers: "boxes" (B, 4 bins, N) and "scores" (B, classes, N), both logits, and "feats", as a head gives
+                them in training. N is the same for all, B need not be.
+            batches: for each of them "batch_idx", "cls" and "bboxes" (normalised centre and size) of R rows, in the
+                order of the samples; and "weights", which all of them have, or none.
+            apart: compute the losses answer by answer, so that each reaches its own alone. Together, the loss of one
+                reaches the others with gradients of 0: the same where one sum of all is differentiated.
+
+        Returns:
+            for each answer what its anchors are to find, and its box, class and distribution loss, mean over its batch,
+            times the gains.
+        """
+        sizes = [len(answer["boxes"]) for answer in answers]
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        points, strides = make_anchors(answers[0]["feats"], self.stride, 0.5)
+        # (S, N, 4 bins) and (S, N, classes) for each tensor that losses are computed of
+        sides, scores = (
+            [of.permute(0, 2, 1).contiguous() for of in (parts if apart else [torch.cat(parts)])]
+            for parts in ([answer[key] for answer in answers] for key in ("boxes", "scores"))
+        )
+        decoded = [self.bbox_decode(points, of) for of in sides]
+        height, width = (n * float(self.stride[0]) for n in answers[0]["feats"][0].shape[2:])
+        with torch.no_grad():
+            assigned = self._assign(
+                torch.cat(scores).sigmoid(),
+                torch.cat(decoded) * strides,
+                points * strides,
+                self._rows(batches, sizes),
+                torch.tensor([width, height, width, height], device=self.device),
+            )
+            assigned = assigned._replace(boxes=assigned.boxes / strides)
+        each = [assigned.samples(end - size, end) for size, end in zip(sizes, ends)]
+        if apart:
+            parts = [self._losses(*of, points, [len(of[0])])[0] for of in zip(sides, scores, decoded, each)]
+        else:
+            parts = self._losses(sides[0], scores[0], decoded[0], assigned, points, sizes)
+        return list(zip(each, parts))
+
+    def _rows(self, batches: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Tensor:
+        """(R, 6 or 7), the labels of all batches as of one: sample, class, box, and weight where there are some."""
+        tables, start = [], 0
+        for batch, size in zip(batches, sizes):
+            columns = [batch["batch_idx"].view(-1, 1) + start, batch["cls"].view(-1, 1), batch["bboxes"]]
+            tables.append(torch.cat(columns + [batch[key].view(-1, 1) for key in ("weights",) if key in batch], 1))
+            start += size
+        return torch.cat(tables).to(self.device)
+
+    def _assign(self, scores: Tensor, boxes: Tensor, centres: Tensor, rows: Tensor, size: Tensor) -> Assigned:
+        """Assign objects to anchors.
+
+        Args:
+            scores: (S, N, classes) within 0 to 1.
+            boxes: (S, N, 4) in px.
+            centres: (N, 2) in px.
+            rows: as `_rows` gives them.
+            size: (4,), width, height, width and height of the images in px.
+
+        Returns:
+            what the anchors are to find, boxes in px.
+        """
+        weighs, count = rows.shape[1] > 6, len(scores)
+        objects = self.preprocess(
+            rows[rows[:, 6] > 0] if weighs else rows, count, size
+        )  # (S, most, class, box, weight)
+        labels, found = objects[..., :1], objects[..., 1:5]
+        there = found.sum(2, keepdim=True).gt_(0.0)
+        _, *targets = self.assigner(scores, boxes.type(found.dtype), centres, labels, found, there)
+        # Where no sample has an object, the assigner gives the last two as zeros of the scores' type.
+        positives, which = targets[2].bool(), targets[3].long()
+        weights = None
+        if weighs:
+            regions = self.preprocess(rows[rows[:, 6] == 0], count, size)[:, None, :, 1:5]
+            inside = ((centres[:, None] > regions[..., :2]) & (centres[:, None] < regions[..., 2:])).all(3).any(2)
+            weights = 1 - inside.to(objects)
+            if objects.shape[1]:
+                weights = torch.where(positives, objects[..., 5].gather(1, which), weights)
+        return Assigned(targets[0], targets[1], positives, which, weights)
+
+    def _losses(
+        self, sides: Tensor, scores: Tensor, boxes: Tensor, to_find: Assigned, points: Tensor, sizes: list[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Box, class and distribution loss of runs of samples, each a mean over its own.
+
+        Args:
+            sides: (S, N, 4 bins), logits.
+            scores: (S, N, classes), logits.
+            boxes: (S, N, 4) in strides, of `sides`.
+            to_find: by the S samples.
+            points: (N, 2), the anchors' centres in strides.
+            sizes: how many samples each run has.
+        """
+        bce = self.bce(scores, to_find.scores.to(scores.dtype))
+        if self.class_weights is not None:
+            bce = bce * self.class_weights
+        at = to_find.positives.nonzero(as_tuple=True)  # asked once: it waits for the device
+        weight = to_find.scores[at].sum(-1)
+        if to_find.weights is not None:
+            bce = bce * to_find.weights[..., None]
+            weight = weight * to_find.weights[at]
+        iou = bbox_iou(boxes[at], to_find.boxes[at], xywh=False, CIoU=True).squeeze(-1)
+        distances = bbox2dist(points[at[1]], to_find.boxes[at], self.reg_max - 1)
+        dfl = self.bbox_loss.dfl_loss(sides[at].view(-1, self.reg_max), distances).squeeze(-1)
+        of_anchors = torch.stack(((1.0 - iou) * weight, dfl * weight), 1).float()
+        of_samples = of_anchors.new_zeros(len(scores), 2).index_add(0, at[0], of_anchors)
+        found = []
+        for of, cls, sure in zip(of_samples.split(sizes), bce.split(sizes), to_find.scores.split(sizes)):
+            (box, side), divisor = of.sum(0), sure.sum().clamp(min=1)
+            gains = (box * self.hyp.box, cls.sum() * self.hyp.cls, side * self.hyp.dfl)
+            found.append(tuple(loss / divisor for loss in gains))
+        return found
