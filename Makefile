@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; see underlay/environment.py.
 
-.PHONY: help setup demo test test-oldest fuzz real ablation clean
+.PHONY: help setup demo test test-oldest fuzz real ablation gpu clean
 .DEFAULT_GOAL := help
 
 # Everything here runs on the wheels in .venv alone. A sourced ROS distribution is left out: its Python packages are
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz       spoilt files, messages and values against every reader for an hour; MINUTES=5 for five"
 	@echo "make real       trains the methods once on photographs, plays the scored pairs as a bag (some 20 minutes)"
 	@echo "make ablation   the tables of docs/ablation.md (hours)"
+	@echo "make gpu        what only a CUDA GPU can tell: exactness, memory, speed (minutes)"
 	@echo "make setup      only makes .venv, which the others do by themselves"
 	@echo "make clean      removes the environments, runs and everything built"
 
@@ -53,6 +54,9 @@ real: setup
 
 ablation: setup
 	@$(venv) benchmarks/ablation.py
+
+gpu: setup
+	@$(venv) benchmarks/gpu.py
 
 clean:
 	rm -rf .venv .venv.* runs build install log .hypothesis .mypy_cache .pytest_cache .ruff_cache

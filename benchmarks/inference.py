@@ -39,6 +39,8 @@ from rscmd_model.files import write_json
 
 EXPORTED = ("onnx", "openvino")
 WARMUP = 2
+TOGETHER = 8
+"""Pairs of a batch that is timed beside single ones."""
 # Prints when each part was over, seconds after the interpreter started this program.
 STARTUP = """
 import sys, time
@@ -172,6 +174,8 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
         stack = rng.integers(0, 256, (1, height, width, 4), np.uint8)
         calls[f"ours, {form}"] = partial(predictor.predict_timed, [visible], [thermal])
         calls[f"forward, {form}"] = partial(predictor.backend.forward, stack, ["fused"])
+    together = f"{TOGETHER} at once, torch"
+    calls[together] = partial(ours["torch"].predict_batch, [visible] * TOGETHER, [thermal] * TOGETHER)
 
     two = (visible, np.repeat(thermal[..., None], 3, 2))
     yolos = {"torch": YOLO(f"yolov8{scale}.yaml")}
@@ -182,12 +186,15 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
                 made = YOLO(folder / f"yolov8{scale}.pt").export(format=form, imgsz=[height, width], verbose=False)
             yolos[form] = YOLO(made, task="detect")
 
-    def twice(yolo: Any) -> None:
+    def twice(yolo: Any, **options: Any) -> None:
         for picture in two:
-            yolo.predict(picture, imgsz=[height, width], device=args.device, verbose=False)
+            yolo.predict(picture, imgsz=[height, width], device=args.device, verbose=False, **options)
 
     for form, yolo in yolos.items():
         calls[f"two ultralytics predict, {form}"] = partial(twice, yolo)
+    if args.device != "cpu":
+        halved = YOLO(folder / f"yolov8{scale}.pt")
+        calls["two ultralytics predict, torch half"] = partial(twice, halved, half=True)
 
     plain = load_model(files["torch"])[0].to(args.device)
     x = torch.rand(1, 4, height, width, device=args.device)
@@ -207,7 +214,8 @@ def speed(scale: str, files: dict[str, Path], folder: Path, args: argparse.Names
             started = time.perf_counter()
             given = call()
             if turn >= WARMUP:
-                times[name].append(1e3 * (time.perf_counter() - started))
+                elapsed = time.perf_counter() - started
+                times[name].append(1e3 * elapsed / (TOGETHER if name == together else 1))
                 if name.startswith("ours, "):
                     stages[name.removeprefix("ours, ")].append(given[1])
     results = {n: {"p50": statistics.median(t), "p95": float(np.percentile(t, 95))} for n, t in times.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_assemble import write_detector
 from test_inference import model_file
 from test_pairs import write_world
@@ -131,6 +132,17 @@ def test_inference(bench: Bench, tmp_path: Path) -> None:
     words = ["--ensemble", "--scales", "n", "--rounds", "2", "--size", "64", "64", "--json", out, "--formats"]
     assert "| torch |" in bench("inference", *words)
     assert json.loads(out.read_text())["n"]["torch"]["ratio, median"] > 0
+
+
+def test_gpu(bench: Bench, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """Where there is none: that is said, and a processor goes through the checks."""
+    said = bench("gpu", "--device", "cpu", "--only", "resume", "answers", "memory")
+    assert "| killed and resumed | losses 0, weights 0 apart | losses within 1% | holds |" in said
+    assert "| CPU against cpu, 32 bits | scores 0, boxes 0 px apart |" in said
+    assert "2 hold, 0 do not" in said
+    if not torch.cuda.is_available():
+        done = command("gpu")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_ablation(bench: Bench, tmp_path: Path) -> None:

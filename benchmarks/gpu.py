@@ -1,0 +1,335 @@
+"""What only a GPU can tell, as one command and one table: `make gpu`. Meant to take less than eight minutes.
+
+    python benchmarks/gpu.py                               # on the first CUDA GPU
+    python benchmarks/gpu.py --only resume equal           # some of the checks
+    python benchmarks/gpu.py --device cpu --only answers   # the checks themselves, where there is no GPU
+
+Each row says what was found and what is wanted; the command fails if a row that wants something does not have it. A
+check that breaks is a row as well, and the others go on. The trainings (rscmd, three epochs of drawn pairs) run side by
+side; what is timed runs alone. Losses are compared over the last epoch, weights as the largest difference over the
+largest weight. Out of memory is tried in the predictor, which is the node's; the node itself is not started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from rscmd_model.errors import UserError, run_cli
+from rscmd_model.inference.predictor import Predictor
+
+HERE = Path(__file__).resolve().parent
+SAME = 0.01
+"""How far the losses of what ought to be one run may be apart, as a share of them."""
+STEPS = (("n", 320, 32), ("s", 640, 16))
+"""Scale, image side in px and batch of the training steps that are timed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `holds` is None where nothing is wanted."""
+
+    check: str
+    found: str
+    wanted: str = ""
+    holds: bool | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything runs.
+
+    Attributes:
+        device: as torch names it.
+        folder: for trainings and data.
+        size: image side in px of the trainings.
+        pairs: to train on.
+        trainings: names of those that the checks look at: "killed" by SIGKILL, "free" of deterministic kernels.
+    """
+
+    device: str
+    folder: Path
+    size: int
+    pairs: int
+    trainings: tuple[str, ...]
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device.startswith("cuda")
+
+    @cached_property
+    def data(self) -> Path:
+        """The data.yaml of a drawn world."""
+        words = ["--out", self.folder / "world", "--train", self.pairs, "--val", self.pairs // 4]
+        module("rscmd_model.synthetic", *words, "--size", self.size, self.size)
+        return self.folder / "world/data.yaml"
+
+    def training(self, name: str, *options: str) -> list[str]:
+        """The command of a training. Options given here hold over the others."""
+        of = {"epochs": "3", "batch": "8", "imgsz": str(self.size), "workers": "2", "plots": "False"}
+        of |= {"device": self.device.removeprefix("cuda:"), "project": str(self.folder), "name": name}
+        of |= dict(option.split("=", 1) for option in options)
+        words = [f"{key}={value}" for key, value in of.items()]
+        return [sys.executable, "-m", "rscmd_model.train", "--data", str(self.data), "--method", "rscmd", *words]
+
+    @cached_property
+    def runs(self) -> dict[str, Path]:
+        """The folders of the trainings, done side by side when the first of them is asked for."""
+        free = {name: ["deterministic=False"] for name in ("free", "free-equal")}
+        jobs = {name: started(self.training(name, *free.get(name, []))) for name in self.trainings}
+        if killed := jobs.get("killed"):
+            last = self.folder / "killed/weights/last.pt"
+            while killed.poll() is None and not last.exists():
+                time.sleep(0.01)
+            if killed.poll() is not None:
+                raise UserError(f"the training that was to be killed ended before: {end_of(killed)}")
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.communicate()
+            jobs["killed"] = started([sys.executable, "-m", "rscmd_model.train", f"resume={last}"])
+        for name, job in jobs.items():
+            said = end_of(job)
+            if job.returncode:
+                raise UserError(f"training {name} ended with {job.returncode}: {said}")
+        return {name: self.folder / name for name in jobs}
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """A process in a group of its own, whose output is kept."""
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def module(name: str, *words: object) -> None:
+    """Run a module to its end, in silence.
+
+    Raises:
+        UserError: it failed.
+    """
+    done = subprocess.run([sys.executable, "-m", name, *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{name}: {last_line(done.stderr)}")
+
+
+def end_of(job: subprocess.Popen[str]) -> str:
+    """Wait for a process; the last line that it said."""
+    return last_line(job.communicate()[0])
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return ([line for line in text.splitlines() if line.strip()] or ["nothing was said"])[-1].strip()
+
+
+def apart(one: Path, other: Path) -> tuple[float, float]:
+    """How far two runs are apart: their losses in the last epoch, and their weights."""
+    losses = []
+    for run in (one, other):
+        with (run / "results.csv").open() as file:
+            row = list(csv.DictReader(file))[-1]
+        losses.append({key.strip(): float(value) for key, value in row.items() if "loss" in key})
+    weights = [load_file(run / "model.safetensors") for run in (one, other)]
+    largest = max(float(w.abs().max()) for w in weights[0].values())
+    difference = max(float((w - weights[1][name]).abs().max()) for name, w in weights[0].items())
+    return max(abs(a - losses[1][key]) / max(a, 1e-6) for key, a in losses[0].items()), difference / largest
+
+
+def resume(place: Place) -> Iterator[Row]:
+    """A run that was killed by SIGKILL and went on, against one that was not."""
+    loss, weight = apart(place.runs["killed"], place.runs["whole"])
+    yield Row("killed and resumed", told(loss, weight), f"losses within {SAME:.0%}", loss <= SAME)
+
+
+def equal(place: Place) -> Iterator[Row]:
+    """Two equal runs, with and without deterministic kernels."""
+    loss, weight = apart(place.runs["equal"], place.runs["whole"])
+    yield Row("two equal runs", told(loss, weight), f"losses within {SAME:.0%}", loss <= SAME)
+    loss, weight = apart(place.runs["free-equal"], place.runs["free"])
+    yield Row("two equal runs, deterministic=False", told(loss, weight))
+
+
+def told(loss: float, weight: float) -> str:
+    """What `apart` found."""
+    return f"losses {loss:.2g}, weights {weight:.2g} apart"
+
+
+def answers(place: Place) -> Iterator[Row]:
+    """What a trained model answers on the CPU and on the device, before suppression."""
+    file = place.runs["whole"] / "model.safetensors"
+    stack = np.random.default_rng(0).integers(0, 256, (1, place.size, place.size, 4), np.uint8)
+    wanted = Predictor(file, device="cpu").backend.forward(stack, ["fused"])[0][0]
+    for half, score_bound, box_bound in ((False, 1e-3, 0.1), *([(True, 0.02, 2.0)] if place.cuda else [])):
+        found = Predictor(file, device=place.device, half=half).backend.forward(stack, ["fused"])[0][0]
+        boxes, scores = (float(np.abs(found[of] - wanted[of]).max()) for of in (slice(0, 4), slice(4, None)))
+        yield Row(
+            f"CPU against {place.device}, {16 if half else 32} bits",
+            f"scores {scores:.2g}, boxes {boxes:.2g} px apart",
+            f"scores {score_bound:g}, boxes {box_bound:g} px",
+            scores <= score_bound and boxes <= box_bound,
+        )
+
+
+def memory(place: Place) -> Iterator[Row]:
+    """A batch that finds no memory, and the next one."""
+    if not place.cuda:
+        yield Row("out of memory", "not tried: no GPU")
+        return
+    predictor = Predictor(place.runs["whole"] / "model.safetensors", device=place.device)
+    pair = np.zeros((1024, 1024, 3), np.uint8), np.zeros((1024, 1024), np.uint8)
+    hog = torch.empty(max(torch.cuda.mem_get_info(place.device)[0] - 2**28, 0), dtype=torch.uint8, device=place.device)
+    try:
+        predictor.predict_batch([pair[0]] * 64, [pair[1]] * 64)
+        found, failed = "64 pairs of 1024 px found memory where 256 MB were left", False
+    except torch.OutOfMemoryError:
+        found, failed = "refused", True
+    del hog
+    torch.cuda.empty_cache()
+    predictor.predict(*pair)
+    yield Row("out of memory, then a pair", f"{found}, then answered", "refused, then answered", failed)
+
+
+def devices(place: Place) -> Iterator[Row]:
+    """Several GPUs asked for, and two processes on one."""
+    several = subprocess.run(place.training("several", "device=0,1"), capture_output=True, text=True, timeout=120)
+    wanted = "trained" if torch.cuda.device_count() > 1 else "one line that refuses"
+    refused = several.returncode == 2 and len(several.stderr.strip().splitlines()) == 1
+    holds = several.returncode == 0 if torch.cuda.device_count() > 1 else refused
+    yield Row("device=0,1", f"{several.returncode}: {last_line(several.stderr or several.stdout)}", wanted, holds)
+    train = place.training("two", *(["device=0,0"] if place.cuda else []))[1:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    two = subprocess.run([*launcher, *train], capture_output=True, text=True, timeout=180)
+    said = re.search(r".*(?:error|Error).*", two.stdout + two.stderr)
+    found = "trained" if two.returncode == 0 else f"{two.returncode}: {said[0].strip() if said else 'no error named'}"
+    yield Row("two processes, one GPU" if place.cuda else "two processes", found)
+
+
+def steps(place: Place) -> Iterator[Row]:
+    """The training step, in 32 bits and in mixed precision, and compiled."""
+    sizes, rounds = (STEPS, 10) if place.cuda else ((("n", place.size, 2),), 2)
+    for scale, size, batch in sizes:
+        at = ("--scale", scale, "--size", size, "--batch", batch, "--rounds", rounds, "--no-memory")
+        where, full = f"scale {scale}, {size} px, batch {batch}", 0.0
+        for amp in (False, True) if place.cuda else (False,):
+            of = table(place, "train_step.py", "rscmd", "rscmd+md=stop", *at, *["--amp"] * amp)["results"]
+            ratio, bits = of["rscmd"]["ratio"], "AMP" if amp else "32 bits"
+            found = f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f}) of sum's {of['sum']['step']:.0f} ms"
+            yield Row(f"a step of rscmd, {where}, {bits}", found, "1.3", ratio[1] <= 1.3)
+            full = full or of["rscmd"]["step"]
+            if amp:
+                share = of["rscmd"]["step"] / full
+                yield Row(f"AMP against 32 bits, {where}", f"{share:.2f}", "below 1", share < 1)
+        if place.cuda:
+            try:
+                of = table(place, "train_step.py", "rscmd", *at, "--compile", timeout=100)["results"]
+                yield Row(
+                    f"compiled, {where}",
+                    f"{of['rscmd']['step'] / full:.2f} of a plain step",
+                    "a gain",
+                    of["rscmd"]["step"] < full,
+                )
+            except subprocess.TimeoutExpired:
+                yield Row(f"compiled, {where}", "no figure within 100 s", "a gain", False)
+
+
+def speed(place: Place) -> Iterator[Row]:
+    """A pair from images to boxes."""
+    scales, rounds = (("n", "s"), 100) if place.cuda else (("n",), 2)
+    size = ("--size", "640", "512") if place.cuda else ("--size", "64", "64")
+    results = table(place, "inference.py", "--scales", *scales, "--rounds", rounds, *size, "--formats")
+    for scale, goal in zip(scales, (1.5, 2.0)):
+        of = results[scale]
+        ours, eight = of["ours, torch"], of["8 at once, torch"]
+        tail, gain = ours["p95"] / ours["p50"], ours["p50"] / eight["p50"]
+        yield Row(f"a pair, scale {scale}", f"{ours['p50']:.2f} ms", f"{goal:g} ms", ours["p50"] <= goal)
+        yield Row(f"p95 over p50, scale {scale}", f"{tail:.2f}", "1.2", tail <= 1.2)
+        yield Row(f"eight at once, scale {scale}", f"{gain:.2f} times the pairs", "3", gain >= 3)
+        for name in [name for name in of if name.startswith("two ultralytics predict, torch")]:
+            share = ours["p50"] / of[name]["p50"]
+            yield Row(f"of {name}, scale {scale}", f"{share:.2f}", "0.5", share <= 0.5)
+
+
+def table(place: Place, script: str, *words: object, timeout: float | None = None) -> dict[str, dict[str, dict]]:
+    """What another benchmark writes as JSON.
+
+    Raises:
+        UserError: it failed.
+        subprocess.TimeoutExpired: it took longer than `timeout` s.
+    """
+    out = place.folder / "figures.json"
+    command = [sys.executable, str(HERE / script), *map(str, words), "--device", place.device, "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise UserError(f"{script}: {last_line(done.stderr)}")
+    figures: dict[str, dict[str, dict]] = json.loads(out.read_text())
+    return figures
+
+
+TRAININGS = {
+    "resume": ("whole", "killed"),
+    "equal": ("whole", "equal", "free", "free-equal"),
+    "answers": ("whole",),
+    "memory": ("whole",),
+}
+"""What a check looks at."""
+GOALS = ("steps", "speed")
+"""Checks whose wishes are those of a GPU."""
+CHECKS: dict[str, Callable[[Place], Iterator[Row]]] = {
+    of.__name__: of for of in (resume, equal, answers, memory, devices, steps, speed)
+}
+
+
+def main() -> None:
+    """Parse the command line, check, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try the checks (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
+    args = parser.parse_args()
+    cuda = args.device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UserError("no CUDA GPU is visible to torch")
+    started, holds = time.monotonic(), []
+    print(f"{torch.cuda.get_device_name(args.device) if cuda else 'CPU'}, torch {torch.__version__}\n")
+    print("| check | found | wanted | | s |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        trainings = tuple(dict.fromkeys(name for check in args.only for name in TRAININGS.get(check, ())))
+        place = Place(args.device, Path(name), *((320, 160) if cuda else (64, 16)), trainings)
+        for check in args.only:
+            at = time.monotonic()
+            for row in guarded(check, place):
+                verdict = {None: "", True: "holds", False: "**missed**"}[row.holds]
+                seconds, at = time.monotonic() - at, time.monotonic()
+                print(f"| {row.check} | {row.found} | {row.wanted} | {verdict} | {seconds:.0f} |", flush=True)
+                holds.append(row.holds)
+    print(f"\n{holds.count(True)} hold, {holds.count(False)} do not, {time.monotonic() - started:.0f} s in all")
+    if False in holds:
+        sys.exit(1)
+
+
+def guarded(check: str, place: Place) -> Iterator[Row]:
+    """The rows of a check; one that breaks is a row."""
+    try:
+        for row in CHECKS[check](place):
+            yield row if place.cuda or check not in GOALS else replace(row, wanted="", holds=None)
+    except (UserError, OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+        yield Row(check, f"broke: {last_line(str(error))}", "an answer", False)
+
+
+if __name__ == "__main__":
+    run_cli(main)
