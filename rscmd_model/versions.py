@@ -19,7 +19,7 @@ OLDEST = {
     "yaml": ("PyYAML", "pyyaml", "6.0"),
     "matplotlib": ("matplotlib", "matplotlib", "3.5"),
     "torch": ("torch", "torch", "2.5"),
-    "ultralytics": ("ultralytics", "ultralytics", "8.4.130"),
+    "ultralytics": ("ultralytics", "ultralytics", "8.4.183"),
 }
 TESTED_ULTRALYTICS = "8.4.190"
 """The newest release whose trainer was tested; `training` overrides methods that are no part of its interface."""

@@ -141,6 +141,6 @@ def test_a_trainer_newer_than_the_one_tested_is_told(monkeypatch: pytest.MonkeyP
     ]
     (pin,) = (next(iter(p.specifier)).version for p in pins if p.name == "ultralytics")
     assert pin == TESTED_ULTRALYTICS
-    for version, told in ((pin, False), ("8.4.130", False), ("8.10.0", True), ("9.0", True)):
+    for version, told in ((pin, False), ("8.4.183", False), ("8.10.0", True), ("9.0", True)):
         monkeypatch.setattr(versions, "installed", lambda _, version=version: version)
         assert bool(untested_trainer()) == told, version
