@@ -93,28 +93,45 @@ class Place:
     def runs(self) -> dict[str, Path]:
         """The folders of the trainings, done side by side when the first of them is asked for."""
         free = {name: ["deterministic=False"] for name in ("free", "free-equal")}
-        jobs = {name: started(self.training(name, *free.get(name, []))) for name in self.trainings}
-        if killed := jobs.get("killed"):
-            last = self.folder / "killed/weights/last.pt"
-            while killed.poll() is None and not last.exists():
-                time.sleep(0.01)
-            if killed.poll() is not None:
-                raise UserError(f"the training that was to be killed ended before: {end_of(killed)}")
-            os.killpg(killed.pid, signal.SIGKILL)
-            killed.communicate()
-            jobs["killed"] = started([sys.executable, "-m", "rscmd_model.train", f"resume={last}"])
-        for name, job in jobs.items():
-            said = end_of(job)
-            if job.returncode:
-                raise UserError(f"training {name} ended with {job.returncode}: {said}")
+        jobs: dict[str, Training] = {}
+        try:
+            for name in self.trainings:
+                jobs[name] = Training(self.training(name, *free.get(name, [])), self.folder / f"{name}.log")
+            if killed := jobs.get("killed"):
+                last = self.folder / "killed/weights/last.pt"
+                while killed.process.poll() is None and not last.exists():
+                    time.sleep(0.01)
+                if killed.process.poll() is not None:
+                    raise UserError(f"the training that was to be killed ended before: {last_line(killed.said)}")
+                killed.kill()
+                jobs["killed"] = Training([sys.executable, "-m", "rscmd_model.train", f"resume={last}"], killed.log)
+            for name, job in jobs.items():
+                if code := job.process.wait():
+                    raise UserError(f"training {name} ended with {code}: {last_line(job.said)}")
+        finally:
+            for job in jobs.values():
+                job.kill()
         return {name: self.folder / name for name in jobs}
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
-    """A process in a group of its own, whose output is kept."""
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+class Training:
+    """A process in a group of its own, which writes to a log."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    @property
+    def said(self) -> str:
+        """What it has written."""
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """End it and its children by SIGKILL, where it has not ended."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def module(name: str, *words: object) -> None:
@@ -126,11 +143,6 @@ def module(name: str, *words: object) -> None:
     done = subprocess.run([sys.executable, "-m", name, *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{name}: {last_line(done.stderr)}")
-
-
-def end_of(job: subprocess.Popen[str]) -> str:
-    """Wait for a process; the last line that it said."""
-    return last_line(job.communicate()[0])
 
 
 def last_line(text: str) -> str:
