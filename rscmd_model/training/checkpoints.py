@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -61,7 +62,12 @@ def save_aside(trainer: PairedTrainer, save: Callable[[], bool]) -> bool:
 
 def close_checkpoints(trainer: PairedTrainer) -> None:
     """Leave out of best.pt and last.pt what only a resumed run needs: from here on the run counts as finished."""
-    for file in (trainer.last, trainer.best):
+    best, last = trainer.best, trainer.last
+    one = best.exists() and last.exists() and filecmp.cmp(best, last, shallow=False)  # the last epoch was the best
+    for file in (last, best):
         if file.exists():
             with whole_file(file) as aside:
-                strip_optimizer(file, str(aside))
+                if file == best and one:
+                    shutil.copyfile(last, aside)
+                else:
+                    strip_optimizer(file, str(aside))
