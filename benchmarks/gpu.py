@@ -33,6 +33,7 @@ from safetensors.torch import load_file
 
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.inference.predictor import Predictor
+from rscmd_model.synthetic.writing import write_world
 
 HERE = Path(__file__).resolve().parent
 SAME = 0.01
@@ -77,9 +78,8 @@ class Place:
     @cached_property
     def data(self) -> Path:
         """The data.yaml of a drawn world."""
-        words = ["--out", self.folder / "world", "--train", self.pairs, "--val", self.pairs // 4]
-        module("rscmd_model.synthetic", *words, "--size", self.size, self.size)
-        return self.folder / "world/data.yaml"
+        size = self.size, self.size
+        return write_world(self.folder / "world", train=self.pairs, val=self.pairs // 4, size=size, seed=0)
 
     def training(self, name: str, *options: str) -> list[str]:
         """The command of a training. Options given here hold over the others."""
@@ -132,17 +132,6 @@ class Training:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-def module(name: str, *words: object) -> None:
-    """Run a module to its end, in silence.
-
-    Raises:
-        UserError: it failed.
-    """
-    done = subprocess.run([sys.executable, "-m", name, *map(str, words)], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{name}: {last_line(done.stderr)}")
 
 
 def last_line(text: str) -> str:
@@ -239,7 +228,7 @@ def steps(place: Place) -> Iterator[Row]:
         at = ("--scale", scale, "--size", size, "--batch", batch, "--rounds", rounds, "--no-memory")
         where, full = f"scale {scale}, {size} px, batch {batch}", 0.0
         for amp in (False, True) if place.cuda else (False,):
-            of = table(place, "train_step.py", "rscmd", "rscmd+md=stop", *at, *["--amp"] * amp)["results"]
+            of = table(place, "train_step.py", "rscmd", *at, *["--amp"] * amp)["results"]
             ratio, bits = of["rscmd"]["ratio"], "AMP" if amp else "32 bits"
             found = f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f}) of sum's {of['sum']['step']:.0f} ms"
             yield Row(f"a step of rscmd, {where}, {bits}", found, "1.3", ratio[1] <= 1.3)

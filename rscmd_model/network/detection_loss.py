@@ -68,8 +68,8 @@ class DetectionLoss(v8DetectionLoss):
         points, strides = make_anchors(answers[0]["feats"], self.stride, 0.5)
         # (S, N, 4 bins) and (S, N, classes) for each tensor that losses are computed of
         sides, scores = (
-            [of.permute(0, 2, 1).contiguous() for of in (parts if apart else [torch.cat(parts)])]
-            for parts in ([answer[key] for answer in answers] for key in ("boxes", "scores"))
+            [of.contiguous() for of in parts] if apart else [torch.cat(parts)]
+            for parts in ([answer[key].permute(0, 2, 1) for answer in answers] for key in ("boxes", "scores"))
         )
         decoded = [self.bbox_decode(points, of) for of in sides]
         height, width = (n * float(self.stride[0]) for n in answers[0]["feats"][0].shape[2:])
@@ -94,7 +94,9 @@ class DetectionLoss(v8DetectionLoss):
         tables, start = [], 0
         for batch, size in zip(batches, sizes):
             columns = [batch["batch_idx"].view(-1, 1) + start, batch["cls"].view(-1, 1), batch["bboxes"]]
-            tables.append(torch.cat(columns + [batch[key].view(-1, 1) for key in ("weights",) if key in batch], 1))
+            if "weights" in batch:
+                columns.append(batch["weights"].view(-1, 1))
+            tables.append(torch.cat(columns, 1))
             start += size
         return torch.cat(tables).to(self.device)
 
@@ -112,9 +114,8 @@ class DetectionLoss(v8DetectionLoss):
             what the anchors are to find, boxes in px.
         """
         weighs, count = rows.shape[1] > 6, len(scores)
-        objects = self.preprocess(
-            rows[rows[:, 6] > 0] if weighs else rows, count, size
-        )  # (S, most, class, box, weight)
+        # (S, most objects of a sample, 5 or 6): class, box and weight
+        objects = self.preprocess(rows[rows[:, 6] > 0] if weighs else rows, count, size)
         labels, found = objects[..., :1], objects[..., 1:5]
         there = found.sum(2, keepdim=True).gt_(0.0)
         _, *targets = self.assigner(scores, boxes.type(found.dtype), centres, labels, found, there)

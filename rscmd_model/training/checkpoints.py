@@ -65,9 +65,10 @@ def close_checkpoints(trainer: PairedTrainer) -> None:
     best, last = trainer.best, trainer.last
     one = best.exists() and last.exists() and filecmp.cmp(best, last, shallow=False)  # the last epoch was the best
     for file in (last, best):
-        if file.exists():
-            with whole_file(file) as aside:
-                if file == best and one:
-                    shutil.copyfile(last, aside)
-                else:
-                    strip_optimizer(file, str(aside))
+        if not file.exists():
+            continue
+        with whole_file(file) as aside:
+            if one and file == best:
+                shutil.copyfile(last, aside)
+            else:
+                strip_optimizer(file, str(aside))
