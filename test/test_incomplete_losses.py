@@ -86,8 +86,8 @@ def test_a_backbone_s_own_loss_is_that_of_the_others_alone(method: str) -> None:
     parts = Detection(twin).losses({"visible": answer}, alone)["visible"]
     theirs = gradients(torch.stack(list(parts.values())).sum() * 2, twin.backbones["visible"])
     assert any(g.any() for g in ours)
-    for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7 * float(b.abs().max() + 1))
+    for a, b in zip(ours, theirs):  # scored as one batch with the other answers, they round in other places
+        assert (a - b).norm() <= 1e-4 * b.norm()
     assert_equal(statistics(model, "visible"), statistics(twin, "visible"))
 
 

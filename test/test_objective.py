@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss
 
 from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.methods.decoupling import GradientMap
+from rscmd_model.network.detection_loss import MOST
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.objective import Detection
 
@@ -76,11 +80,11 @@ def test_off_and_off_is_autograd_of_the_plain_sum() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(("apart", "counted"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("classes", [None, [0.5, 1.5]])
 @pytest.mark.parametrize("objects", [3, 2, 0])
 def test_answers_together_are_scored_as_ultralytics_scores_each(
-    objects: int, classes: list[float] | None, apart: bool
+    objects: int, classes: list[float] | None, apart: bool, counted: bool
 ) -> None:
     """Losses, assignments and gradients, also of pairs without an object, and where answers are of other pairs."""
     model, batch = make_model(method_config("rscmd")), make_batch()
@@ -91,6 +95,7 @@ def test_answers_together_are_scored_as_ultralytics_scores_each(
     one = {key: of if key == "img" else of[batch["batch_idx"] == 0] for key, of in batch.items()}
     answers["thermal"] = {key: of if key == "feats" else of[:1] for key, of in answers["thermal"].items()}
     batches = {"fused": batch, "visible": batch, "thermal": one}
+    batches = {name: {**of, MOST: 2} for name, of in batches.items()} if counted else batches
     detection = Detection(model)
     scored, theirs = detection.each(answers, batches, apart), v8DetectionLoss(model)
     assert list(scored) == list(answers)
@@ -108,6 +113,39 @@ def test_answers_together_are_scored_as_ultralytics_scores_each(
         others = [leaf for other, of in answers.items() if other != name for leaf in (of["boxes"], of["scores"])]
         reached = torch.autograd.grad(ours.parts["cls"], others, retain_graph=True, allow_unused=True)
         assert all(g is None if apart else g is None or not g.any() for g in reached)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which the host of a GPU waits: their results are numbers that the host needs, or have
+    a size that only the device knows, or they bring numbers from the host."""
+
+    WORDS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = "index" in str(operation) and any(
+            isinstance(of, Tensor) and of.dtype == torch.bool for part in args if isinstance(part, list) for of in part
+        )
+        if by_mask or any(word in str(operation) for word in self.WORDS):
+            self.met.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["sum", "rscmd"])
+def test_host_seldom_waits_for_the_device_while_answers_are_scored(method: str) -> None:
+    """Twice in ultralytics' assigner and once for the assigned anchors, however many answers there are."""
+    model, batch = make_model(method_config(method)), make_batch()
+    preds = model(batch["img"])
+    model.loss(batch, preds)  # makes what depends on the size of the images alone
+    with Waits() as counted:
+        model.loss(batch, preds)
+    with Waits() as known:
+        model.loss({**batch, MOST: 2}, preds)
+    assert len(known.met) <= 3, known.met
+    assert len(counted.met) > len(known.met)
 
 
 @pytest.mark.parametrize("rsc", ["own", "shared"])
@@ -292,14 +330,21 @@ def test_scaling_the_loss_scales_every_gradient(md: str) -> None:
 
 
 def test_heads_that_teach_themselves_leave_the_fused_answer_as_sum_trains_it() -> None:
-    """The same fused loss and the same gradients in everything that a sum has, bit for bit."""
+    """The same fused loss and the same gradients in everything that a sum has.
+
+    Not bit for bit on every processor: all answers are scored as one batch, and where its vectors end the arithmetic is
+    another.
+    """
     batch = make_batch()
     plain, model = make_model(method_config("sum")), make_model(method_config("rsc", teach="head"))
     for one in (plain, model):
         one.loss(batch)[0].sum().backward()
     ours = dict(model.named_parameters())
     for name, theirs in plain.named_parameters():
-        assert theirs.grad is None if ours[name].grad is None else torch.equal(theirs.grad, ours[name].grad), name
+        assert (theirs.grad is None) == (ours[name].grad is None), name
+        if theirs.grad is not None:
+            near = 1e-5 * float(theirs.grad.abs().max())
+            torch.testing.assert_close(ours[name].grad, theirs.grad, rtol=1e-5, atol=near, msg=name)
     for camera in MODALITIES:
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.branches[camera].parameters())
     for method, says in (("rscmd", "use rsc"), ("rsc", "rsc=shared has no other head")):

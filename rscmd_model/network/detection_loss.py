@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.tal import bbox2dist, make_anchors
+
+MOST = "most"
+"""Of a batch: how many rows of labels the sample with most of them has. The host knows it when it puts the batch
+together, and without it has to wait until the device has counted."""
 
 
 class Assigned(NamedTuple):
@@ -35,9 +40,24 @@ class Assigned(NamedTuple):
         return Assigned(boxes, scores, positives, objects, None if self.weights is None else self.weights[start:end])
 
 
+class _Grid(NamedTuple):
+    """What depends on the size of the images alone.
+
+    Attributes:
+        points: (N, 2), the anchors' centres in strides.
+        strides: (N, 1), in px.
+        size: (4,), width, height, width and height of the images in px.
+    """
+
+    points: Tensor
+    strides: Tensor
+    size: Tensor
+
+
 class DetectionLoss(v8DetectionLoss):
     """The parent's loss and assignment, for several answers as for one batch: on a GPU most of their time goes to the
-    start of some hundred small operations, however many samples these are of.
+    start of some hundred small operations, however many samples these are of. For the same reason the host waits for
+    the device as seldom as can be: where the parent looks for the anchors within objects, and for the assigned ones.
 
     Labels may have "weights" (R,) within 0 to 1. A row with a weight above 0 is an object: the box, class and
     distribution losses of the anchors that are assigned to it are multiplied by the weight. A row with the weight 0 is
@@ -45,6 +65,10 @@ class DetectionLoss(v8DetectionLoss):
     assigned to it. The losses are divided by the same number as the parent's, which is of the objects alone and knows
     no weights.
     """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._grids: dict[tuple[Any, ...], _Grid] = {}
 
     def of(
         self, answers: Sequence[Mapping[str, Any]], batches: Sequence[Mapping[str, Any]], apart: bool = False
@@ -65,21 +89,21 @@ class DetectionLoss(v8DetectionLoss):
         """
         sizes = [len(answer["boxes"]) for answer in answers]
         ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        points, strides = make_anchors(answers[0]["feats"], self.stride, 0.5)
+        points, strides, size_px = self._grid_of(answers[0]["feats"])
         # (S, N, 4 bins) and (S, N, classes) for each tensor that losses are computed of
         sides, scores = (
             [of.contiguous() for of in parts] if apart else [torch.cat(parts)]
             for parts in ([answer[key].permute(0, 2, 1) for answer in answers] for key in ("boxes", "scores"))
         )
         decoded = [self.bbox_decode(points, of) for of in sides]
-        height, width = (n * float(self.stride[0]) for n in answers[0]["feats"][0].shape[2:])
         with torch.no_grad():
             assigned = self._assign(
                 torch.cat(scores).sigmoid(),
                 torch.cat(decoded) * strides,
                 points * strides,
                 self._rows(batches, sizes),
-                torch.tensor([width, height, width, height], device=self.device),
+                size_px,
+                max((batch.get(MOST, 0) for batch in batches), default=0),
             )
             assigned = assigned._replace(boxes=assigned.boxes / strides)
         each = [assigned.samples(end - size, end) for size, end in zip(sizes, ends)]
@@ -88,6 +112,17 @@ class DetectionLoss(v8DetectionLoss):
         else:
             parts = self._losses(sides[0], scores[0], decoded[0], assigned, points, sizes)
         return list(zip(each, parts))
+
+    def _grid_of(self, features: Sequence[Tensor]) -> _Grid:
+        """Made once for each size of image: it is made on the host, and the device has to be waited for."""
+        key = (*(of.shape[2:] for of in features), features[0].dtype, features[0].device)
+        if key not in self._grids:
+            with torch.inference_mode(False):  # a validation may come first, and a training may not use what it made
+                points, strides = make_anchors([*features], self.stride, 0.5)
+                height, width = (n * float(self.stride[0]) for n in features[0].shape[2:])
+                size = torch.tensor([width, height, width, height], device=self.device)
+            self._grids = {key: _Grid(points, strides, size)}
+        return self._grids[key]
 
     def _rows(self, batches: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Tensor:
         """(R, 6 or 7), the labels of all batches as of one: sample, class, box, and weight where there are some."""
@@ -100,7 +135,28 @@ class DetectionLoss(v8DetectionLoss):
             start += size
         return torch.cat(tables).to(self.device)
 
-    def _assign(self, scores: Tensor, boxes: Tensor, centres: Tensor, rows: Tensor, size: Tensor) -> Assigned:
+    def _padded(self, rows: Tensor, count: int, size: Tensor, most: int) -> Tensor:
+        """(S, most rows of a sample, 5 or 6), as the parent's `preprocess` gives them: class, box in px, and weight.
+
+        Args:
+            rows: as `_rows` gives them, or some of them.
+            count: S.
+            size: as `_Grid` has it.
+            most: no sample has more rows; 0 if that is not known.
+        """
+        if not (most and len(rows)):
+            padded: Tensor = self.preprocess(rows, count, size)
+            return padded
+        sample = rows[:, 0].long()
+        starts = sample.new_zeros(count + 1).scatter_add_(0, sample + 1, torch.ones_like(sample)).cumsum(0)
+        padded = rows.new_zeros(count, most, rows.shape[1] - 1)
+        padded[sample, torch.arange(len(rows), device=rows.device) - starts[sample]] = rows[:, 1:]
+        padded[..., 1:5] = xywh2xyxy(padded[..., 1:5].mul_(size))
+        return padded
+
+    def _assign(
+        self, scores: Tensor, boxes: Tensor, centres: Tensor, rows: Tensor, size: Tensor, most: int
+    ) -> Assigned:
         """Assign objects to anchors.
 
         Args:
@@ -108,14 +164,15 @@ class DetectionLoss(v8DetectionLoss):
             boxes: (S, N, 4) in px.
             centres: (N, 2) in px.
             rows: as `_rows` gives them.
-            size: (4,), width, height, width and height of the images in px.
+            size: as `_Grid` has it.
+            most: as `_padded` takes it.
 
         Returns:
             what the anchors are to find, boxes in px.
         """
         weighs, count = rows.shape[1] > 6, len(scores)
         # (S, most objects of a sample, 5 or 6): class, box and weight
-        objects = self.preprocess(rows[rows[:, 6] > 0] if weighs else rows, count, size)
+        objects = self._padded(rows[rows[:, 6] > 0] if weighs else rows, count, size, most)
         labels, found = objects[..., :1], objects[..., 1:5]
         there = found.sum(2, keepdim=True).gt_(0.0)
         _, *targets = self.assigner(scores, boxes.type(found.dtype), centres, labels, found, there)
@@ -123,7 +180,7 @@ class DetectionLoss(v8DetectionLoss):
         positives, which = targets[2].bool(), targets[3].long()
         weights = None
         if weighs:
-            regions = self.preprocess(rows[rows[:, 6] == 0], count, size)[:, None, :, 1:5]
+            regions = self._padded(rows[rows[:, 6] == 0], count, size, most)[:, None, :, 1:5]
             inside = ((centres[:, None] > regions[..., :2]) & (centres[:, None] < regions[..., 2:])).all(3).any(2)
             weights = 1 - inside.to(objects)
             if objects.shape[1]:

@@ -49,13 +49,13 @@ class TrainingStep:
     """The forward pass of a training step: what a method names losses of.
 
     Attributes:
-        batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size). Labels that no
-            person drew have "weights" (R, 3) as well, for the answers fused, visible and thermal; where all three are 0
-            the row is no object but a region to ignore. Where pairs have lost a camera for good it has "lost" (B,)
-            int64, the camera of each: 0 none, 1 visible, 2 thermal. Then an answer of `Method.unimodal` is to the
-            samples that have its camera, and so is its score; its losses are the mean over the batch all the same, in
-            which the others count as 0. Where no sample has the camera the answer is missing, and the score is of no
-            anchors.
+        batch: "img" (B, 4, H, W) in [0, 1], "batch_idx", "cls", "bboxes" (normalised centre and size), and from a
+            loader `detection_loss.MOST`. Labels that no person drew have "weights" (R, 3) as well, for the answers
+            fused, visible and thermal; where all three are 0 the row is no object but a region to ignore. Where pairs
+            have lost a camera for good it has "lost" (B,) int64, the camera of each: 0 none, 1 visible, 2 thermal. Then
+            an answer of `Method.unimodal` is to the samples that have its camera, and so is its score; its losses are
+            the mean over the batch all the same, in which the others count as 0. Where no sample has the camera the
+            answer is missing, and the score is of no anchors.
         features: of each modality, per stride (B, C, H, W), as the backbones gave them.
         answers: those of `Method.taught`, as the heads gave them: "boxes" (B, 4 bins, N) and "scores" (B, classes, N),
             both logits, and "feats".

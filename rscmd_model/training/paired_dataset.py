@@ -29,6 +29,7 @@ from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
 from rscmd_model.imaging.preprocess import place
 from rscmd_model.imaging.registration import FILL
+from rscmd_model.network.detection_loss import MOST
 from rscmd_model.network.lost import LOST
 
 _PLANES = {"visible": slice(0, 3), "thermal": slice(3, 4)}
@@ -209,11 +210,13 @@ class PairedDataset(YOLODataset):
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """The parent's batch; where the samples have them with "weights" (R, 3) beside "cls", and "lost" (B,)."""
+        """The parent's batch and `MOST`; where the samples have them, with "weights" (R, 3) beside "cls", and "lost"
+        (B,)."""
         width = max(sample["cls"].shape[1] for sample in batch)  # that of a sample without labels is always 1
         if width > 1:
             batch = [{**sample, "cls": sample["cls"].reshape(len(sample["cls"]), width)} for sample in batch]
         collated: dict[str, Any] = YOLODataset.collate_fn(batch)
+        collated[MOST] = max(len(sample["cls"]) for sample in batch)
         if width > 1:
             classes, weights = torch.split(collated["cls"], [1, width - 1], dim=1)
             collated["cls"], collated["weights"] = classes.contiguous(), weights.contiguous()
