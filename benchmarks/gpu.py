@@ -227,15 +227,15 @@ def steps(place: Place) -> Iterator[Row]:
     for scale, size, batch in sizes:
         at = ("--scale", scale, "--size", size, "--batch", batch, "--rounds", rounds, "--no-memory")
         where, full = f"scale {scale}, {size} px, batch {batch}", 0.0
-        for amp in (False, True) if place.cuda else (False,):
-            of = table(place, "train_step.py", "rscmd", *at, *["--amp"] * amp)["results"]
-            ratio, bits = of["rscmd"]["ratio"], "AMP" if amp else "32 bits"
+        for amp in ("", "fp16", "bf16") if place.cuda else ("",):
+            of = table(place, "train_step.py", "rscmd", *at, *(["--amp", amp] if amp else []))["results"]
+            ratio, bits = of["rscmd"]["ratio"], amp or "32 bits"
             found = f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f}) of sum's {of['sum']['step']:.0f} ms"
             yield Row(f"a step of rscmd, {where}, {bits}", found, "1.3", ratio[1] <= 1.3)
             full = full or of["rscmd"]["step"]
             if amp:
                 share = of["rscmd"]["step"] / full
-                yield Row(f"AMP against 32 bits, {where}", f"{share:.2f}", "below 1", share < 1)
+                yield Row(f"{amp} against 32 bits, {where}", f"{share:.2f}", "below 1", share < 1)
         if place.cuda:
             try:
                 of = table(place, "train_step.py", "rscmd", *at, "--compile", timeout=100)["results"]

@@ -1,7 +1,7 @@
 """Time and memory of a training step, each method against `sum` in the same run.
 
     python benchmarks/train_step.py                                       # every method, small, on the CPU
-    python benchmarks/train_step.py rsc rscmd rscmd+md=map --size 640 --batch 16 --scale s --device cuda:0 --amp
+    python benchmarks/train_step.py rsc rscmd rscmd+md=map --size 640 --batch 16 --scale s --device cuda:0 --amp fp16
 
 A step is what the trainer does with a batch that is already on the device: forward, loss, backward, and clipping,
 AdamW and the moving average ("update"). The methods take turns, one step each, so that whatever else the machine is
@@ -11,6 +11,8 @@ for other processes (with one thread on a quiet machine both are the same). Memo
 for each method: on a GPU what torch's allocator handed out, on the CPU (Linux) the peak resident size less the
 resident size before the model was built. Images are noise; every image has --objects boxes. FLOPs (two for each
 multiplication and addition) are those that torch counts in convolutions and matrix products, forward, per pair.
+Operations are torch's, views left out: on a GPU that is faster than its host each costs what its start costs, so there
+their ratio bounds that of the steps. Those of the update depend on the device and are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils import NUM_THREADS
 from ultralytics.utils.torch_utils import ModelEMA
@@ -92,23 +95,24 @@ class Stepper:
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.cuda = args.device.startswith("cuda")
-        self.amp = args.amp
+        self.amp = bool(args.amp)
+        self.bits = torch.bfloat16 if args.amp == "bf16" else torch.float16
         if args.compile and distil:
             raise UserError("--compile does not go with --distil: leave one of them out")
-        if args.compile and not self.model.method.compiles:
+        if args.compile and self.model.method.differentiates_apart:  # torch.compile makes one node of the network
             raise UserError(f"--compile does not go with method {config.title}: leave one of them out")
         self.forward = torch.compile(self.model) if args.compile else self.model
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True if self.cuda else None)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")
         self.ema = ModelEMA(self.model)
 
     def parts(self, batch: dict[str, Tensor]) -> Iterator[None]:
         """The parts of a step, in the order of `PARTS`."""
-        with torch.autocast(batch["img"].device.type, enabled=self.amp):
+        with torch.autocast(batch["img"].device.type, self.bits, enabled=self.amp):
             preds = self.forward(batch["img"])
         yield
-        with torch.autocast(batch["img"].device.type, enabled=self.amp):
+        with torch.autocast(batch["img"].device.type, self.bits, enabled=self.amp):
             loss = self.model.loss(batch, preds)[0].sum()
         yield
         self.scaler.scale(loss).backward()
@@ -143,12 +147,35 @@ def count_flops(config: ModelConfig, size: int) -> dict[str, float]:
     return {"all": counts["Global"], **{n.partition(".")[2]: v for n, v in rooms.items()}}
 
 
+class Operations(TorchDispatchMode):
+    """Counts what torch does, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not operation.is_view
+        return operation(*args, **(kwargs or {}))
+
+
+def count_operations(stepper: Stepper, batch: dict[str, Tensor]) -> dict[str, int]:
+    """The operations of a step's parts but the update."""
+    counts = {}
+    parts = stepper.parts(batch)
+    for name in PARTS[:-1]:
+        with Operations() as counted:
+            next(parts)
+        counts[name] = counted.count
+    next(parts)
+    return counts
+
+
 def peak_memory(word: str, channels_last: bool, distil: bool, args: argparse.Namespace) -> float:
     """MB that training `word` takes at its peak, in a process of its own."""
     command = [sys.executable, __file__, word, "--peak", "--channels-last", "on" if channels_last else "off"]
     for name in ("scale", "size", "batch", "objects", "device", "threads"):
         command += [f"--{name}", str(getattr(args, name))]
-    command += [f"--{name}" for name in ("amp", "compile") if getattr(args, name)] + ["--distil"] * distil
+    command += ["--amp", args.amp] if args.amp else []
+    command += ["--compile"] * args.compile + ["--distil"] * distil
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"measuring the memory of {word} failed: {(done.stderr.strip() or '?').splitlines()[-1]}")
@@ -211,6 +238,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "ratio": quartiles(ratios),
             "parameters": sum(p.numel() for p in steppers[name].model.parameters()) / 1e6,
             "gflops": count_flops(parse_method(word, scale=args.scale), args.size),
+            "operations": {} if args.compile else count_operations(steppers[name], batch),
         }
     del steppers
     for name, (word, last, distil) in names.items():
@@ -234,7 +262,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=NUM_THREADS, help="on the CPU (default: the trainer's, %(default)s)"
     )
-    parser.add_argument("--amp", action="store_true", help="mixed precision (CUDA only, as in the trainer)")
+    parser.add_argument("--amp", choices=("fp16", "bf16"), help="mixed precision (CUDA only, as in the trainer)")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--distil", action="store_true", help="each method once more with --distil of the trainer")
     parser.add_argument(
@@ -262,7 +290,7 @@ def main() -> None:
     )
     print(
         f"{device}; YOLOv8{args.scale}, {args.size} px, batch {args.batch}, {args.objects} objects, "
-        f"{args.rounds} rounds, amp {'on' if args.amp else 'off'}, compile {'on' if args.compile else 'off'}, "
+        f"{args.rounds} rounds, amp {args.amp or 'off'}, compile {'on' if args.compile else 'off'}, "
         f"channels last {args.channels_last}; medians in ms, ratio to sum with quartiles\n"
     )
     print("| | M parameters | GFLOPs | " + " | ".join(PARTS) + " | step | × sum | peak MB |")
@@ -275,6 +303,10 @@ def main() -> None:
     print("\nGFLOPs forward, by part: ")
     for name, r in results.items():
         print(f"  {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in r["gflops"].items()))
+    if not args.compile:
+        print("\nOperations: ")
+        for name, r in results.items():
+            print(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in r["operations"].items()))
     if args.json:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         write_json(args.json, {"settings": settings, "device": device, "torch": torch.__version__, "results": results})

@@ -101,11 +101,7 @@ OPTIONS: dict[str, Option] = {
         read_freeze,
     ),
     "multi_scale": number("batches are resized by up to this share of imgsz"),
-    "compile": Option(
-        "torch.compile; needs a C++ compiler on the CPU, Triton on a GPU; not with gmd, mmpareto and schedule=one",
-        "True, False, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs",
-        lambda value: read_either(value, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
-    ),
+    "compile": Option("torch.compile takes minutes to begin, and nothing was measured that it gains afterwards"),
     "channels_last": switch("layout of the tensors in memory; the default is True where it is faster"),
     "overlap_mask": Option(_TASK),
     "mask_ratio": Option(_TASK),

@@ -174,7 +174,6 @@ def test_what_does_not_go_with_it_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     refused(
         "method unheard is not made for pairs .* these are: visible, thermal, late, sum, aux, rsc, rscmd", "unheard"
     )
-    refused("does not work with compile", compile=True)
     refused("batches of 64 px or more", imgsz=32)
     refused("batches of 64 px or more", multi_scale=0.5)
     for text, says in (("1.5", "share of the pairs"), ("half", "give RATE"), ("0.5,radar", "'radar' is not visible")):

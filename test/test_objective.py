@@ -169,7 +169,7 @@ def test_a_unimodal_loss_teaches_one_backbone_and_an_auxiliary_one_both(method: 
 
 @pytest.mark.parametrize("method", ["visible", "rscmd"])
 def test_the_loss_of_answers_that_are_there_is_that_of_the_batch(method: str) -> None:
-    """With compile=True the trainer calls the network and the loss one after the other."""
+    """A caller may ask the network first, and for the loss afterwards."""
     model, batch = make_model(method_config(method)), make_batch()
     at_once, apart = model.loss(batch)[1], model.loss(batch, model.predict(batch["img"]))[1]
     torch.testing.assert_close(apart, at_once)

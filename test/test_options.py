@@ -38,7 +38,7 @@ SHOWN = {
     "warmup_epochs warmup_momentum warmup_bias_lr fraction classes project name save_txt save_conf val split",
     "test_a_model_of_one_class_with_frozen_backbones": "freeze single_cls save time exist_ok",
     "test_what_a_training_is_set_up_with": "optimizer lr0 lrf momentum weight_decay cos_lr nbs batch patience seed "
-    "deterministic channels_last compile cls_pw amp device plots",
+    "deterministic channels_last cls_pw amp device plots",
     "test_what_a_scored_split_is_judged_by": "conf iou max_det agnostic_nms",
     "test_augmentation": "degrees translate scale shear perspective flipud fliplr mosaic mixup cutmix "
     "hsv_h hsv_s hsv_v",
@@ -215,7 +215,7 @@ def test_what_freeze_means() -> None:
 
 def test_what_a_training_is_set_up_with(world: Path, tmp_path: Path) -> None:
     chosen = {"optimizer": "SGD", "lr0": 0.02, "lrf": 0.5, "momentum": 0.7, "weight_decay": 0.25, "cos_lr": True}
-    run = trainer(world, tmp_path, **chosen, nbs=8, batch=2, patience=7, epochs=10, cls_pw=0.9, compile=True, seed=5)
+    run = trainer(world, tmp_path, **chosen, nbs=8, batch=2, patience=7, epochs=10, cls_pw=0.9, seed=5)
     run._setup_train()
     groups = {group["param_group"]: group for group in run.optimizer.param_groups}
     assert type(run.optimizer) is torch.optim.SGD
@@ -225,16 +225,15 @@ def test_what_a_training_is_set_up_with(world: Path, tmp_path: Path) -> None:
     assert run.lf(10) == pytest.approx(0.5)
     assert run.lf(2) > 0.9, "a cosine starts flat"
     assert (run.batches_per_step, run.train_loader.batch_size, run.stopper.patience) == (4, 2, 7)
-    assert type(run.model).__name__ == "OptimizedModule"
-    weights = run.model._orig_mod.class_weights
+    weights = run.model.class_weights
     assert weights[1] > weights[0], "class 1 is the rarer one"
     assert run.args.amp is False
     assert run.device.type == "cpu"
     assert torch.are_deterministic_algorithms_enabled()
-    first = run.model._orig_mod.backbones["visible"].b1.conv.weight
+    first = run.model.backbones["visible"].b1.conv.weight
     assert not first.is_contiguous(), "channels last"
     assert not (run.save_dir / "labels.jpg").exists()
-    other = trainer(world, tmp_path, seed=6, deterministic=False, channels_last=False, compile=False, plots=True)
+    other = trainer(world, tmp_path, seed=6, deterministic=False, channels_last=False, plots=True)
     assert not torch.are_deterministic_algorithms_enabled()
     other._setup_train()
     assert (other.save_dir / "labels.jpg").is_file()

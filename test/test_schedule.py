@@ -10,7 +10,6 @@ import torch
 from lives import assert_lives
 from test_objective import gradients, make_batch, make_model
 from test_resume import curve
-from test_train import QUICK, two_class_world
 from torch import Tensor
 from ultralytics import YOLO
 
@@ -19,7 +18,6 @@ from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config, parse_method
 from rscmd_model.network.model import RscmdModel, Taught
 from rscmd_model.network.pretrained import load_weights
-from rscmd_model.training.trainer import PairedTrainer
 
 
 def drawn(model: RscmdModel) -> str:
@@ -105,15 +103,6 @@ def test_it_is_refused_where_both_gradients_are_compared(md: str) -> None:
     for md_from in (0.0, 0.5):
         with pytest.raises(UserError, match=f"md={md} compares .* give md=stop or md=off, or schedule=all"):
             method_config("rscmd", md=md, md_from=md_from, schedule="one")
-
-
-def test_it_is_refused_with_compile(tmp_path: Path) -> None:
-    place = {"data": str(two_class_world(tmp_path / "data")), "project": str(tmp_path), "name": "run"}
-    trainer = PairedTrainer(overrides={"model": "rscmd", **QUICK, **place, "compile": True})
-    for method in ("rsc+schedule=one", "gmd", "mmpareto"):
-        with pytest.raises(UserError, match="compile=True does not go with method"):
-            trainer.start_from(parse_method(method))
-    trainer.start_from(parse_method("rsc"))
 
 
 def test_it_lives(tmp_path: Path) -> None:

@@ -69,15 +69,15 @@ class GradientRecorder:
         every: measure after each so many epochs, and after the last.
 
     Raises:
-        UserError: `every` is not 1 or more; several devices from one process, or compile, where the features cannot
-            be had; a single-camera model; pairs that have lost a camera for good.
+        UserError: `every` is not 1 or more; several devices from one process, where the features cannot be had; a
+            single-camera model; pairs that have lost a camera for good.
     """
 
     def __init__(self, trainer: PairedTrainer, every: int) -> None:
         if every < 1:
             raise UserError(f"--diagnose-every {every}: give 1 or more")
-        if trainer.ddp or trainer.args.compile:
-            raise UserError("--diagnose works on one device per process and without compile")
+        if trainer.ddp:
+            raise UserError("--diagnose works on one device per process")
         if trainer.args.freeze:
             raise UserError("--diagnose measures gradients where layers are trained: leave out freeze")
         config = getattr(trainer.model, "config", None)  # a resumed run's model is not there yet

@@ -198,12 +198,6 @@ class Method(nn.Module):
             UserError: the method cannot be trained with them.
         """
 
-    @property
-    def compiles(self) -> bool:
-        """Whether a training may hand the network to torch.compile, which makes one node of it: losses cannot be sent
-        through that one by one."""
-        return not self.differentiates_apart
-
     def split(
         self, model: RscmdModel, x: Tensor, features: dict[str, Features]
     ) -> tuple[dict[str, Features], dict[str, Features]]:

@@ -96,11 +96,6 @@ class Rsc(Sum):
         return getattr(self.settings, "schedule", "all") == "one"
 
     @property
-    def compiles(self) -> bool:
-        """Not where what is computed differs from batch to batch."""
-        return super().compiles and not self.in_turn
-
-    @property
     def taught(self) -> tuple[str, ...]:
         """The fused answer, and each modality's or, with `schedule=one`, that of the modality drawn for this batch."""
         if not self.in_turn:

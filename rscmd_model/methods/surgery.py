@@ -13,8 +13,6 @@ with any loss:
   The gradient of no process's pairs is that of all, so the result is not the rule applied to the averages.
 - What a loss does not reach bears no gradient of it, and what no loss reaches has none at all: the optimizer leaves it
   alone. The same holds for parameters that are frozen.
-
-torch.compile makes one node of the whole network, through which the losses cannot be sent one by one.
 """
 
 from __future__ import annotations

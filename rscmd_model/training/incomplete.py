@@ -41,8 +41,6 @@ def check_incomplete(method: str, options: Any) -> None:
         raise UserError(
             f"--incomplete: method {method} is not made for pairs that have lost a camera; these are: {fit}"
         )
-    if options.compile:
-        raise UserError("--incomplete does not work with compile: leave it out")
     if int(options.imgsz * (1 - options.multi_scale)) < _LEAST_SIDE:
         raise UserError(f"--incomplete needs batches of {_LEAST_SIDE} px or more: raise imgsz, or lower multi_scale")
 

@@ -118,8 +118,6 @@ def _distilled(weights: Any, options: Mapping[str, Any], augmentation: Augmentat
         raise UserError("--distil teaches the answers of the model that a training goes on from: give --continue MODEL")
     if augmentation.incomplete.rate:
         raise UserError("--distil needs both cameras of every pair, and --incomplete takes some away: leave one out")
-    if options.get("compile"):
-        raise UserError("--distil was not tried with compile: leave one out")
     return weights
 
 
