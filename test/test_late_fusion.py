@@ -154,7 +154,7 @@ def test_an_ensemble_is_the_joined_answers(file: Path) -> None:
     assert (fused.answer, joint.answer) == ("fused", "ensemble")
     visible, thermal = image(96, 128)
     joint.warm_up()
-    stack = joint._input([joint._prepare(visible, thermal, None, "ensemble")])
+    stack = joint.backend.take([joint._prepare(visible, thermal, None, "ensemble")])
     names = ("fused", "visible", "thermal")
     together = joint.backend.forward(stack, names)
     for name, answer in zip(names, together):  # the backbones are shared, and the numbers are the same

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from test_inference import NAMES, image, model_file
 from ultralytics.cfg import get_cfg
@@ -15,8 +17,11 @@ from ultralytics.data.augment import LetterBox
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.imaging.images import stack_pair
 from rscmd_model.imaging.preprocess import fill, place
-from rscmd_model.imaging.registration import FILL
+from rscmd_model.imaging.registration import FILL, Registration
+from rscmd_model.inference.device_input import Images, Letterbox
 from rscmd_model.inference.predictor import Predictor
+from rscmd_model.inference.prepared import Prepared, stacked
+from rscmd_model.inference.torch_backends import TorchBackend
 from rscmd_model.training.paired_dataset import PairedDataset
 
 SIDE = 128
@@ -99,6 +104,50 @@ def test_placing_is_ultralytics_letterbox() -> None:
             fill(got, placement, visible, thermal)
             letterbox = LetterBox(fixed or (SIDE, SIDE), auto=fixed is None, stride=32)
             np.testing.assert_array_equal(got, letterbox(image=stack_pair(visible, thermal)))
+
+
+@pytest.mark.parametrize("cameras", ["both", "visible", "thermal"])
+@pytest.mark.parametrize("fixed", [None, (128, 192)])
+def test_a_device_places_as_the_processor_does(fixed: tuple[int, int] | None, cameras: str) -> None:
+    """The same pixels, up to one level in a few of them."""
+    for height, width in [*SIZES, (256, 256), (1, 1), (1, 300)]:
+        placement = place((height, width), SIDE, fixed)
+        batch = [image(height, width, seed) for seed in range(2)]
+        visible, planes = (np.stack(of) for of in zip(*batch))
+        box = Letterbox(placement, torch.device("cpu"))
+        got = box(
+            torch.from_numpy(visible) if cameras != "thermal" else None,
+            torch.from_numpy(planes) if cameras != "visible" else None,
+        )
+        assert got.dtype == torch.uint8
+        for out, v, p in zip(got.numpy(), visible, planes):
+            wanted = np.empty((*placement.network, 4), np.uint8)
+            fill(wanted, placement, v if cameras != "thermal" else None, p if cameras != "visible" else None)
+            off = np.abs(out.astype(int) - wanted)
+            assert off.max() <= 1
+            assert (off > 0).mean() < 0.005
+
+
+def test_images_as_they_are_are_answered_as_their_stacks(tmp_path: Path) -> None:
+    """What a GPU is given, here on the processor: at a size that no pixel is interpolated for, the very same."""
+    backend = TorchBackend(model_file(tmp_path / "model.safetensors"), "cpu", None)
+    registration = Registration(((2.0, 0, 3.5), (0, 2.0, 1), (0, 0, 1.0)), (64, 48), (128, 96))
+    for answers, has in ((("fused",), (1, 1)), (("fused", "visible", "thermal"), (1, 1)), (("thermal",), (0, 1))):
+        pairs = []
+        for seed in range(2):
+            visible, plane = image(96, 128, seed)[0], image(48, 64, seed)[1]
+            placement = place((96, 128), SIDE)
+            pairs.append(
+                Prepared(answers, visible if has[0] else None, plane if has[1] else None, placement, registration)
+            )
+        for raw, stacks in zip(
+            backend.forward(Images.of(pairs), answers), backend.forward(stacked(pairs, None), answers)
+        ):
+            np.testing.assert_array_equal(raw, stacks)
+    assert Images.alike(pairs)
+    other = replace(pairs[0], placement=place((96, 96), SIDE))
+    assert not Images.alike([*pairs, other])
+    assert not Images.alike([*pairs, replace(pairs[0], visible=image(96, 128)[0])])
 
 
 def test_grey_is_ultralytics() -> None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from rscmd_model.config import STRIDE
 from rscmd_model.errors import UserError, first_line, shown
+from rscmd_model.inference.prepared import Prepared, stacked
 from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, ModelHeader, parse_header, read_whole
 
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
@@ -52,13 +53,20 @@ class Backend(Protocol):
     header: ModelHeader
     fixed: tuple[int, int, int] | None
 
-    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
+    def take(self, pairs: Sequence[Prepared]) -> Any:
+        """Pairs of one network size, and of the same answers, as `forward` takes them; several threads may ask at once.
+
+        Raises:
+            UserError: an image is not of the shape the registration was made for.
+        """
+
+    def forward(self, batch: Any, answers: Sequence[str]) -> list[np.ndarray]:
         """Some answers to a batch, each (B, 4 + classes, N) float32, as `suppression.suppress` takes them.
 
         Only what they need is computed, and what several need is computed once.
 
         Args:
-            batch: (B, H, W, 4) uint8.
+            batch: (B, H, W, 4) uint8, or what `take` gave.
             answers: names of the model's answers: "fused", "visible", "thermal".
 
         Raises:
@@ -81,7 +89,17 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class OnnxBackend:
+class StackTaking:
+    """Of the backends whose networks are given stacks that the processor made."""
+
+    fixed: tuple[int, int, int] | None
+
+    def take(self, pairs: Sequence[Prepared]) -> np.ndarray:
+        """See `Backend`: (B, H, W, 4) uint8."""
+        return stacked(pairs, self.fixed)
+
+
+class OnnxBackend(StackTaking):
     """ONNX Runtime on the CPU.
 
     Args:
@@ -146,7 +164,7 @@ class OnnxBackend:
         )
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(StackTaking):
     """OpenVINO on the CPU. What is asked for together is compiled for each input size when it is first used.
 
     Args:

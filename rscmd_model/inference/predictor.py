@@ -17,11 +17,11 @@ import numpy as np
 from rscmd_model.config import ModelConfig
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.imaging.images import lay_over
-from rscmd_model.imaging.preprocess import Placement, fill, place
+from rscmd_model.imaging.preprocess import Placement, place
 from rscmd_model.imaging.registration import Registration
 from rscmd_model.inference.late_fusion import suppress_and_join
 from rscmd_model.inference.opening import open_backend
+from rscmd_model.inference.prepared import Prepared
 from rscmd_model.inference.suppression import suppress
 
 
@@ -39,25 +39,6 @@ class StageTimes:
     preprocess: float
     inference: float
     postprocess: float
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A checked pair on its way to the network.
-
-    Attributes:
-        answers: of the network, those that are asked for: one, or several that are to be joined.
-        visible: (H, W, 3) uint8 BGR, or None.
-        plane: (h, w) uint8, the thermal image as its contract shows it, or None.
-        placement: where the image lies in the network's input.
-        registration: where thermal pixels lie in the visible image, or None.
-    """
-
-    answers: tuple[str, ...]
-    visible: np.ndarray | None
-    plane: np.ndarray | None
-    placement: Placement
-    registration: Registration | None
 
 
 class Predictor:
@@ -224,11 +205,10 @@ class Predictor:
         pairs = [self._prepare(visible, thermal, registration, answer) for visible, thermal in zip(visibles, thermals)]
         results = [Detections.empty()] * len(pairs)
         for members in self._batches(pairs):
-            batch = self._input([pairs[i] for i in members])
+            batch = self.backend.take([pairs[i] for i in members])
             begun = time.perf_counter()
-            given = self._forward(batch, pairs[members[0]].answers)
+            given = self._forward(batch, pairs[members[0]].answers, len(members))
             answered = time.perf_counter()
-            given = [values[: len(members)] for values in given]
             for i, found in zip(members, suppress_and_join(given, conf, iou, max_det)):
                 results[i] = _detections(found, pairs[i].placement, size)
             inference += answered - begun
@@ -267,9 +247,9 @@ class Predictor:
         pairs = [self._prepare(v, t, registration, self.answer) for v, t in zip(visibles, thermals)]
         results: list[dict[str, Detections]] = [{} for _ in pairs]
         for members in self._batches(pairs):
-            batch = self._input([pairs[i] for i in members])
-            for name, values in zip(self.config.answers, self._forward(batch, self.config.answers)):
-                for i, found in zip(members, suppress(values[: len(members)], conf, iou, max_det)):
+            batch = self.backend.take([pairs[i] for i in members])
+            for name, values in zip(self.config.answers, self._forward(batch, self.config.answers, len(members))):
+                for i, found in zip(members, suppress(values, conf, iou, max_det)):
                     results[i][name] = _detections(found, pairs[i].placement, None)
         return results
 
@@ -288,8 +268,7 @@ class Predictor:
             UserError: as `predict`.
         """
         pair = self._prepare(visible, thermal, registration, self.answer)
-        assert pair.plane is not None
-        return lay_over(pair.plane, pair.placement.frame[::-1], pair.registration)
+        return pair.laid_over()
 
     def warm_up(self) -> None:
         """Ask once at the trained size for all that may be asked for, so that the first real answer is not a slow one.
@@ -312,7 +291,7 @@ class Predictor:
 
     def _prepare(
         self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None, answer: str
-    ) -> _Prepared:
+    ) -> Prepared:
         """Check a pair, choose who answers it (`answer`, if it is whole) and place it; see `predict`."""
         if visible is not None and (visible.ndim != 3 or visible.shape[2] != 3 or visible.dtype != np.uint8):
             raise UserError(
@@ -331,7 +310,7 @@ class Predictor:
             frame = plane.shape
         fixed = self.backend.fixed
         placement = place((frame[0], frame[1]), self.header.image_size, (fixed[1], fixed[2]) if fixed else None)
-        return _Prepared(answers, visible, plane, placement, registration)
+        return Prepared(answers, visible, plane, placement, registration)
 
     def _answers_for(self, visible: bool, thermal: bool, answer: str) -> tuple[str, ...]:
         """Which answers a pair gets that has these images. Raises `UserError` where the model has none for it."""
@@ -347,7 +326,7 @@ class Predictor:
             )
         return (lone,)
 
-    def _batches(self, pairs: Sequence[_Prepared]) -> Iterator[list[int]]:
+    def _batches(self, pairs: Sequence[Prepared]) -> Iterator[list[int]]:
         """The pairs, by index, that go through the network together: those of the same answers and one network size."""
         groups: dict[tuple[tuple[str, ...], tuple[int, int]], list[int]] = {}
         for i, pair in enumerate(pairs):
@@ -357,20 +336,8 @@ class Predictor:
             for start in range(0, len(members), most):
                 yield members[start : start + most]
 
-    def _input(self, pairs: Sequence[_Prepared]) -> np.ndarray:
-        """The network's input (B, H, W, 4) uint8 for pairs of one network size.
-
-        B is their number, or that of a file exported for batches of one size; then black pairs fill it up.
-        """
-        count = self.backend.fixed[0] if self.backend.fixed else len(pairs)
-        batch = np.empty((count, *pairs[0].placement.network, 4), np.uint8)
-        for out, pair in zip(batch, pairs):
-            fill(out, pair.placement, pair.visible, pair.plane, pair.registration)
-        batch[len(pairs) :] = 0
-        return batch
-
-    def _forward(self, batch: np.ndarray, answers: tuple[str, ...]) -> list[np.ndarray]:
-        """The network's answers to a batch, each (B, 4 + classes, N).
+    def _forward(self, batch: Any, answers: tuple[str, ...], count: int) -> list[np.ndarray]:
+        """The network's answers to a batch, as the backend took it, of `count` pairs, each (count, 4 + classes, N).
 
         One thread at a time: torch's heads keep the anchors of the last size, sessions and CUDA graphs are made when
         they are first needed, and OpenVINO's requests and CUDA graphs have one buffer each.
@@ -381,8 +348,8 @@ class Predictor:
         with self._turn:
             found = self.backend.forward(batch, answers)
         for answer, values in zip(answers, found, strict=True):
-            self._check(answer, values, len(batch))
-        return found
+            self._check(answer, values, self.backend.fixed[0] if self.backend.fixed else count)
+        return [values[:count] for values in found]
 
     def _check(self, answer: str, found: np.ndarray, count: int) -> None:
         """Raises `UserError` where what a network gave for an answer to `count` pairs is none."""

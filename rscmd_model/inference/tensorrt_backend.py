@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rscmd_model.errors import UserError
-from rscmd_model.inference.backends import INPUT, fixed_input, needed, pick, read_archive
+from rscmd_model.inference.backends import INPUT, StackTaking, fixed_input, needed, pick, read_archive
 
 _WORKSPACE = 4 << 30
 
@@ -51,7 +51,7 @@ def build_engine(onnx: bytes, half: bool, dynamic: tuple[int, int, int] | None) 
     return bytes(built)
 
 
-class EngineBackend:
+class EngineBackend(StackTaking):
     """TensorRT engines on a CUDA GPU, one for each branch.
 
     Several answers are given by their engines one after another: what they share, the backbones, is computed again in
