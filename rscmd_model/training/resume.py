@@ -91,14 +91,27 @@ def keep_exact_state(trainer: BaseTrainer, optimizer: Optimizer) -> None:
     """
 
     def add(_: Optimizer, state: dict[str, Any]) -> None:
-        state[_EXACT] = {
-            "model": to_cpu(unwrap_model(trainer.model).state_dict()),
-            "ema": to_cpu(trainer.ema.ema.state_dict()),
-            # ultralytics rounds in place, so the dictionaries are copied; tensors that it leaves alone are stored once.
-            "state": {i: dict(values) for i, values in state["state"].items()},
-        }
+        state[_EXACT] = _Uncopied(
+            model=to_cpu(unwrap_model(trainer.model).state_dict()),
+            ema=to_cpu(trainer.ema.ema.state_dict()),
+            state=state["state"],
+        )
+        state["state"] = {}  # which ultralytics would copy, round and store once more
 
     optimizer.register_state_dict_post_hook(add)
+
+
+class _Uncopied(dict[str, Any]):
+    """A mapping that a deep copy leaves as it is, and that is stored as a plain one.
+
+    ultralytics copies the state of the optimizer and then only writes it; copying these takes as long as writing them.
+    """
+
+    def __deepcopy__(self, memo: Any) -> _Uncopied:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
