@@ -7,7 +7,7 @@ formats without it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,16 +240,31 @@ def _write(
     batch = largest[0] if fixed else 1
     if format == "onnx":
         path.write_bytes(sealed(_graph(eager, fixed, calibration, batch, half=half)))
-    elif format == "openvino":  # it has a 16-bit kind of its own, and so has TensorRT
+    elif format == "openvino":  # it has a 16-bit kind of its own
         _write_openvino(path, _graph(eager, fixed, calibration, batch), eager.header, half)
     else:
         from rscmd_model.inference.tensorrt_backend import build_engine
 
-        engines = {}
-        for answer in eager.header.config.answers:
-            graph = _graph(eager, fixed, calibration, batch, answers=[answer])
-            engines[f"{answer}.engine"] = build_engine(graph, half, None if fixed else largest)
+        graphs = engine_graphs(eager, fixed, calibration, batch, half)
+        engines = {f"{name}.engine": build_engine(graph, None if fixed else largest) for name, graph in graphs}
         write_archive(path, {ARCHIVE_HEADER: eager.header.to_json().encode(), **engines})
+
+
+def engine_graphs(
+    eager: TorchBackend,
+    fixed: tuple[int, int, int] | None,
+    calibration: list[np.ndarray] | None,
+    batch: int,
+    half: bool,
+) -> Iterator[tuple[str, bytes]]:
+    """What TensorRT is given: each answer of the model and its graph as ONNX, whose types are those of the engine.
+
+    Args:
+        eager, fixed, calibration, half: as `_write` takes them.
+        batch: pairs per batch that the graph takes; 1 where that is open.
+    """
+    for answer in eager.header.config.answers:
+        yield answer, _graph(eager, fixed, calibration, batch, half=half, answers=[answer], signed=True)
 
 
 def _graph(
@@ -260,6 +275,7 @@ def _graph(
     *,
     half: bool = False,
     answers: Sequence[str] | None = None,
+    signed: bool = False,
 ) -> bytes:
     """The model as ONNX: in 16 bits if `half`, in 8 where there is a `calibration`, with these answers (None: all)."""
     from rscmd_model.inference.graphs import quantised, to_onnx
@@ -269,7 +285,7 @@ def _graph(
         content = to_onnx(network.half() if half else network, eager.header, fixed, answers)
     finally:
         network.float()
-    return content if calibration is None else quantised(content, calibration, batch)
+    return content if calibration is None else quantised(content, calibration, batch, signed=signed)
 
 
 def _write_openvino(path: Path, onnx: bytes, header: ModelHeader, half: bool) -> None:

@@ -20,6 +20,7 @@ from rscmd_model.network.header import HEADER, ModelHeader
 from rscmd_model.network.model import RscmdModel
 
 OPSET = 17
+_FOR_TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
 
 
 class Graph(nn.Module):
@@ -40,8 +41,8 @@ class Graph(nn.Module):
         return tuple(answers[branch].float() for branch in self.branches)
 
     def pixels(self, pair: Tensor) -> Tensor:
-        """(B, 4, H, W) in [0, 1], in the network's precision."""
-        return pair.permute(0, 3, 1, 2).to(next(self.network.parameters()).dtype) / 255
+        """(B, 4, H, W) in [0, 1], in the network's precision. TensorRT can but cast 8-bit pixels."""
+        return pair.to(next(self.network.parameters()).dtype).permute(0, 3, 1, 2) / 255
 
 
 @contextlib.contextmanager
@@ -100,13 +101,15 @@ def to_onnx(
     return content
 
 
-def quantised(content: bytes, stacks: Sequence[np.ndarray], batch: int) -> bytes:
+def quantised(content: bytes, stacks: Sequence[np.ndarray], batch: int, *, signed: bool = False) -> bytes:
     """An ONNX model with 8-bit convolutions (quantise-dequantise form), the decoding of boxes left in 32 bits.
 
     Args:
         content: what `to_onnx` made.
         stacks: (H, W, 4) uint8 each: inputs that show the range of every activation.
         batch: pairs per batch that the model takes.
+        signed: for TensorRT, which takes signed values around zero alone and no biases in integers. The others use all
+            256 steps of an unsigned range instead.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -137,8 +140,9 @@ def quantised(content: bytes, stacks: Sequence[np.ndarray], batch: int) -> bytes
                 nodes_to_exclude=exact,
                 per_channel=True,
                 reduce_range=False,
-                activation_type=quantization.QuantType.QUInt8,
+                activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
+                extra_options=_FOR_TENSORRT if signed else None,
             )
         finally:
             logging.disable(logging.NOTSET)

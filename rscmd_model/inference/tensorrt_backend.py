@@ -1,4 +1,8 @@
-"""TensorRT: engines built from ONNX, and the backend that runs them. Written from its documentation; not measured.
+"""TensorRT: engines built from ONNX, and the backend that runs them. Written from its documentation; never run.
+
+It is written for TensorRT 10 and 11. 11 knows strongly typed networks alone: the types in the graph are those of the
+engine, and there are no flags for 16 and 8 bits any more. 10 is asked for the same, so that both build the same thing.
+What a graph may hold is checked on the CPU, by test/test_engine_graph.py.
 
 An engine is bound to one kind of GPU and one version of TensorRT. `model.engine` holds one for each branch, so that the
 fused answer does not pay for the others. It is a program, which docs/security.md says more of.
@@ -12,19 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from rscmd_model.errors import UserError
+from rscmd_model.errors import UserError, shown
 from rscmd_model.inference.backends import INPUT, StackTaking, fixed_input, needed, pick, read_archive
 
-_WORKSPACE = 4 << 30
+_WORKSPACE = 1 << 30
+"""Bytes that a layer may use for itself; a way to compute it that needs more is not taken. Nothing is reserved by it.
+Without it all of the device's memory might be used, which on a Jetson is also the computer's."""
 
 
-def build_engine(onnx: bytes, half: bool, dynamic: tuple[int, int, int] | None) -> bytes:
-    """An engine from an ONNX model of one branch.
+def build_engine(onnx: bytes, dynamic: tuple[int, int, int] | None) -> bytes:
+    """An engine from an ONNX model of one branch; its precision is the graph's.
 
     Args:
-        onnx: the model's bytes. Where it is quantised (int8), TensorRT takes the scales from it.
-        half: allow 16-bit arithmetic.
-        dynamic: (batch, height, width) of the largest input, of a model whose sizes are open; the least is 1, 32, 32.
+        onnx: the model's bytes, of `export_file.engine_graphs`.
+        dynamic: (batch, height, width) of the largest batch and of the size it is tuned for and at most takes, of a
+            model whose sizes are open; the least is 1, 32, 32.
 
     Raises:
         UserError: TensorRT is not installed, or cannot build it.
@@ -32,14 +38,14 @@ def build_engine(onnx: bytes, half: bool, dynamic: tuple[int, int, int] | None) 
     trt = needed("tensorrt", "--format engine")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    network = builder.create_network(0)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
-        raise UserError(f"TensorRT cannot read the graph: {parser.get_error(0)}")
+        reason = parser.get_error(0).desc() if parser.num_errors else "it gives no reason"
+        raise UserError(f"TensorRT {trt.__version__} cannot read the graph: {shown(reason, 300)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE)
-    if half:
-        config.set_flag(trt.BuilderFlag.FP16)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: 10 bits of mantissa where 32-bit numbers were asked for
     if dynamic is not None:
         batch, height, width = dynamic
         profile = builder.create_optimization_profile()
@@ -73,31 +79,42 @@ class EngineBackend(StackTaking):
 
         from rscmd_model.inference.torch_backends import select_device
 
-        self._torch, self._device = torch, select_device(device)
+        self._where, self._torch, self._device = path, torch, select_device(device)
         if self._device.type != "cuda":
             raise UserError(f"{path} is a TensorRT engine and needs a CUDA GPU; there is none, or device is cpu")
         self.device = str(self._device)
-        runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         self._contexts: dict[str, Any] = {}
-        for branch, part in zip(branches, parts):
-            engine = runtime.deserialize_cuda_engine(part)
-            if engine is None:
-                raise UserError(f"{path} was built for another GPU or version of TensorRT: export it again here")
-            self._contexts[branch] = engine.create_execution_context()
+        with torch.cuda.device(self._device):  # an engine lies on the device that is current when it is read
+            self._stream = torch.cuda.Stream()  # on the default one TensorRT would wait once more for each call
+            self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))  # has to outlive the engines
+            for branch, part in zip(branches, parts):
+                engine = self._runtime.deserialize_cuda_engine(part)
+                if engine is None:
+                    raise UserError(f"{path} was built for another GPU or version of TensorRT: export it again here")
+                context = engine.create_execution_context()
+                if context is None:
+                    raise UserError(f"{path}: {self.device} has too little memory left for it: free some")
+                self._contexts[branch] = context
         self.fixed = fixed_input(list(engine.get_tensor_shape(INPUT)[:3]), path)
 
     def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
         """See `Backend`; it waits for the device once all engines have their work."""
         torch = self._torch
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             taken = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
             found = []
             for answer in answers:
                 context = self._contexts[answer]
-                context.set_input_shape(INPUT, tuple(batch.shape))
+                if not context.set_input_shape(INPUT, tuple(batch.shape)):
+                    pairs, height, width = batch.shape[:3]
+                    raise UserError(
+                        f"{self._where} does not take {pairs} pairs of {width}x{height} px: export it again with a "
+                        "larger --batch or --size"
+                    )
                 given = torch.empty(tuple(context.get_tensor_shape(answer)), dtype=torch.float32, device=self._device)
                 context.set_tensor_address(INPUT, taken.data_ptr())
                 context.set_tensor_address(answer, given.data_ptr())
-                context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+                if not context.execute_async_v3(self._stream.cuda_stream):
+                    raise UserError(f"{self._where}: TensorRT failed; its own messages stand above")
                 found.append(given)
             return [given.cpu().numpy() for given in found]
