@@ -3,9 +3,9 @@
     python -m rscmd_model.export --model model.safetensors --format openvino --size 640,512
     python -m rscmd_model.export --model model.safetensors --format onnx --int8 --data data.yaml --out model.onnx
 
-`Predictor`, the commands with --model and the node take the file by its name. onnx and openvino run on the CPU,
-engine on the NVIDIA GPU it was built on. Without --dynamic the file takes one input size (other images are fitted into
-it) and batches of --batch pairs.
+`Predictor`, the commands with --model and the node take the file by its name. openvino runs on the CPU, onnx there and
+with onnxruntime-gpu on an NVIDIA GPU (--device cuda:0), engine on the NVIDIA GPU it was built on. Without --dynamic the
+file takes one input size (other images are fitted into it) and batches of --batch pairs.
 
 The file is put in place only if it answers real pairs as the model does: those of --data's val split, or drawn scenes
 without --data. --int8 (onnx, openvino, engine) needs --data: its train split shows the range of values.

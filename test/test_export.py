@@ -280,9 +280,56 @@ def test_requests_that_make_no_sense_are_one_line(model: Path, tmp_path: Path) -
         export(model, "onnx", tmp_path / "m.onnx", batch=50_000)
     with pytest.raises(UserError, match="backend 'tvm'"):
         Predictor(model, backend="tvm")
-    file = tmp_path / "m.onnx"
-    file.touch()
-    with pytest.raises(UserError, match="runs on the CPU"):
+    (tmp_path / "m.openvino").touch()
+    with pytest.raises(UserError, match=r"m\.openvino runs on the CPU, and device 'cuda:0' was asked for"):
+        Predictor(tmp_path / "m.openvino", device="cuda:0")
+    with pytest.raises(UserError, match=r"backend onnxruntime converts .* on the CPU, and device 'cuda:0'"):
+        Predictor(model, backend="onnxruntime", device="cuda:0")
+    with pytest.raises(UserError, match=r"backend tensorrt runs a model\.engine"):
+        Predictor(model, backend="tensorrt")
+
+
+def test_an_exported_file_has_its_own_backend(exported: Exported) -> None:
+    file = exported("onnx", dynamic=True)
+    for backend in (None, "auto", "onnxruntime"):
+        assert Predictor(file, backend=backend).backend.name == "onnxruntime"
+    for backend in ("torch", "openvino", "tensorrt"):
+        with pytest.raises(UserError, match=f"is run by onnxruntime, and backend {backend} was asked for"):
+            Predictor(file, backend=backend)
+
+
+def test_an_onnx_file_on_a_gpu_that_the_package_knows_nothing_of(exported: Exported) -> None:
+    """In one line, on stderr alone, without torch."""
+    file = exported("onnx", dynamic=True)
+    if "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    assert Predictor(file, device="auto").device == "cpu"
+    code = (
+        "import sys\nfrom rscmd_model.errors import UserError\nfrom rscmd_model.inference.predictor import Predictor\n"
+        "try:\n    Predictor(sys.argv[1], device=sys.argv[2])\nexcept UserError as error:\n    print(error)\n"
+        "assert not {'torch', 'ultralytics'} & set(sys.modules)"
+    )
+    for device, says in (
+        ("cuda:1", "device cuda:1 needs the package onnxruntime-gpu"),
+        ("mps", "device 'mps' is not one of auto, cpu, cuda:0"),
+        ("0,1", "device '0,1' is not one of auto, cpu, cuda:0"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, str(file), device], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = done.stdout.splitlines()
+        assert line.startswith(f"{file}: {says}")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_session_that_falls_back_to_the_cpu_is_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu does without a word where there is no driver. The package here is made to say it knew CUDA."""
+    file = exported("onnx", dynamic=True)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if there[0] in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot use cuda:0 \(.*NVIDIA's driver, .*give device cpu$"):
         Predictor(file, device="cuda:0")
 
 
@@ -292,7 +339,7 @@ def test_a_missing_package_is_named(model: Path, tmp_path: Path, monkeypatch: py
         export(model, "engine", tmp_path / "m.engine")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "m.onnx").write_bytes(b"x")
-    with pytest.raises(UserError, match="pip install onnxruntime"):
+    with pytest.raises(UserError, match=r"pip install onnxruntime$"):
         Predictor(tmp_path / "m.onnx")
 
 

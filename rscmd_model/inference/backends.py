@@ -1,4 +1,4 @@
-"""What runs a network: one face for torch, ONNX Runtime, OpenVINO and TensorRT.
+"""What runs a network: one face for torch, ONNX Runtime, OpenVINO and TensorRT; OpenVINO; and the exported files.
 
 A backend takes (B, H, W, 4) uint8 (red, green, blue, thermal; H and W multiples of 32) and gives the answers asked for.
 Nothing here imports torch: an exported model starts without it.
@@ -19,7 +19,7 @@ import os
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,6 @@ ARCHIVE_HEADER = "header.json"
 BFLOAT16 = "bfloat16"  # marks an OpenVINO model that is to run in bfloat16
 _HEX = 64  # digits of a SHA-256
 _LARGEST_BATCH = 1 << 28  # pixels of a batch: 16 pairs at the largest size
-_FATAL = 4  # of onnxruntime's severities: what it would print is in the exception
 
 
 class Backend(Protocol):
@@ -97,71 +96,6 @@ class StackTaking:
     def take(self, pairs: Sequence[Prepared]) -> np.ndarray:
         """See `Backend`: (B, H, W, 4) uint8."""
         return stacked(pairs, self.fixed)
-
-
-class OnnxBackend(StackTaking):
-    """ONNX Runtime on the CPU.
-
-    Args:
-        source: path of a model.onnx, or its bytes.
-        where: what to call it in messages.
-    """
-
-    name, device = "onnxruntime", "cpu"
-
-    def __init__(self, source: Path | bytes, where: Path) -> None:
-        self._runtime = needed("onnxruntime", str(where))
-        self._runtime.set_default_logger_severity(_FATAL)
-        onnx = needed("onnx", str(where))
-        self._where = where
-        content = source if isinstance(source, bytes) else read_whole(source)
-        if broken_seal(content):
-            raise UserError(
-                f"{where} is not what rscmd_model.export wrote (its {DIGEST} differs): copy or export it again. A file "
-                "that was edited on purpose is taken without that entry of its metadata_props"
-            )
-        try:
-            self._model = onnx.load_model_from_string(content)
-        except Exception as error:  # protobuf's own kinds, which change between releases
-            raise UserError(f"{where} is cut short or no ONNX file ({type(error).__name__}): export it again") from None
-        self.header = exported_header({e.key: e.value for e in self._model.metadata_props}.get(HEADER), where)
-        elsewhere = any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(self._model.graph))
-        if elsewhere or self._model.functions:
-            raise UserError(
-                f"{where} has functions, or weights in other files, which rscmd_model.export does not write: "
-                "export it again"
-            )
-        shapes = [i.type.tensor_type.shape.dim for i in self._model.graph.input if i.name == INPUT]
-        self.fixed = fixed_input([d.dim_value for d in shapes[0][:3]] if shapes else [], where)
-        self._sessions: dict[tuple[str, ...], Any] = {}
-
-    def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
-        """See `Backend`."""
-        key = tuple(answers)
-        try:
-            if key not in self._sessions:
-                self._sessions[key] = self._session(key)
-            found: list[np.ndarray] = self._sessions[key].run(list(key), {INPUT: batch})
-        except Exception as error:  # a dozen kinds of onnxruntime and onnx
-            raise not_run(self._where, "ONNX Runtime", error) from None
-        return found
-
-    def _session(self, answers: tuple[str, ...]) -> Any:
-        """A session for the nodes that these answers need. Asked for one output, the runtime would compute them all."""
-        from onnx.utils import Extractor
-
-        part = Extractor(self._model).extract_model([INPUT], list(answers))
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = threads()
-        # Waiting threads sleep: on a robot the processor is never idle, and spinning ones would hold up the others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = _FATAL
-        return self._runtime.InferenceSession(
-            part.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            enable_fallback=0,  # to the same provider, with four printed lines
-        )
 
 
 class OpenVinoBackend(StackTaking):
@@ -288,19 +222,6 @@ def _seal(content: bytes | memoryview) -> bytes:
     key, value = DIGEST.encode(), hashlib.sha256(content).hexdigest().encode()
     entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
     return b"\x72" + bytes([len(entry)]) + entry
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every tensor of an ONNX graph, those in attributes and in graphs within it too."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
 
 
 def fixed_input(sizes: Sequence[int], where: Path) -> tuple[int, int, int] | None:

@@ -116,7 +116,7 @@ def export(
     fixed = fixed_input((0, 0, 0) if dynamic else (batch, height, width), out)
     with whole_file(out) as aside:
         _write(aside, format, eager, fixed, half, calibration, (batch, height, width))
-        made, _ = open_backend(aside, "auto", None, "torch")
+        made, _ = open_backend(aside, "auto", None, None)
         kind, bound = ("int8", INT8) if int8 else ("half", HALF) if half else ("float", EXACT)
         box, score = compare(eager, made, stacks, bound.whole)
         pairs = f"{len(stacks)} pairs of {data.name}" if data else f"{len(stacks)} drawn scenes (no --data)"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rscmd_model.errors import UserError, first_line
-from rscmd_model.inference.backends import Backend, OnnxBackend, OpenVinoBackend
+from rscmd_model.inference.backends import Backend, OpenVinoBackend
+from rscmd_model.inference.onnx_backend import OnnxBackend
 from rscmd_model.versions import require
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ SUFFIXES = {
     "engine": ".engine",
 }
 BACKENDS = ("torch", "onnxruntime", "openvino")  # for a model.safetensors
+_OWN = {"onnx": "onnxruntime", "openvino": "openvino", "engine": "tensorrt"}  # what runs an exported file
 _ROUNDS = 3
 
 
 def open_backend(
-    path: Path, device: str, half: bool | None, backend: str, answer: str | None = None
+    path: Path, device: str, half: bool | None, backend: str | None, answer: str | None = None
 ) -> tuple[Backend, str]:
     """Load a model file of any format.
 
@@ -42,7 +44,7 @@ def open_backend(
     Raises:
         UserError: as `Predictor`.
     """
-    if backend not in (*BACKENDS, "auto"):
+    if backend not in (*BACKENDS, "auto", "tensorrt", None):
         raise UserError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}, auto")
     if not path.is_file():
         raise UserError(f"no model file {path}")
@@ -52,36 +54,46 @@ def open_backend(
             f"{path}: TorchScript is a program, which runs on loading, and is not read: give the model.safetensors, or "
             "what rscmd_model.export makes of it today"
         )
-    if suffix in (SUFFIXES["onnx"], SUFFIXES["openvino"]):
-        _only_cpu(device, str(path))
-    if half and suffix in SUFFIXES.values() and suffix != SUFFIXES["safetensors"]:
-        raise UserError(
-            f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half"
-        )
-    if suffix == SUFFIXES["onnx"]:
-        return OnnxBackend(path, path), ""
-    if suffix == SUFFIXES["openvino"]:
+    form = next((form for form in _OWN if SUFFIXES[form] == suffix), "safetensors")
+    if form in _OWN:
+        _only_its_own(path, form, half, backend)
+    if form == "onnx":
+        return OnnxBackend(path, path, device), ""
+    if form == "openvino":
+        _only_cpu(device, f"{path} runs", "give the model.safetensors, or what --format onnx or engine makes of it")
         return OpenVinoBackend(path, path), ""
-    if suffix == SUFFIXES["engine"]:
+    if form == "engine":
         from rscmd_model.inference.tensorrt_backend import EngineBackend
 
         return EngineBackend(path, device), ""
+    if backend == "tensorrt":
+        raise UserError(f"backend tensorrt runs a model.engine: make one of {path} with rscmd_model.export")
     require("torch", "ultralytics")
     from rscmd_model.inference.torch_backends import TorchBackend
 
     if backend in ("onnxruntime", "openvino"):
-        _only_cpu(device, f"backend {backend}")
+        _only_cpu(device, f"backend {backend} converts {path} and runs it", "leave backend, or export the model")
         return _converted(TorchBackend(path, "cpu", None), path, backend, half), ""
     eager = TorchBackend(path, device, half)
     return _trial(eager, path, half, answer) if backend == "auto" and eager.device == "cpu" else (eager, "")
 
 
-def _only_cpu(device: str, what: str) -> None:
-    if device not in ("auto", "cpu"):
+def _only_its_own(path: Path, form: str, half: bool | None, backend: str | None) -> None:
+    """Refuse what an exported file has settled already."""
+    if half:
         raise UserError(
-            f"{what} runs on the CPU, and device {device!r} was asked for: give the model.safetensors, or export it "
-            "with --format engine for a GPU"
+            f"{path}: the precision of an exported model is chosen by rscmd_model.export --half; leave half"
         )
+    if backend not in (_OWN[form], "auto", None):
+        raise UserError(
+            f"{path} is run by {_OWN[form]}, and backend {backend} was asked for: leave backend, or give the "
+            "model.safetensors"
+        )
+
+
+def _only_cpu(device: str, what: str, instead: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise UserError(f"{what} on the CPU, and device {device!r} was asked for: {instead}")
 
 
 def _converted(eager: TorchBackend, path: Path, backend: str, half: bool | None) -> Backend:

@@ -48,11 +48,13 @@ class Predictor:
 
     Args:
         model: path of a model.safetensors, or of what `rscmd_model.export` made of one (.onnx, .openvino, .engine).
-        device: "auto", "cpu" or "cuda:N".
+        device: "auto", "cpu" or "cuda:N". "auto" is the first GPU where torch or TensorRT runs the model, and the CPU
+            where ONNX Runtime or OpenVINO does; a model.onnx takes "cuda:N" where onnxruntime-gpu is installed.
         half: half precision; None means on CUDA and only there. On a CPU OpenVINO alone can (bfloat16). An exported
             file has its precision already.
-        backend: for a model.safetensors: "torch"; "onnxruntime" or "openvino", which it is converted to in memory; or
-            "auto": on a CPU the fastest of those in a short trial, which takes seconds.
+        backend: for a model.safetensors: "torch", which None means as well; "onnxruntime" or "openvino", which it is
+            converted to in memory; or "auto": on a CPU the fastest of those in a short trial, which takes seconds. An
+            exported file has its own, and no other.
         conf: lowest score that is answered, 0 to 1.
         iou: boxes of one class that overlap more than this are one object (NMS), 0 to 1.
         max_det: most boxes per image.
@@ -84,7 +86,7 @@ class Predictor:
         *,
         device: str = "auto",
         half: bool | None = None,
-        backend: str = "torch",
+        backend: str | None = None,
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,

@@ -202,9 +202,9 @@ class PairDetector:
             self._logger.debug(traceback.format_exc())
 
     def device(self) -> dict[str, str]:
-        """The device in words and, on a CUDA GPU, this process's memory there in MB."""
+        """The device in words and, where torch rules a CUDA GPU's memory, this process's memory there in MB."""
         device = self.predictor.device
-        if not device.startswith("cuda"):
+        if not device.startswith("cuda") or self.predictor.backend.name == "onnxruntime":
             return {"device": device, "backend": self.predictor.backend.name}
         import torch
 
@@ -297,7 +297,7 @@ class PairDetector:
 
     def _free(self) -> None:
         """Give back what torch keeps of the GPU's memory, for the next pair."""
-        if self.predictor.device.startswith("cuda"):
+        if self.predictor.device.startswith("cuda") and self.predictor.backend.name != "onnxruntime":
             import torch
 
             torch.cuda.empty_cache()

@@ -65,12 +65,16 @@ class Settings:
         "Path of the registration.yaml of this pair of cameras, as rscmd_model.register writes it. Empty: the "
         "registration in the model file, if it has one; otherwise both images must show the same view.",
     )
-    device: str = _parameter("auto", "Where to run: auto (a CUDA GPU if there is one), cpu, cuda:0, cuda:1, ...")
+    device: str = _parameter(
+        "auto",
+        "Where to run: auto (a CUDA GPU if there is one; for a model.onnx or model.openvino the CPU), cpu, cuda:0, "
+        "cuda:1, ... On a GPU a model.onnx needs onnxruntime-gpu.",
+    )
     backend: str = _parameter(
         "auto",
         "What runs a model.safetensors on a CPU: torch, or onnxruntime or openvino, for which it is converted at "
         "configure. auto: the fastest of them in a short trial, which the log shows. A file of rscmd_model.export has "
-        "its own.",
+        "its own, and leaves auto.",
         choices=("auto", *BACKENDS),
     )
     half: bool = _parameter(True, "Half precision on a CUDA device. On the CPU the model file says: export --half.")
