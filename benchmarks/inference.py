@@ -123,7 +123,7 @@ def make_files(scale: str, folder: Path, size: tuple[int, int], formats: Sequenc
         out = folder / f"{scale}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(files["torch"], form, out, size=size)
+                export(files["torch"], form, out, size=size, half=False)
             files[form] = out
         except UserError as error:
             print(f"left out: {error}")
@@ -345,7 +345,7 @@ def accuracy(model: Path, spec: str, folder: Path) -> dict[str, Any]:
         out = folder / f"accuracy-{name.replace(' ', '-')}.{form}"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export(model, form, out, data=data, **options)  # type: ignore[arg-type]
+                export(model, form, out, data=data, **{"half": False, **options})  # type: ignore[arg-type]
             files[name] = out
         except UserError as error:
             print(f"left out: {error}")

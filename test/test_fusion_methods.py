@@ -66,7 +66,7 @@ def test_an_exported_model_answers_as_the_model(method: str, form: str, tmp_path
         torch.nn.init.constant_(classifier[-1].bias, -1.0)
     file, out = tmp_path / "model.safetensors", tmp_path / f"model{SUFFIXES[form]}"
     save_model(file, model.eval(), ModelHeader(model.config, NAMES, 64, ThermalContract()))
-    export(file, form, out, dynamic=True)
+    export(file, form, out, dynamic=True, half=False)
     eager, made = (Predictor(path, device="cpu", conf=0.05) for path in (file, out))
     assert made.modalities == eager.modalities == (("visible", "thermal") if method in LONE else ())
     rng = np.random.default_rng(0)

@@ -33,6 +33,7 @@ from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, ModelHeader
 INPUT = "pair"  # name of an exported graph's input; its outputs are named like the branches
 ARCHIVE_HEADER = "header.json"
 BFLOAT16 = "bfloat16"  # marks an OpenVINO model that is to run in bfloat16
+BFLOAT16_MEASURED = "bfloat16_measured"  # beside it: what export measured when it chose so by itself, in words
 _HEX = 64  # digits of a SHA-256
 _LARGEST_BATCH = 1 << 28  # pixels of a batch: 16 pairs at the largest size
 
@@ -45,12 +46,15 @@ class Backend(Protocol):
         device: "cpu" or "cuda:N".
         header: of the file it was loaded from.
         fixed: (batch, height, width) of a file exported for that input alone; None takes any.
+        precision: what the network is computed in here: "float32", "float16", "bfloat16", "int8" (its convolutions), or
+            "as exported" of an engine, which does not say.
     """
 
     name: str
     device: str
     header: ModelHeader
     fixed: tuple[int, int, int] | None
+    precision: str
 
     def take(self, pairs: Sequence[Prepared]) -> Any:
         """Pairs of one network size, and of the same answers, as `forward` takes them; several threads may ask at once.
@@ -104,8 +108,11 @@ class OpenVinoBackend(StackTaking):
     Args:
         source: path of a model.openvino, or the bytes of an ONNX model.
         where: what to call it in messages.
-        half: bfloat16 where the processor is made for it; a file exported with --half has it anyway. Left to itself
+        half: bfloat16 where the processor is made for it; a file that is marked so has it anyway. Left to itself
             OpenVINO would take it there, and the answers would depend on the machine.
+
+    Attributes:
+        measured: what export measured when it chose bfloat16 by itself, in words; empty if it was asked to or did not.
     """
 
     name, device = "openvino", "cpu"
@@ -129,10 +136,16 @@ class OpenVinoBackend(StackTaking):
                 f"{where} is cut short or no OpenVINO model ({shown(first_line(error), 300)}): export it again"
             ) from None
         self.header = header or exported_header(text, where)
+        marked, said = self._model.has_rt_info(BFLOAT16), self._model.has_rt_info(BFLOAT16_MEASURED)
+        self.measured: str = self._model.get_rt_info(BFLOAT16_MEASURED).astype(str) if said else ""
+        # Without the instructions OpenVINO would imitate bfloat16 on some processors, which is slower than 32 bits.
+        bfloat16 = (half or marked) and has_bfloat16(self._core)
+        quantised = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
+        self.precision = "int8" if quantised else "bfloat16" if bfloat16 else "float32"
         self._hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if half or self._model.has_rt_info(BFLOAT16) else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
         }
         self.fixed = fixed_input(sizes, where)
         self._requests: dict[tuple[tuple[str, ...], tuple[int, ...]], Any] = {}
@@ -158,6 +171,11 @@ class OpenVinoBackend(StackTaking):
         part = self._openvino.Model(outputs, whole.get_parameters(), "+".join(answers))
         part.reshape(shape)
         return self._core.compile_model(part, "CPU", self._hints).create_infer_request()
+
+
+def has_bfloat16(core: Any) -> bool:
+    """Whether an `openvino.Core` finds a processor here with instructions for bfloat16."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def write_archive(path: Path, members: dict[str, bytes]) -> None:

@@ -7,10 +7,12 @@ formats without it.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +21,20 @@ from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import whole_file
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
 from rscmd_model.imaging.preprocess import fill, place
-from rscmd_model.inference.backends import ARCHIVE_HEADER, BFLOAT16, Backend, fixed_input, needed, sealed, write_archive
+from rscmd_model.inference.backends import (
+    ARCHIVE_HEADER,
+    BFLOAT16,
+    BFLOAT16_MEASURED,
+    Backend,
+    OpenVinoBackend,
+    fixed_input,
+    has_bfloat16,
+    needed,
+    pick,
+    read_archive,
+    sealed,
+    write_archive,
+)
 from rscmd_model.inference.opening import SUFFIXES, open_backend
 from rscmd_model.network.header import HEADER, ModelHeader
 from rscmd_model.synthetic.world import WorldConfig, generate
@@ -35,6 +50,9 @@ CHECKED = 8
 """Pairs whose answers are compared."""
 CALIBRATED = 64
 """Pairs that show the range of values for 8 bits."""
+WORTH = 0.9
+"""bfloat16 that nobody asked for is taken if it needs at most this share of the time of 32 bits."""
+_TURNS = 10
 
 
 @dataclass(frozen=True)
@@ -58,13 +76,36 @@ INT8 = Bound(0.10, 0.05, whole=False)
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What bfloat16 changes, measured on the processor of the export.
+
+    Attributes:
+        box, score: largest differences to the model, as `compare` gives them.
+        time: that the answer to one input takes, as a share of the time in 32 bits.
+    """
+
+    box: float
+    score: float
+    time: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is near enough to the model, by `HALF`, and fast enough, by `WORTH`."""
+        return self.box <= HALF.box and self.score <= HALF.score and self.time <= WORTH
+
+    def __str__(self) -> str:
+        near = f"boxes {self.box:.4%} of their longer side, scores {self.score:.5f}"
+        return f"{near}, {self.time:.2f} of the time of 32 bits"
+
+
+@dataclass(frozen=True)
 class Exported:
     """A file that was written, and how its answers compare.
 
     Attributes:
         box: difference of corners to the model's, as a share of the box's longer side; as the bound counts it.
         score: difference of scores, 0 to 1; as the bound counts it.
-        summary: two lines to print: what the file is, and how it compares.
+        summary: lines to print: what the file is, how it compares, and what came of bfloat16 where it was measured.
     """
 
     box: float
@@ -77,7 +118,7 @@ def export(
     format: str,
     out: Path,
     *,
-    half: bool = False,
+    half: bool | None = None,
     int8: bool = False,
     batch: int = 1,
     dynamic: bool = False,
@@ -91,7 +132,9 @@ def export(
         model: a model.safetensors.
         format: one of `FORMATS`.
         out: the file to write, with the format's suffix.
-        half: 16-bit arithmetic.
+        half: 16-bit arithmetic. None means no, but for openvino on a processor with bfloat16: there both are measured,
+            and the file runs in bfloat16 if that pays (`Gain.pays`). Its weights keep their 32 bits then, so that on
+            another processor it is the file of 32 bits.
         int8: 8-bit convolutions; needs `data`.
         batch: pairs per batch.
         dynamic: take every image size and batch; on a GPU batches up to `batch`.
@@ -115,7 +158,7 @@ def export(
     height, width = stacks[0].shape[:2]
     fixed = fixed_input((0, 0, 0) if dynamic else (batch, height, width), out)
     with whole_file(out) as aside:
-        _write(aside, format, eager, fixed, half, calibration, (batch, height, width))
+        _write(aside, format, eager, fixed, bool(half), calibration, (batch, height, width))
         made, _ = open_backend(aside, "auto", None, None)
         kind, bound = ("int8", INT8) if int8 else ("half", HALF) if half else ("float", EXACT)
         box, score = compare(eager, made, stacks, bound.whole)
@@ -123,10 +166,47 @@ def export(
         differences = _differences(box, score, bound, pairs)
         if box > bound.box or score > bound.score:
             raise UserError(f"{out} is not written, its answers are not the model's: {differences}")
+        if format == "openvino" and half is None and not int8 and has_bfloat16(needed("openvino", str(out)).Core()):
+            gain = measure_bfloat16(eager, aside, stacks)
+            differences += f"\nbfloat16 here: {gain}: {'taken; --no-half keeps 32 bits' if gain.pays else 'left'}"
+            if gain.pays:
+                mark_bfloat16(aside, gain)
+                kind, box, score = "bfloat16 (32 bits where the processor has none)", gain.box, gain.score
         megabytes = aside.stat().st_size / 2**20
     takes = "any size" if fixed is None else f"{width}x{height} px, batch {batch}"
     answers = ", ".join(header.config.answers) + " (joined for a pair)" * (header.answer == "ensemble")
     return Exported(box, score, f"{out}: {format}, {kind}, {takes}, {answers}, {megabytes:.1f} MiB\n{differences}")
+
+
+def measure_bfloat16(eager: Backend, path: Path, stacks: Sequence[np.ndarray]) -> Gain:
+    """What bfloat16 would change in a model.openvino; where the processor has none, both are 32 bits.
+
+    Args:
+        eager: the model.
+        path: the file in 32 bits.
+        stacks: as `compare` takes them; the first is what is timed, in turns, for the answers that a pair gets.
+    """
+    both = halves, _ = OpenVinoBackend(path, path, half=True), OpenVinoBackend(path, path, half=False)
+    box, score = compare(eager, halves, stacks, HALF.whole)
+    batch = np.repeat(stacks[0][None], halves.fixed[0] if halves.fixed else 1, 0)
+    answers = eager.header.config.made_of(eager.header.answer)
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(_TURNS + 1):
+        for backend, taken in zip(both, times):
+            started = time.perf_counter()
+            backend.forward(batch, answers)
+            taken.append(time.perf_counter() - started)
+    less, more = (median(taken[1:]) for taken in times)
+    return Gain(box, score, less / more)
+
+
+def mark_bfloat16(path: Path, gain: Gain) -> None:
+    """Have a model.openvino of 32 bits run in bfloat16 where the processor has it, and say why."""
+    header, members = read_archive(path)
+    model = needed("openvino", str(path)).Core().read_model(*pick(members, ("model.xml", "model.bin"), path))
+    model.set_rt_info("yes", BFLOAT16)
+    model.set_rt_info(str(gain), BFLOAT16_MEASURED)
+    _save_openvino(path, model, header, compress=False)
 
 
 def _check_request(format: str, out: Path, int8: bool, data: DataConfig | None) -> None:
@@ -290,15 +370,20 @@ def _graph(
 
 def _write_openvino(path: Path, onnx: bytes, header: ModelHeader, half: bool) -> None:
     """Write a model.openvino, which runs in bfloat16 if `half`."""
-    openvino = needed("openvino", "--format openvino")
-    model = openvino.Core().read_model(onnx, b"")
+    model = needed("openvino", "--format openvino").Core().read_model(onnx, b"")
     model.set_rt_info(header.to_json(), HEADER)
     if half:
         model.set_rt_info("yes", BFLOAT16)
+    _save_openvino(path, model, header, compress=half)
+
+
+def _save_openvino(path: Path, model: Any, header: ModelHeader, compress: bool) -> None:
+    """Write an `openvino.Model` as model.openvino, its weights in 16 bits if `compress`."""
+    openvino = needed("openvino", "--format openvino")
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
         try:
-            openvino.save_model(model, xml, compress_to_fp16=half)
+            openvino.save_model(model, xml, compress_to_fp16=compress)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot write to {folder} ({first_line(error)}): is the disk full?") from None
         members = {name: Path(folder, name).read_bytes() for name in ("model.xml", "model.bin")}

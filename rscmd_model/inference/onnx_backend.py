@@ -75,6 +75,9 @@ class OnnxBackend(StackTaking):
                 f"{where} has functions, or weights in other files, which rscmd_model.export does not write: "
                 "export it again"
             )
+        halves = any(t.data_type == onnx.TensorProto.FLOAT16 for t in self._model.graph.initializer)
+        quantised = any(node.op_type == "QuantizeLinear" for node in self._model.graph.node)
+        self.precision = "int8" if quantised else "float16" if halves else "float32"
         shapes = [i.type.tensor_type.shape.dim for i in self._model.graph.input if i.name == INPUT]
         self.fixed = fixed_input([d.dim_value for d in shapes[0][:3]] if shapes else [], where)
         self._sessions: dict[tuple[str, ...], Any] = {}

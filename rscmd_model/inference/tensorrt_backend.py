@@ -69,6 +69,7 @@ class EngineBackend(StackTaking):
     """
 
     name = "tensorrt"
+    precision = "as exported"
 
     def __init__(self, path: Path, device: str) -> None:
         self.header, members = read_archive(path)

@@ -83,6 +83,7 @@ class TorchBackend:
             raise UserError("half precision needs a CUDA device; leave half unset on the CPU")
         self.network, self.header = load_model(path)
         self._dtype = torch.float16 if self.half else torch.float32
+        self.precision = "float16" if self.half else "float32"
         self.network.fuse().to(self._device, self._dtype, memory_format=torch.channels_last).eval()
         self._staging: _Parts = {}
         self._graphs: dict[_Key, _Graph] = {}

@@ -202,15 +202,16 @@ class PairDetector:
             self._logger.debug(traceback.format_exc())
 
     def device(self) -> dict[str, str]:
-        """The device in words and, where torch rules a CUDA GPU's memory, this process's memory there in MB."""
-        device = self.predictor.device
-        if not device.startswith("cuda") or self.predictor.backend.name == "onnxruntime":
-            return {"device": device, "backend": self.predictor.backend.name}
+        """Device, backend and precision in words and, where torch rules a GPU's memory, this process's there in MB."""
+        device, backend = self.predictor.device, self.predictor.backend
+        plain = {"device": device, "backend": backend.name, "precision": backend.precision}
+        if not device.startswith("cuda") or backend.name == "onnxruntime":
+            return plain
         import torch
 
         return {
+            **plain,
             "device": f"{device} ({torch.cuda.get_device_name(device)})",
-            "backend": self.predictor.backend.name,
             "gpu_memory_allocated_mb": f"{torch.cuda.memory_allocated(device) / 1e6:.0f}",
             "gpu_memory_reserved_mb": f"{torch.cuda.memory_reserved(device) / 1e6:.0f}",
         }

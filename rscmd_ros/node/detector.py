@@ -204,7 +204,7 @@ class DetectorNode(LifecycleNode):
             f"loaded: classes {', '.join(predictor.names.values())}, thermal {predictor.thermal.source}"
             f"{' or a palette' if predictor.thermal.palette_ok else ''}, "
             f"{'registered' if predictor.registration else 'taken as aligned'}, pairs answered by {predictor.answer}, "
-            f"on {predictor.device}, "
+            f"on {predictor.device} by {predictor.backend.name} ({predictor.backend.precision}), "
             f"in {time.monotonic() - started:.1f} s{'; ' if predictor.trial else ''}{predictor.trial}"
         )
         self._outputs = outputs = Outputs(self)
