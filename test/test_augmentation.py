@@ -10,13 +10,14 @@ import torch
 from test_pairs import write_world
 from test_train import PLAIN, QUICK, grey_world
 from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import RandomHSV
 
 from rscmd_model.config import Augmentation
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
-from rscmd_model.training.paired_dataset import PairedDataset, ThermalShift
+from rscmd_model.training.paired_dataset import PairedDataset, PairedPhotometric, ThermalShift
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
 
@@ -52,6 +53,23 @@ def test_shift_moves_the_thermal_channel_alone(tmp_path: Path) -> None:
     assert len(seen) > 10
     assert min(min(move) for move in seen) < 0 < max(max(move) for move in seen)
     assert torch.equal(dataset(file, 5, augment=False)[0]["img"], dataset(file, 0, augment=False)[0]["img"])
+
+
+def test_photometric_changes_have_the_bits_of_their_formula() -> None:
+    """The thermal map goes through a table of 256 values; here it is computed for every pixel."""
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        stack = rng.integers(0, 256, (37, 53, 4), np.uint8)
+        np.random.seed(seed)
+        change = PairedPhotometric(0.5, 0.7, 0.9)
+        changed = change.apply_image({"img": stack.copy()})["img"]
+        np.random.seed(seed)
+        visible = RandomHSV.apply_image(change, {"img": stack[..., :3].copy()})["img"]
+        contrast, level = 1 + np.random.uniform(-1, 1) * 0.9, np.random.uniform(-1, 1) * 0.9 / 4 * 255
+        thermal = stack[..., 3].astype(np.float32)
+        mean = thermal.mean()
+        thermal = np.clip((thermal - mean) * contrast + mean + level, 0, 255).astype(np.uint8)
+        np.testing.assert_array_equal(changed, np.dstack((visible, thermal)))
 
 
 def test_shift_outlives_the_mosaic(tmp_path: Path) -> None:

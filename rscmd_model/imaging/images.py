@@ -142,4 +142,5 @@ def stack_pair(visible: np.ndarray, thermal: np.ndarray, registration: Registrat
         UserError: as `lay_over`.
     """
     height, width = visible.shape[:2]
-    return np.dstack((visible[..., ::-1], lay_over(thermal, (width, height), registration)))
+    laid = lay_over(thermal, (width, height), registration)
+    return cv2.merge((cv2.cvtColor(visible, cv2.COLOR_BGR2RGB), laid))
