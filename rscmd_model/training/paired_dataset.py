@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -31,6 +31,9 @@ from rscmd_model.imaging.preprocess import place
 from rscmd_model.imaging.registration import FILL
 from rscmd_model.network.detection_loss import MOST
 from rscmd_model.network.lost import LOST
+
+if TYPE_CHECKING:
+    from rscmd_model.training.resume import Epoch
 
 _PLANES = {"visible": slice(0, 3), "thermal": slice(3, 4)}
 
@@ -112,6 +115,7 @@ class PairedDataset(YOLODataset):
         **kwargs: Any,
     ) -> None:
         self.lost, self.cameras = dict(lost or {}), cameras
+        self.epoch: Epoch | None = None  # set by the loader of a training
         self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms
         if str(kwargs.get("cache")).lower() == "disk":
             raise UserError("cache=disk would write into the data folder: use cache=ram or none")
@@ -193,6 +197,8 @@ class PairedDataset(YOLODataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The parent's sample; where pairs have lost cameras, without the image of its lost one."""
+        if self.epoch is not None:
+            self.epoch.meet(self)
         camera = self.wanted = self.lost_of[index]
         sample: dict[str, Any] = super().__getitem__(index)
         if self.lost:

@@ -1,14 +1,15 @@
 """A run that may be killed at any moment and goes on to the same curve.
 
-Two things make it so. Nothing random outlives an epoch: the generators of Python, NumPy and torch, the order of the
-pairs, the seeds of the loader's workers and the mosaic's partners are set from (seed, epoch, rank) when an epoch
-begins, so that no checkpoint has to keep any of them. And a checkpoint keeps in full precision what ultralytics' own
-rounds to 16 bits: the weights, their moving average and the optimizer's momentum.
+Two things make it so. Nothing random outlives an epoch: the generators of Python, NumPy and torch, in the training and
+in each of the loader's workers, the order of the pairs and the mosaic's partners are set from (seed, epoch, rank,
+worker) when an epoch begins, so that no checkpoint has to keep any of them. And a checkpoint keeps in full precision
+what ultralytics' own rounds to 16 bits: the weights, their moving average and the optimizer's momentum.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import unwrap_model
@@ -28,37 +29,90 @@ if TYPE_CHECKING:
     from ultralytics.data.build import InfiniteDataLoader
     from ultralytics.engine.trainer import BaseTrainer
 
+    from rscmd_model.training.paired_dataset import PairedDataset
+
 # Images that the mosaic may draw on when an epoch begins, before others have been read. Each costs at most one reading.
 MOSAIC_START = 32
 _EXACT = "exact"
 
 
-class EpochLoader(DataLoader):
-    """ultralytics' training loader, with workers that live for one epoch.
+class Epoch:
+    """Which epoch it is, in memory that the training shares with the workers of its loader.
 
-    ultralytics' own keeps its workers, and with them random states and batches of the epoch to come that were drawn
-    before it began.
+    A worker sets all that is random in it when it makes its first sample of an epoch, whether it is new or was there
+    before. So workers that live on give what those of a resumed run give, which are new.
     """
 
+    def __init__(self) -> None:
+        self._shared = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self._met = 0
+
+    def begin(self, seed: int, epoch: int) -> None:
+        """Say it to the workers, of which none may be at work."""
+        self._shared.copy_(torch.tensor([seed, epoch, int(self._shared[2]) + 1]))
+
+    def meet(self, data: PairedDataset) -> None:
+        """In a worker: begin an epoch that it has not met yet. In the training itself: nothing."""
+        worker = get_worker_info()
+        if worker is None:
+            return
+        seed, epoch, begun = self._shared.tolist()
+        if begun != self._met:
+            self._met = begun
+            _set_random(data, _words(seed, epoch, 1 + worker.id))
+
+
+class EpochLoader(DataLoader):
+    """ultralytics' training loader, whose workers begin every epoch anew.
+
+    ultralytics' own keeps random states, and batches of the epoch to come that were drawn before it began.
+
+    Attributes:
+        epoch: what its workers see of it.
+        order: draws the order of the pairs, unless the sampler is that of several processes.
+    """
+
+    _iterator: Any
+
     def __init__(self, loader: InfiniteDataLoader) -> None:
+        workers = loader.num_workers
         super().__init__(
             loader.dataset,
             batch_size=loader.batch_size,
             sampler=loader.sampler,
-            num_workers=loader.num_workers,
+            num_workers=workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             drop_last=loader.drop_last,
             worker_init_fn=loader.worker_init_fn,
-            generator=loader.generator,
+            # torch draws a seed whenever it starts workers, which must not move the order of the pairs.
+            generator=torch.Generator() if workers else loader.generator,
             prefetch_factor=loader.prefetch_factor,
+            persistent_workers=workers > 0,
         )
+        self.order = loader.generator
+        self.epoch = loader.dataset.epoch = Epoch()
+        self._amid = False
+
+    def __iter__(self) -> Any:
+        """The batches of an epoch."""
+        return self._batches() if self.num_workers else super().__iter__()
+
+    def _batches(self) -> Iterator[Any]:
+        # Nothing happens before the first batch is asked for: ultralytics makes two iterators an epoch, and drops one.
+        if self._amid:  # batches of an epoch that was left are still being made
+            self.reset()
+        self._amid = True
+        yield from super().__iter__()
+        self._amid = False
 
     def reset(self) -> None:
-        """Do nothing.
+        """End the workers. ultralytics calls it when the augmentation has changed, which new ones will see."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None
 
-        ultralytics calls it when the augmentation has changed, and the next epoch's workers see that anyway.
-        """
+    close = reset  # what ultralytics calls at the end
 
 
 def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
@@ -69,12 +123,22 @@ def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
         epoch: counted from 0.
         loader: of the training, of this process.
     """
-    words = np.random.SeedSequence([seed, epoch, max(RANK, 0)]).generate_state(4)
+    words = _words(seed, epoch)
+    loader.order.manual_seed(int(words[3]))
+    loader.epoch.begin(seed, epoch)
+    _set_random(loader.dataset, words)
+
+
+def _words(seed: int, epoch: int, process: int = 0) -> np.ndarray:
+    """Four seeds for process 0, the training itself, or one of its loader's workers, counted from 1; (4,) uint32."""
+    return np.random.SeedSequence([seed, epoch, max(RANK, 0), process]).generate_state(4)
+
+
+def _set_random(data: Any, words: np.ndarray) -> None:
+    """Set the generators of this process, and the images that its mosaic may draw on."""
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.manual_seed(int(words[2]))
-    loader.generator.manual_seed(int(words[3]))  # the order of the pairs, and the seeds of the workers
-    data: Any = loader.dataset
     if data.augment and data.cache != "ram":
         data.ims, data.im_hw0, data.im_hw = ([None] * data.ni for _ in range(3))
         data.buffer = random.sample(range(data.ni), min(max(data.max_buffer_length - 1, 0), MOSAIC_START))
