@@ -60,9 +60,9 @@ OPTIONS: dict[str, Option] = {
     "save": switch("False: no checkpoints but that of the last epoch; model.safetensors is written all the same"),
     "save_period": whole("also keeps the checkpoint of every so many epochs; -1: none", -1),
     "cache": Option(
-        "keeps the images in memory; disk is refused, since it would write into the data's folders",
-        "True, False or ram",
-        lambda value: read_either(value, "ram"),
+        "keeps decoded and resized pairs: in memory, or as files in the run's folder until it is finished; see below",
+        "True, False, ram or disk",
+        lambda value: read_either(value, "ram", "disk"),
     ),
     "device": Option("where to train; see below", FORMS, read_device),
     "workers": whole("processes that load pairs; on the CPU none, since they would take its cores", 0, 1024),

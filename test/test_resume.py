@@ -55,19 +55,19 @@ def run(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: A
     trainer.train()
 
 
-def run_alone(*words: Any) -> None:
+def run_alone(*words: Any, **options: Any) -> None:
     """`run`, whose loader forks its workers, as in any command; else they would be processes like this one."""
     multiprocessing.set_start_method("fork", force=True)
-    run(*words)
+    run(*words, **options)
 
 
-def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "") -> None:
+def run_apart(data: Path, folder: Path, workers: int = 0, kill: str = "", **options: Any) -> None:
     """`run` in a process of its own: to be killed, or to fork a loader's workers (not where DDS has threads).
 
     The process is forked from one that has imported the libraries.
     """
     apart = multiprocessing.get_context("forkserver")
-    process = apart.Process(target=run_alone, args=(data, folder, workers, kill))
+    process = apart.Process(target=run_alone, args=(data, folder, workers, kill), kwargs=options)
     process.start()
     process.join()
     assert process.exitcode == (-signal.SIGKILL if kill else 0)
@@ -133,6 +133,21 @@ def test_a_run_killed_with_its_loader_s_workers_goes_on_to_the_same_curve(world:
     run_apart(world, tmp_path / "killed", 2)
     run_apart(world, tmp_path / "whole", 2)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_killed_run_with_its_pairs_on_disk_goes_on_to_the_same_curve(
+    command: Callable[..., subprocess.CompletedProcess[str]], world: Path, whole: Path, tmp_path: Path
+) -> None:
+    """It uses the files of before again, and its curve is that of a run without them, which are gone in the end."""
+    folder, before = tmp_path / "run", sorted(world.parent.rglob("*"))
+    run_apart(world, folder, kill="batch", cache="disk")
+    files = {file: file.stat().st_mtime_ns for file in (folder / "cache").iterdir()}
+    assert {file.suffix for file in files} == {".npy"}
+    done = command("rscmd_model.train", f"resume={folder / 'weights/last.pt'}")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, whole)
+    assert not (folder / "cache").exists()
+    assert sorted(world.parent.rglob("*")) == before
 
 
 def test_another_seed_makes_another_run(world: Path, whole: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from rscmd_model.imaging.preprocess import place
 from rscmd_model.imaging.registration import FILL
 from rscmd_model.network.detection_loss import MOST
 from rscmd_model.network.lost import LOST
+from rscmd_model.training.disk_cache import check_room, read_stack, stack_file, write_stack
 
 if TYPE_CHECKING:
     from rscmd_model.training.resume import Epoch
@@ -97,11 +99,12 @@ class PairedDataset(YOLODataset):
             the letterbox and after the augmentation, and a batch has "lost" as `network.lost` describes it. Mosaic,
             mixup and cutmix put together pairs that have the same cameras.
         cameras: that the model has. A pair that has lost the only one is left out.
+        cache_folder: where cache="disk" keeps decoded and resized pairs, see `disk_cache`.
         kwargs: as `ultralytics.data.dataset.YOLODataset`.
 
     Raises:
-        UserError: pairs that cannot be used (their number and the first ones), cache="disk", or a training split
-            without an object.
+        UserError: pairs that cannot be used (their number and the first ones), no room for cache="disk", or a training
+            split without an object.
     """
 
     def __init__(
@@ -112,13 +115,13 @@ class PairedDataset(YOLODataset):
         thermal_shift: int = 0,
         lost: Mapping[str, str] | None = None,
         cameras: Sequence[str] = MODALITIES,
+        cache_folder: Path | None = None,
         **kwargs: Any,
     ) -> None:
         self.lost, self.cameras = dict(lost or {}), cameras
         self.epoch: Epoch | None = None  # set by the loader of a training
-        self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms
-        if str(kwargs.get("cache")).lower() == "disk":
-            raise UserError("cache=disk would write into the data folder: use cache=ram or none")
+        self.thermal_shift = thermal_shift  # the parent's constructor builds the transforms, and fills the cache
+        self.cache_folder = cache_folder
         super().__init__(*args, data=data, hyp=hyp, **kwargs)
         self.lost_of = [self.lost.get(self.pairs[file].stem) for file in self.im_files]
         self.wanted: str | None = None  # what the sample has lost that is being made
@@ -146,6 +149,7 @@ class PairedDataset(YOLODataset):
         """Labels of the pairs, after every file has been read once."""
         config: DataConfig = self.data["config"]
         checked, read_over = check_pairs(config, list(self.pairs.values()))
+        self.frames = {file: check["size"] for file, check in zip(self.im_files, checked)}
         for line in read_over:
             LOGGER.warning(f"{self.prefix}{line}")
         labels = [
@@ -236,9 +240,8 @@ class PairedDataset(YOLODataset):
 
         The parent leaves half a stride of grey around the images that are validated, and the predictor leaves none.
         """
-        frames = {label["im_file"]: label["shape"] for label in self.labels}
-        super().set_rectangle()  # sorts the labels, and takes the shapes out of them
-        networks = np.array([place(frames[label["im_file"]], self.imgsz).network for label in self.labels])
+        super().set_rectangle()  # sorts the labels
+        networks = np.array([place(self.frames[label["im_file"]], self.imgsz).network for label in self.labels])
         self.batch_shapes = np.array([networks[self.batch == number].max(0) for number in range(self.batch[-1] + 1)])
 
     def load_image(
@@ -250,15 +253,9 @@ class PairedDataset(YOLODataset):
             (h, w, 4) uint8, original (height, width) of the visible image, and (h, w).
         """
         if self.ims[i] is None:
-            pair = self.pairs[self.im_files[i]]
-            config: DataConfig = self.data["config"]
-            contract = config.thermal_contract
-            thermal = contract.apply(read_thermal(pair.thermal, contract))
-            stack = stack_pair(read_visible(pair.visible), thermal, config.registration)
-            h0, w0 = stack.shape[:2]
-            height, width = place((h0, w0), self.imgsz).inner if rect_mode else (self.imgsz, self.imgsz)
-            if (height, width) != (h0, w0):
-                stack = cv2.resize(stack, (width, height), interpolation=cv2.INTER_LINEAR)
+            stack, (h0, w0) = self._cached(i) if rect_mode else None, self.frames[self.im_files[i]]
+            if stack is None:
+                stack, (h0, w0) = self._decoded(i, rect_mode)
             if not self.augment or self.cache == "ram":
                 return stack, (h0, w0), stack.shape[:2]
             # The mosaic takes its partners from images that are in memory already, as in the parent class.
@@ -269,6 +266,41 @@ class PairedDataset(YOLODataset):
                 self.ims[j] = self.im_hw0[j] = self.im_hw[j] = None
             return stack, (h0, w0), stack.shape[:2]
         return self.ims[i], self.im_hw0[i], self.im_hw[i]
+
+    def _cached(self, i: int) -> np.ndarray | None:
+        """The stack of pair i as cache="disk" has it; a file that is gone or damaged is none."""
+        return read_stack(self.npy_files[i]) if self.cache == "disk" else None
+
+    def _decoded(self, i: int, rect_mode: bool = True) -> tuple[np.ndarray, tuple[int, int]]:
+        """What `load_image` makes of the files of pair i, and (height, width) of the visible image."""
+        pair = self.pairs[self.im_files[i]]
+        config: DataConfig = self.data["config"]
+        contract = config.thermal_contract
+        thermal = contract.apply(read_thermal(pair.thermal, contract))
+        stack = stack_pair(read_visible(pair.visible), thermal, config.registration)
+        h0, w0 = stack.shape[:2]
+        height, width = place((h0, w0), self.imgsz).inner if rect_mode else (self.imgsz, self.imgsz)
+        if (height, width) != (h0, w0):
+            stack = cv2.resize(stack, (width, height), interpolation=cv2.INTER_LINEAR)
+        return stack, (h0, w0)
+
+    def check_cache_disk(self, safety_margin: float = 0.1) -> bool:
+        """Name the files of cache="disk", in place of the parent's beside the images, and look for room for them.
+
+        Raises:
+            UserError: there is not enough. The parent would go on without a cache.
+        """
+        assert self.cache_folder is not None
+        sizes = [place(self.frames[file], self.imgsz).inner for file in self.im_files]
+        pairs, config = [self.pairs[file] for file in self.im_files], self.data["config"]
+        self.npy_files = [stack_file(self.cache_folder, config, pair, size) for pair, size in zip(pairs, sizes)]
+        check_room(self.cache_folder, [size for file, size in zip(self.npy_files, sizes) if not file.exists()])
+        return True
+
+    def cache_images_to_disk(self, i: int) -> None:
+        """Write the stack of pair i, unless it is there; raises as `write_stack`."""
+        if self._cached(i) is None:
+            write_stack(self.npy_files[i], self._decoded(i)[0])
 
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
         """The parent's transforms, with `PairedPhotometric` for the photometric one and `ThermalShift` at the end."""

@@ -44,6 +44,7 @@ from rscmd_model.network.teachers import Teachers
 from rscmd_model.training.checkpoints import close_checkpoints, save_aside, write_model
 from rscmd_model.training.continuing import Finished, hold
 from rscmd_model.training.cost import StepMeter
+from rscmd_model.training.disk_cache import cache_of, remove_cache
 from rscmd_model.training.fixed_pairs import FixedPairs
 from rscmd_model.training.freezing import frozen_parts
 from rscmd_model.training.incomplete import check_incomplete, run_table
@@ -118,6 +119,7 @@ class PairedTrainer(DetectionTrainer):
             os.environ[_KEPT] = str(self.save_dir)
         try:
             super().train()
+            remove_cache(self.save_dir)
         finally:
             LOGGER.setLevel(level)
             os.environ.pop(_KEPT, None) if self.ddp else None
@@ -157,25 +159,25 @@ class PairedTrainer(DetectionTrainer):
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> PairedDataset:
         """The pairs of split `img_path`: augmented in mode "train", in batches of one shape in mode "val"."""
         model: RscmdModel = unwrap_model(self.model)
-        lost = run_table(self, model.augmentation.incomplete) if mode == "train" else {}
         return PairedDataset(
             img_path=img_path,
-            imgsz=self.args.imgsz,
             batch_size=batch,
             augment=mode == "train",
-            hyp=self.args,
             rect=self.args.rect or mode == "val",
             cache=self.args.cache or None,
-            single_cls=self.args.single_cls,
-            stride=32,
+            cache_folder=cache_of(self.save_dir),
             prefix=f"{mode}: ",
-            classes=self.args.classes,
-            data=self.data,
             fraction=get_split_fraction(self.args.fraction, mode),
             thermal_shift=model.augmentation.thermal_shift,
-            lost=lost,
+            lost=run_table(self, model.augmentation.incomplete) if mode == "train" else None,
             cameras=model.config.modalities,
+            **self._of_pairs,
         )
+
+    @property
+    def _of_pairs(self) -> dict[str, Any]:
+        chosen = {key: getattr(self.args, key) for key in ("imgsz", "single_cls", "classes")}
+        return {**chosen, "hyp": self.args, "data": self.data}
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         """ultralytics' loader; the one for training begins every epoch anew, see `resume.py`."""
@@ -252,9 +254,7 @@ class PairedTrainer(DetectionTrainer):
 
     def sample(self) -> list[dict[str, Any]]:
         """Batches of some training pairs as they are, unaugmented, on the CPU."""
-        chosen = {"single_cls": self.args.single_cls, "classes": self.args.classes, "data": self.data}
-        pairs = FixedPairs(_SAMPLE, img_path="train", imgsz=self.args.imgsz, hyp=self.args, **chosen)
-        return pairs.batches(_SAMPLE_BATCH, torch.device("cpu"))
+        return FixedPairs(_SAMPLE, img_path="train", **self._of_pairs).batches(_SAMPLE_BATCH, torch.device("cpu"))
 
     def run_callbacks(self, event: str) -> None:
         """ultralytics' callbacks; at the start of an epoch all that is random is set first."""
