@@ -95,6 +95,18 @@ def test_train_step(bench: Bench, tmp_path: Path) -> None:
     assert set(json.loads(out.read_text())["results"]) == methods | {f"{method}, distil" for method in methods}
 
 
+def test_feeding(bench: Bench, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    out = tmp_path / "f.json"
+    small = ["--pairs", "6", "--imgsz", "64", "--batch", "2", "--epochs", "1", "--workers", "0", "1", "--json", out]
+    said = bench("feeding", *small)
+    assert rows(said) == 7
+    assert "| 0 | disk |  | " in said
+    results = json.loads(out.read_text())["results"]
+    assert all(of["living"] > 0 for caches in results.values() for of in caches.values())
+    done = command("feeding", "--workers", "10000")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
 def test_bags(bench: Bench, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.json"
     small = ["--pairs", "6", "--size", "64", "64", "--rounds", "1", "--batch", "2"]
