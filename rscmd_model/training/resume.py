@@ -130,7 +130,10 @@ def begin_epoch(seed: int, epoch: int, loader: EpochLoader) -> None:
 
 
 def _words(seed: int, epoch: int, process: int = 0) -> np.ndarray:
-    """Four seeds for process 0, the training itself, or one of its loader's workers, counted from 1; (4,) uint32."""
+    """Four seeds for process 0, the training itself, or one of its loader's workers, counted from 1; (4,) uint32.
+
+    NumPy fills what is missing with zeros: those of process 0 are the seeds of (seed, epoch, rank).
+    """
     return np.random.SeedSequence([seed, epoch, max(RANK, 0), process]).generate_state(4)
 
 
