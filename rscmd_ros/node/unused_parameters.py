@@ -112,7 +112,7 @@ def _joined(keys: Iterable[str | None], separator: str) -> str:
 def _of_file(name: str, node: str) -> list[str]:
     try:
         there = sections(Path(name).read_text(encoding="utf-8", errors="replace"))
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name that no file has
         return []  # rcl has read it; it may be gone by now
     fitting = [section for section in there if reaches(section, node)]
     file = f"parameter file {shown(name, 200)}"
