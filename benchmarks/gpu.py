@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,7 +229,7 @@ def steps(place: Place) -> Iterator[Row]:
         at = ("--scale", scale, "--size", size, "--batch", batch, "--rounds", rounds, "--no-memory")
         where, full = f"scale {scale}, {size} px, batch {batch}", 0.0
         for amp in ("", "fp16", "bf16") if place.cuda else ("",):
-            of = table(place, "train_step.py", "rscmd", *at, *(["--amp", amp] if amp else []))["results"]
+            of = figures(place, "train_step.py", "rscmd", *at, *(["--amp", amp] if amp else []))["results"]
             ratio, bits = of["rscmd"]["ratio"], amp or "32 bits"
             found = f"{ratio[1]:.2f} ({ratio[0]:.2f}–{ratio[2]:.2f}) of sum's {of['sum']['step']:.0f} ms"
             yield Row(f"a step of rscmd, {where}, {bits}", found, "1.3", ratio[1] <= 1.3)
@@ -238,7 +239,7 @@ def steps(place: Place) -> Iterator[Row]:
                 yield Row(f"{amp} against 32 bits, {where}", f"{share:.2f}", "below 1", share < 1)
         if place.cuda:
             try:
-                of = table(place, "train_step.py", "rscmd", *at, "--compile", timeout=100)["results"]
+                of = figures(place, "train_step.py", "rscmd", *at, "--compile", timeout=100)["results"]
                 yield Row(
                     f"compiled, {where}",
                     f"{of['rscmd']['step'] / full:.2f} of a plain step",
@@ -253,7 +254,7 @@ def speed(place: Place) -> Iterator[Row]:
     """A pair from images to boxes."""
     scales, rounds = (("n", "s"), 100) if place.cuda else (("n",), 2)
     size = ("--size", "640", "512") if place.cuda else ("--size", "64", "64")
-    results = table(place, "inference.py", "--scales", *scales, "--rounds", rounds, *size, "--formats")
+    results = figures(place, "inference.py", "--scales", *scales, "--rounds", rounds, *size, "--formats")
     for scale, goal in zip(scales, (1.5, 2.0)):
         of = results[scale]
         ours, eight = of["ours, torch"], of["8 at once, torch"]
@@ -266,7 +267,22 @@ def speed(place: Place) -> Iterator[Row]:
             yield Row(f"of {name}, scale {scale}", f"{share:.2f}", "0.5", share <= 0.5)
 
 
-def table(place: Place, script: str, *words: object, timeout: float | None = None) -> dict[str, dict[str, dict]]:
+def feeding(place: Place) -> Iterator[Row]:
+    """Whether the processor makes pairs as fast as a training step takes them."""
+    workers = min(8, os.cpu_count() or 1)
+    sizes = (
+        ("--pairs", 160, "--imgsz", 320, "--batch", 32) if place.cuda else ("--pairs", 4, "--imgsz", 64, "--batch", 2)
+    )
+    of = figures(place, "feeding.py", *sizes, "--workers", workers, "--caches", "none", "ram", "--epochs", 2)
+    for cache, found in of["results"][str(workers)].items():
+        taken, made = of["step"], found["living"]
+        step = f", a step of rscmd takes {taken:.0f}" if taken else ""
+        yield Row(
+            f"feeding, cache {cache}, {workers} workers", f"{made:.0f} pairs/s{step}", "as many", made >= (taken or 0)
+        )
+
+
+def figures(place: Place, script: str, *words: object, timeout: float | None = None) -> Any:
     """What another benchmark writes as JSON.
 
     Raises:
@@ -278,8 +294,7 @@ def table(place: Place, script: str, *words: object, timeout: float | None = Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         raise UserError(f"{script}: {last_line(done.stderr)}")
-    figures: dict[str, dict[str, dict]] = json.loads(out.read_text())
-    return figures
+    return json.loads(out.read_text())
 
 
 TRAININGS = {
@@ -289,10 +304,10 @@ TRAININGS = {
     "memory": ("whole",),
 }
 """What a check looks at."""
-GOALS = ("steps", "speed")
+GOALS = ("steps", "speed", "feeding")
 """Checks whose wishes are those of a GPU."""
 CHECKS: dict[str, Callable[[Place], Iterator[Row]]] = {
-    of.__name__: of for of in (resume, equal, answers, memory, devices, steps, speed)
+    of.__name__: of for of in (resume, equal, answers, memory, devices, steps, speed, feeding)
 }
 
 

@@ -148,7 +148,8 @@ def test_inference(bench: Bench, tmp_path: Path) -> None:
 
 def test_gpu(bench: Bench, command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """Where there is none: that is said, and a processor goes through the checks."""
-    said = bench("gpu", "--device", "cpu", "--only", "answers", "memory")
+    said = bench("gpu", "--device", "cpu", "--only", "answers", "memory", "feeding")
+    assert "| feeding, cache ram, " in said
     assert "| CPU against cpu, 32 bits | scores 0, boxes 0 px apart |" in said
     assert "1 hold, 0 do not" in said
     if not torch.cuda.is_available():
