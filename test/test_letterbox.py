@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 import torch
 import yaml
 from test_inference import NAMES, image, model_file
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import LetterBox
 
@@ -148,6 +153,41 @@ def test_images_as_they_are_are_answered_as_their_stacks(tmp_path: Path) -> None
     other = replace(pairs[0], placement=place((96, 96), SIDE))
     assert not Images.alike([*pairs, other])
     assert not Images.alike([*pairs, replace(pairs[0], visible=image(96, 128)[0])])
+
+
+class OfTheHost(TorchDispatchMode):
+    """Notes the operations that read or write a tensor of the host's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        if any(isinstance(of, Tensor) and of.device.type == "cpu" for of in tree_leaves((args, kwargs, out))):
+            self.met.append(str(operation))
+        return out
+
+
+@pytest.mark.parametrize("frame", [(96, 128), (333, 517)])
+def test_what_a_gpu_records_needs_nothing_of_the_host(frame: tuple[int, int], tmp_path: Path) -> None:
+    """A CUDA graph may hold no copy from the host, and nothing that waits for a number or a size. torch follows the
+    devices and shapes without a GPU, and refuses what depends on a tensor's numbers."""
+    backend = TorchBackend(model_file(tmp_path / "model.safetensors"), "cpu", None)
+    placement, answers = place(frame, SIDE), ("fused", "visible", "thermal")
+    backend.forward(np.zeros((1, *placement.network, 4), np.uint8), answers)  # as before recording: it makes anchors
+    backend.network.half()
+    with FakeTensorMode() as abstract:
+        backend.network._apply(lambda of: abstract.from_tensor(of).to("cuda"))
+        backend._device, backend._dtype = torch.device("cuda"), torch.float16
+        stacking = backend._stacking(placement)
+        parts = {name: torch.zeros(1, *frame, *rest, dtype=torch.uint8, device="cuda") for name, rest in
+                 (("visible", (3,)), ("planes", ()))}  # fmt: skip
+        with torch.inference_mode(), OfTheHost() as seen:
+            given = torch.stack(backend._answers(stacking(parts), answers))
+    assert given.device.type == "cuda"
+    assert given.shape[:3] == (3, 1, 4 + len(NAMES))
+    assert not seen.met
 
 
 def test_grey_is_ultralytics() -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from rscmd_model.files import whole_file
@@ -60,9 +61,14 @@ def save_aside(trainer: PairedTrainer, save: Callable[[], bool]) -> bool:
     return saved
 
 
-def close_checkpoints(trainer: PairedTrainer) -> None:
-    """Leave out of best.pt and last.pt what only a resumed run needs: from here on the run counts as finished."""
+def close_checkpoints(trainer: PairedTrainer) -> dict[str, Tensor]:
+    """Leave out of best.pt and last.pt what only a resumed run needs: from here on the run counts as finished.
+
+    Returns:
+        the weights in best.pt, in 16 bits; none where there is no such file.
+    """
     best, last = trainer.best, trainer.last
+    weights: dict[str, Tensor] = {}
     one = best.exists() and last.exists() and filecmp.cmp(best, last, shallow=False)  # the last epoch was the best
     for file in (last, best):
         if not file.exists():
@@ -71,4 +77,5 @@ def close_checkpoints(trainer: PairedTrainer) -> None:
             if one and file == best:
                 shutil.copyfile(last, aside)
             else:
-                strip_optimizer(file, str(aside))
+                weights = strip_optimizer(file, str(aside))["model"].state_dict()
+    return weights if best.exists() else {}

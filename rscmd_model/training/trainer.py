@@ -25,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -401,10 +400,9 @@ class PairedTrainer(DetectionTrainer):
         if RANK in {-1, 0}:
             # Before the checkpoints are closed: a run that counts as finished has its cost.
             write_json(self.save_dir / "cost.json", self.meter.summary(self.ema.ema, self.args.imgsz))
-            close_checkpoints(self)
-            if best[0]:
+            if weights := close_checkpoints(self):
                 LOGGER.info(f"\nValidating {self.best}...")
-                self.ema.ema.load_state_dict(load_checkpoint(self.best)[0].state_dict())
+                self.ema.ema.load_state_dict(weights)
         if RANK != -1:  # every process scores its share, with rank 0's weights
             dist.broadcast_object_list(best)
             for value in self.ema.ema.state_dict().values():
