@@ -42,14 +42,19 @@ def test_with_both_cameras_it_answers_as_the_same_weights_without_translators(fu
 
 @pytest.mark.parametrize("settings", ["kd=0+div=0", ""])
 def test_backbones_learn_as_those_of_sum(settings: str) -> None:
-    """Bit for bit, whatever the weights: the gradient is cut. Let through, it reaches them."""
+    """Whatever the weights: the gradient is cut. Let through, it reaches them.
+
+    Not bit for bit on every processor: all answers are scored as one batch, and where its vectors end the arithmetic is
+    another.
+    """
     batch, plain = make_batch(), make_model(parse_method("sum"))
     expected = gradients(plain.loss(batch)[0].sum(), plain.backbones)
     torch.manual_seed(3)
     model, method = compensating(settings)
     method.progress = 1.0
     total, items = model.loss(batch)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(total.sum(), model.backbones), expected))
+    for a, b in zip(gradients(total.sum(), model.backbones), expected):
+        assert (a - b).norm() <= 1e-5 * b.norm()
     for name, value in plain.loss(batch)[1].items():
         assert torch.equal(items[name], value), name
     assert total_norm(gradients(total.sum(), method.translators)) > 0

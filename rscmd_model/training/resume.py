@@ -9,6 +9,7 @@ what ultralytics' own rounds to 16 bits: the weights, their moving average and t
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ def keep_exact_state(trainer: BaseTrainer, optimizer: Optimizer) -> None:
 
 
 class _Uncopied(dict[str, Any]):
-    """A mapping that a deep copy leaves as it is, and that is stored as a plain one.
+    """A mapping that a deep copy leaves as it is, and that is stored as an ordered one.
 
     ultralytics copies the state of the optimizer and then only writes it; copying these takes as long as writing them.
     """
@@ -178,7 +179,7 @@ class _Uncopied(dict[str, Any]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
+        return OrderedDict, (), None, None, iter(self.items())  # which torch also reads with weights_only
 
 
 def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
