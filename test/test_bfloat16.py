@@ -17,7 +17,7 @@ from rscmd_model.inference.backends import OpenVinoBackend
 from rscmd_model.inference.export_file import HALF, WORTH, Gain, export
 
 pytest.importorskip("onnx")
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_bfloat16_is_measured_where_nobody_says(
     worth: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decision is forced; what is measured, written and read is real. Without the instructions both are 32 bits."""
-    able = backends.has_bfloat16(openvino.Core())
+    able = backends.has_bfloat16(backends.openvino_core("a test"))
     monkeypatch.setattr(export_file, "has_bfloat16", lambda core: True)
     monkeypatch.setattr(export_file, "WORTH", worth)
     out, float_out, size = tmp_path / "m.openvino", tmp_path / "float.openvino", (128, 96)
@@ -73,7 +73,7 @@ def test_bfloat16_is_measured_where_nobody_says(
 
 def test_bfloat16_is_not_measured_where_somebody_says(model: Path, tmp_path: Path) -> None:
     """Nor where the processor has none."""
-    able = backends.has_bfloat16(openvino.Core())
+    able = backends.has_bfloat16(backends.openvino_core("a test"))
     out = tmp_path / "m.openvino"
     words = ["-m", "rscmd_model.export", "--model", model, "--format", "openvino", "--size", "128,96", "--out", out]
     for said in ([], ["--no-half"], ["--half"]):

@@ -110,9 +110,24 @@ def test_an_exported_model_starts_without_torch(form: str, exported: Exported) -
     assert done.stdout.strip() == "[]"
 
 
+def test_a_signal_is_handled_when_openvino_models_came_and_went(exported: Exported) -> None:
+    """In the order that they came in: with a core each, the last one left the first one's stack for signals behind."""
+    pytest.importorskip("openvino")
+    code = (
+        "import os, signal, sys; from rscmd_model.inference.predictor import Predictor\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "models = [Predictor(sys.argv[1], device='cpu') for _ in range(2)]\n"
+        "for _ in range(2):\n    models[0].warm_up()\n    del models[0]\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    command = [sys.executable, "-c", code, str(exported("openvino", dynamic=True))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_an_openvino_file_says_itself_whether_it_runs_in_16_bits(exported: Exported) -> None:
-    openvino = pytest.importorskip("openvino")
-    able = backends.has_bfloat16(openvino.Core())
+    pytest.importorskip("openvino")
+    able = backends.has_bfloat16(backends.openvino_core("a test"))
     for half in (False, True):
         out = exported("openvino", half=True, size=(128, 96)) if half else exported("openvino", dynamic=True)
         backend = Predictor(out, device="cpu").backend

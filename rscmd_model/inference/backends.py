@@ -20,6 +20,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,8 +120,7 @@ class OpenVinoBackend(StackTaking):
     _MOST_COMPILED = 12
 
     def __init__(self, source: Path | bytes, where: Path, half: bool | None = None) -> None:
-        openvino = needed("openvino", str(where))
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = needed("openvino", str(where)), openvino_core(str(where))
         self._where = where
         header, parts = None, [source, b""]
         if isinstance(source, Path):
@@ -171,6 +171,23 @@ class OpenVinoBackend(StackTaking):
         part = self._openvino.Model(outputs, whole.get_parameters(), "+".join(answers))
         part.reshape(shape)
         return self._core.compile_model(part, "CPU", self._hints).create_infer_request()
+
+
+def openvino_core(why: str) -> Any:
+    """The one `openvino.Core` of this process, which is never given up.
+
+    With a core comes a stack for signal handlers, and with the core it goes: whichever of several cores ends last puts
+    back what it found. That may be the stack of one that is gone, and then the next signal kills the process.
+
+    Raises:
+        UserError: as `needed`.
+    """
+    return _core_of(needed("openvino", why))
+
+
+@cache
+def _core_of(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def has_bfloat16(core: Any) -> bool:

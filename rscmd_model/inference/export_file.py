@@ -30,6 +30,7 @@ from rscmd_model.inference.backends import (
     fixed_input,
     has_bfloat16,
     needed,
+    openvino_core,
     pick,
     read_archive,
     sealed,
@@ -166,7 +167,7 @@ def export(
         differences = _differences(box, score, bound, pairs)
         if box > bound.box or score > bound.score:
             raise UserError(f"{out} is not written, its answers are not the model's: {differences}")
-        if format == "openvino" and half is None and not int8 and has_bfloat16(needed("openvino", str(out)).Core()):
+        if format == "openvino" and half is None and not int8 and has_bfloat16(openvino_core(str(out))):
             gain = measure_bfloat16(eager, aside, stacks)
             differences += f"\nbfloat16 here: {gain}: {'taken; --no-half keeps 32 bits' if gain.pays else 'left'}"
             if gain.pays:
@@ -203,7 +204,7 @@ def measure_bfloat16(eager: Backend, path: Path, stacks: Sequence[np.ndarray]) -
 def mark_bfloat16(path: Path, gain: Gain) -> None:
     """Have a model.openvino of 32 bits run in bfloat16 where the processor has it, and say why."""
     header, members = read_archive(path)
-    model = needed("openvino", str(path)).Core().read_model(*pick(members, ("model.xml", "model.bin"), path))
+    model = openvino_core(str(path)).read_model(*pick(members, ("model.xml", "model.bin"), path))
     model.set_rt_info("yes", BFLOAT16)
     model.set_rt_info(str(gain), BFLOAT16_MEASURED)
     _save_openvino(path, model, header, compress=False)
@@ -370,7 +371,7 @@ def _graph(
 
 def _write_openvino(path: Path, onnx: bytes, header: ModelHeader, half: bool) -> None:
     """Write a model.openvino, which runs in bfloat16 if `half`."""
-    model = needed("openvino", "--format openvino").Core().read_model(onnx, b"")
+    model = openvino_core("--format openvino").read_model(onnx, b"")
     model.set_rt_info(header.to_json(), HEADER)
     if half:
         model.set_rt_info("yes", BFLOAT16)
