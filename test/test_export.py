@@ -117,7 +117,7 @@ def test_a_signal_is_handled_when_openvino_models_came_and_went(exported: Export
         "import os, signal, sys; from rscmd_model.inference.predictor import Predictor\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
         "models = [Predictor(sys.argv[1], device='cpu') for _ in range(2)]\n"
-        "for _ in range(2):\n    models[0].warm_up()\n    del models[0]\n"
+        "_ = [model.warm_up() for model in models]\ndel models[0]\ndel models[0]\n"
         "os.kill(os.getpid(), signal.SIGUSR1)"
     )
     command = [sys.executable, "-c", code, str(exported("openvino", dynamic=True))]
