@@ -31,13 +31,15 @@ def test_each_loss_teaches_its_own() -> None:
 
 
 def test_neck_and_head_are_taught_as_sum_s_and_backbones_by_four_times_their_own_loss() -> None:
-    """Bit for bit in the first step, in which the running statistics have no part."""
+    """In the first step, in which the running statistics have no part. Scored with other answers, they round in other
+    places."""
     model, plain = taught("dgl"), taught("sum")
     for (name, ours), theirs in zip(model.branches.named_parameters(), plain.branches.parameters()):
-        assert ours.grad is theirs.grad is None or torch.equal(ours.grad, theirs.grad), name
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
     shared = taught("rscmd+rsc=shared+md=stop+lambda_visible=4+lambda_thermal=4")
     for (name, ours), theirs in zip(model.backbones.named_parameters(), shared.backbones.parameters()):
-        assert torch.equal(ours.grad, theirs.grad), name
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm(), name
 
 
 @pytest.mark.parametrize("fusion", ["mean", "adapt"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_golden import record
+from test_golden import assert_golden, record
 from test_inference import NAMES, image
 from test_train import two_class_world
 from torch import nn
@@ -211,11 +211,7 @@ CASES = [(family, method) for family in FAMILIES for method in ("visible", "rscm
 
 @pytest.mark.parametrize(("family", "method"), CASES)
 def test_three_steps_are_those_written_down(family: str, method: str) -> None:
-    """Not bit for bit, since processors differ."""
-    golden = json.loads(GOLDEN.read_text())[f"{family} {method}"]
-    found = record(method, family=family)
-    assert found["losses"] == pytest.approx(golden["losses"], rel=2e-3)
-    assert found["weights"] == pytest.approx(golden["weights"], rel=1e-5)
+    assert_golden(record(method, family=family), json.loads(GOLDEN.read_text())[f"{family} {method}"])
 
 
 if __name__ == "__main__":
