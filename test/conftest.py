@@ -151,8 +151,12 @@ def command(
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`python -m MODULE WORDS` in this process: what it says and its exit code, without seconds of importing torch.
 
-    For a command whose start, signals or memory are not what the test is about.
+    For a command whose start, signals or memory are not what the test is about. It may quieten the log of its process,
+    which is that of the next tests: the level is put back.
     """
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
 
     def run(module: str, *words: object) -> "subprocess.CompletedProcess[str]":
         capfd.readouterr()
@@ -164,6 +168,8 @@ def command(
                 code = 0
             except SystemExit as exit:
                 code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+            finally:
+                LOGGER.setLevel(level)
         said = capfd.readouterr()
         return subprocess.CompletedProcess([module, *map(str, words)], code, said.out, said.err)
 
