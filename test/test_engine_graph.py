@@ -24,7 +24,7 @@ from rscmd_model.inference.backends import INPUT
 from rscmd_model.inference.export_file import COUNTS, EXACT, HALF, INT8, Bound, engine_graphs
 from rscmd_model.inference.graphs import quantised, to_onnx
 from rscmd_model.inference.torch_backends import TorchBackend
-from rscmd_model.methods import METHODS
+from rscmd_model.methods import METHODS, method_class
 from rscmd_model.network.header import ModelHeader
 from rscmd_model.network.model_file import save_model
 
@@ -125,9 +125,15 @@ def graphs(eager: TorchBackend, size: str, precision: str) -> Iterator[tuple[str
     return engine_graphs(eager, SIZES[size], stacks, 1, precision == "half")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("precision", ["float", "half", "int8"])
+# Each family in each precision, each precision with each kind of sizes.
+KINDS = [
+    (family, tuple(SIZES)[(i + j) % 2], precision)
+    for i, family in enumerate(FAMILIES)
+    for j, precision in enumerate(("float", "half", "int8"))
+]
+
+
+@pytest.mark.parametrize(("family", "size", "precision"), KINDS)
 def test_tensorrt_takes_every_graph(family: str, size: str, precision: str, tmp_path: Path) -> None:
     """Of every kind that --half, --int8 and --dynamic make, and it answers as the model does."""
     eager = opened(tmp_path, "rscmd", family)
@@ -150,7 +156,11 @@ def assert_close(eager: TorchBackend, answer: str, content: bytes, bound: Bound)
     assert (scores.max() if bound.whole else scores.mean()) <= bound.score
 
 
-@pytest.mark.parametrize("method", METHODS)
+# One for each way to make an answer of features.
+GRAPHS = {(kind.fuse, kind.answer, kind.modalities): name for name in METHODS if (kind := method_class(name))}
+
+
+@pytest.mark.parametrize("method", GRAPHS.values())
 def test_tensorrt_takes_every_method(method: str, tmp_path: Path) -> None:
     """Single-camera controls, and whatever fuses the two streams: the graph of the main answer has it."""
     _, content = next(graphs(opened(tmp_path, method), "fixed", "float"))

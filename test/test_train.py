@@ -52,7 +52,7 @@ def two_class_world(root: Path) -> Path:
 
 def test_overfits_a_handful_of_pairs(tmp_path: Path) -> None:
     file_of_data = two_class_world(tmp_path / "data")
-    recipe = {"epochs": 160, "batch": 6, "nbs": 6, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 10.0}
+    recipe = {"epochs": 60, "batch": 3, "nbs": 3, "optimizer": "AdamW", "lr0": 0.003, "warmup_epochs": 5.0}
     options = {**QUICK, **PLAIN, **recipe, "val": False, "save": False, "project": str(tmp_path), "name": "run"}
     file = train(file_of_data, method_config("rscmd"), options)
     data = open_data(file_of_data)
