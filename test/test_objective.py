@@ -120,6 +120,16 @@ def test_answers_together_are_scored_as_ultralytics_scores_each(
         assert all(g is None if apart else g is None or not g.any() for g in reached)
 
 
+def test_batches_of_which_one_does_not_say_how_many_objects_a_sample_has_are_counted() -> None:
+    model, batch = make_model(method_config("rscmd")), make_batch()
+    few = {key: of if key == "img" else of[1:2] for key, of in batch.items()}
+    answers, detection = model.answers(batch["img"], ["fused", "visible"]), Detection(model)
+    scored, expected = (
+        detection.each(answers, {"fused": {**few, **known}, "visible": batch}) for known in ({MOST: 1}, {})
+    )
+    assert torch.equal(scored["visible"].objects, expected["visible"].objects)
+
+
 class Waits(TorchDispatchMode):
     """Counts the operations for which the host of a GPU waits: their results are numbers that the host needs, or have
     a size that only the device knows, or they bring numbers from the host."""

@@ -103,7 +103,7 @@ class DetectionLoss(v8DetectionLoss):
                 points * strides,
                 self._rows(batches, sizes),
                 size_px,
-                max((batch.get(MOST, 0) for batch in batches), default=0),
+                max(batch[MOST] for batch in batches) if all(MOST in batch for batch in batches) else 0,
             )
             assigned = assigned._replace(boxes=assigned.boxes / strides)
         each = [assigned.samples(end - size, end) for size, end in zip(sizes, ends)]
