@@ -11,8 +11,8 @@ for other processes (with one thread on a quiet machine both are the same). Memo
 for each method: on a GPU what torch's allocator handed out, on the CPU (Linux) the peak resident size less the
 resident size before the model was built. Images are noise; every image has --objects boxes. FLOPs (two for each
 multiplication and addition) are those that torch counts in convolutions and matrix products, forward, per pair.
-Operations are torch's, views left out: on a GPU that is faster than its host each costs what its start costs, so there
-their ratio bounds that of the steps. Those of the update depend on the device and are left out.
+Operations are torch's, views and memory asked for left out: on a GPU that is faster than its host each costs what its
+start costs, so there their ratio bounds that of the steps. Those of the update depend on the device and are left out.
 """
 
 from __future__ import annotations
@@ -148,12 +148,12 @@ def count_flops(config: ModelConfig, size: int) -> dict[str, float]:
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch does, views left out."""
+    """Counts what torch does, views and memory asked for left out."""
 
     count = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not operation.is_view
+        self.count += not (operation.is_view or operation.name().startswith("aten::empty"))
         return operation(*args, **(kwargs or {}))
 
 
