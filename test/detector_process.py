@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -234,6 +235,15 @@ def check_silent_leave(detector: Detector, cameras: Cameras) -> None:
     ended = time.monotonic()
     cameras.spin_until(lambda: cameras.node.count_publishers("/diagnostics") == 0, "the node's leave")
     assert time.monotonic() - ended < 15
+
+
+def shared_memory(process: subprocess.Popen[Any]) -> set[Path]:
+    """The files of Fast DDS in /dev/shm that a process has open now: its own, and those of processes it knows."""
+    try:
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:  # it has just ended
+        return set()
+    return set(map(Path, re.findall(r"/dev/shm/fast(?:rtps|dds)_[0-9a-f]+$", mapped, re.MULTILINE)))
 
 
 def wait_for_handlers(process: subprocess.Popen[bytes], number: int) -> None:

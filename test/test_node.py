@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 from detector_process import (
     MS,
     NAMES,
-    PATIENCE,
     ROOT,
     Cameras,
     Detector,
@@ -26,6 +26,7 @@ from detector_process import (
     check_silent_leave,
     images,
     random_model,
+    shared_memory,
     wait_for_handlers,
 )
 from rcl_interfaces.srv import DescribeParameters
@@ -35,6 +36,7 @@ from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image
 from rscmd_ros.pairing.frames import STREAMS
 
 SHARED: list[Detector] = []
+MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="module")
@@ -352,9 +354,19 @@ def test_signals_end_it_with_0_and_no_traceback(alone, model, tmp_path, cameras,
     ],
 )
 def test_a_start_that_cannot_be_made_says_why_in_one_line(arguments, words):
+    """And leaves none of its shared memory behind: started again and again, it would fill that of all nodes."""
     command = [sys.executable, "-m", "rscmd_ros.detector_node", "--ros-args", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: cannot start: ")]
+    others = set(MEMORY.glob("fast*"))
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    shared: set[Path] = set()
+    while process.poll() is None:
+        shared |= shared_memory(process) - others
+        time.sleep(0.005)
+    said = process.stderr.read()
+    assert process.returncode == 2
+    (line,) = [line for line in said.splitlines() if line.startswith("error: cannot start: ")]
     assert words in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
+    if "-p" in arguments and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 3 * 64 * 2**20:
+        assert shared, "none was seen"
+    assert [file for file in shared if file.exists()] == []
