@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rscmd_ros.transport import heed_help
+from rscmd_ros.transport import heed_help, shared_memory_problem
 
 _HELP = """Visible and thermal images in, vision_msgs detections out: the RSC-MD detector as a lifecycle node.
 
@@ -93,6 +93,8 @@ def _run(words: list[str], stopping: threading.Event) -> int:
     else:
         for line in unreached(words, node.get_fully_qualified_name()):
             node.get_logger().warning(line)
+        if (problem := shared_memory_problem()) is not None:
+            node.get_logger().warning(problem)
         executor = GuardedExecutor(node.get_logger())
         executor.add_node(node)
         if not stopping.is_set():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from rscmd_model.errors import UserError
 
 _VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+_MEMORY = "/dev/shm"
 
 
 def heed_help(program: str, text: str, words: Sequence[str]) -> None:
@@ -63,6 +66,33 @@ def use_large_messages() -> None:
         return
     for name in _VARIABLES:
         os.environ[name] = str(config_file("fastdds.xml"))
+
+
+def shared_memory_problem() -> str | None:
+    """Why images do not come by shared memory, though the transport profile in use wants that; None where they can.
+
+    Fast DDS goes on without, and says of it that the platform has none. Call it when there is a node.
+    """
+    from rclpy.utilities import get_rmw_implementation_identifier
+
+    profile = next(filter(None, map(os.environ.get, _VARIABLES)), None)
+    if profile is None or not get_rmw_implementation_identifier().startswith("rmw_fastrtps"):
+        return None
+    try:
+        text, maps = Path(profile).read_text(), Path("/proc/self/maps").read_text()
+        free = shutil.disk_usage(_MEMORY).free / 1e6
+    except (OSError, ValueError):  # a profile that is none, of which Fast DDS complains itself
+        return None
+    # There may be a smaller one: where discovery is kept to this machine, ROS adds a transport of its own.
+    wanted = max(map(int, re.findall(r"<segment_size>(\d+)<", text)), default=1)
+    segments = re.findall(rf"^(\w+)-(\w+) .* {_MEMORY}/fast(?:rtps|dds)_", maps, re.MULTILINE)
+    if "<type>SHM</type>" not in text or any(int(end, 16) - int(start, 16) >= wanted for start, end in segments):
+        return None
+    return (
+        f"no shared memory for images: the segment that {profile} asks for could not be made in {_MEMORY}, where "
+        f"{free:.0f} MB are free. They come by UDP, and most large ones are lost. What killed processes left there "
+        "goes by `fastdds shm clean`; a container needs --ipc=host"
+    )
 
 
 def free_domain() -> int:
