@@ -10,7 +10,9 @@ foxglove_msgs still detects. Nothing is converted while nobody subscribes.
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,17 +75,21 @@ def _corners(box: Any) -> list[tuple[float, float]]:
 def main() -> None:
     """Run the node until SIGINT or SIGTERM."""
     heed_help("python -m rscmd_ros.annotations", __doc__ or "", sys.argv[1:])
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
     try:
         import foxglove_msgs.msg as foxglove
         import rclpy
-        from rclpy.executors import ExternalShutdownException
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
         from vision_msgs.msg import Detection2DArray
     except ImportError as error:
         raise UserError(
             f"{error}; is ROS 2 sourced, and foxglove_msgs installed (apt install ros-$ROS_DISTRO-foxglove-msgs)?"
         ) from None
     try:
-        rclpy.init(args=sys.argv)
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = rclpy.create_node("rscmd_annotations")
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there, a bad name
         rclpy.try_shutdown()
@@ -96,12 +102,14 @@ def main() -> None:
 
     node.create_subscription(Detection2DArray, "detections", convert, 10)
     node.get_logger().info(f"drawing on {publisher.topic_name}")
-    try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        rclpy.try_shutdown()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not stopping.is_set():
+        executor.spin_once(timeout_sec=0.1)
+    executor.shutdown()
+    # Before the interpreter ends: the middleware's threads would meet what it has already taken down.
+    node.destroy_node()
+    rclpy.try_shutdown()
 
 
 def cli() -> NoReturn:

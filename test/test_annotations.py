@@ -104,6 +104,15 @@ def test_over_the_wire(process: subprocess.Popen[str], number: int) -> None:
     assert "drawing on /detections/annotations" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_as_soon_as_it_runs_ends_it_in_order(process: subprocess.Popen[str], number: int) -> None:
+    assert process.stdout is not None
+    assert "drawing on" in process.stdout.readline()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
 def test_wrong_arguments_are_one_line() -> None:
     command = [sys.executable, "-m", "rscmd_ros.annotations", "--ros-args", "--no-such-argument"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
