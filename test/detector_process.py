@@ -29,6 +29,7 @@ from rscmd_ros.cameras.conversions import stamp_ns, thermal_to_image, time_msg, 
 from rscmd_ros.pairing.frames import COUNTERS, STREAMS
 
 ROOT = Path(__file__).resolve().parent.parent
+MEMORY = Path("/dev/shm")
 MS = 1_000_000
 NAMES = {0: "person", 1: "car"}
 PATIENCE = 90.0
@@ -55,10 +56,13 @@ class Detector:
     def wait_for(self, words: str, times: int = 1) -> None:
         """Until it has written this."""
         until = time.monotonic() + PATIENCE
-        while self.text.count(words) < times:
-            given_up = self.process.poll() is not None or "stays unconfigured" in self.text
-            assert not given_up, f"gave up before '{words}':\n{self.text}"
-            assert time.monotonic() < until, f"no '{words}' in:\n{self.text}"
+        while True:
+            ended, text = self.process.poll() is not None, self.text  # in this order: it may write, and end, meanwhile
+            if text.count(words) >= times:
+                return
+            given_up = ended or "stays unconfigured" in text
+            assert not given_up, f"gave up before '{words}':\n{text}"
+            assert time.monotonic() < until, f"no '{words}' in:\n{text}"
             time.sleep(0.02)
 
     def end(self, number: int = signal.SIGINT) -> int:
@@ -243,7 +247,7 @@ def shared_memory(process: subprocess.Popen[Any]) -> set[Path]:
         mapped = Path(f"/proc/{process.pid}/maps").read_text()
     except OSError:  # it has just ended
         return set()
-    return set(map(Path, re.findall(r"/dev/shm/fast(?:rtps|dds)_[0-9a-f]+$", mapped, re.MULTILINE)))
+    return set(map(Path, re.findall(rf"{MEMORY}/fast(?:rtps|dds)_[0-9a-f]+$", mapped, re.MULTILINE)))
 
 
 def wait_for_handlers(process: subprocess.Popen[bytes], number: int) -> None:

@@ -1,17 +1,14 @@
 """config/fastdds.xml: Fast DDS takes it, and with it images arrive."""
 
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from detector_process import MEMORY, ROOT, Detector
 
-ROOT = Path(__file__).resolve().parent.parent
-MEMORY = Path("/dev/shm")
 FRAMES = 30
 
 # A camera driver and a viewer: 640x512 bgr8, best effort, each in a process of its own.
@@ -80,21 +77,18 @@ def test_large_images_arrive_best_effort() -> None:
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_a_node_without_shared_memory_says_so(room: bool) -> None:
+def test_a_node_without_shared_memory_says_so(room: bool, tmp_path: Path) -> None:
     """Fast DDS says that the platform has none. No process may make a large file here, as in a full /dev/shm."""
     if room and (not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < 2 * 64 * 2**20):
         pytest.skip("less than 128 MB of shared memory in /dev/shm (containers: --ipc=host)")
-    limit = None if room else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, 2**24))
-    command = [sys.executable, "-m", "rscmd_ros.detector_node"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as node:
-        said = []
-        for line in node.stderr:
-            said.append(line)
-            if "the node stays unconfigured" in line:
-                node.send_signal(signal.SIGINT)
-    assert node.returncode == 0
-    warnings = [line for line in said if "no shared memory for images: the segment that" in line]
-    assert len(warnings) == (0 if room else 1), said
+    limit = "" if room else "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, 2**24))"
+    detector = Detector(tmp_path, limit)
+    try:
+        detector.wait_for("the node stays unconfigured")
+        assert detector.end() == 0
+    finally:
+        detector.close()
+    assert detector.text.count("no shared memory for images: the segment that") == (0 if room else 1), detector.text
 
 
 def test_no_complaint_about_the_file(tmp_path: Path) -> None:

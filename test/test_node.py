@@ -17,8 +17,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from detector_process import (
+    MEMORY,
     MS,
     NAMES,
+    PATIENCE,
     ROOT,
     Cameras,
     Detector,
@@ -36,7 +38,6 @@ from rscmd_ros.cameras.conversions import msg_to_detections, thermal_to_image
 from rscmd_ros.pairing.frames import STREAMS
 
 SHARED: list[Detector] = []
-MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +360,15 @@ def test_a_start_that_cannot_be_made_says_why_in_one_line(arguments, words):
     others = set(MEMORY.glob("fast*"))
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     shared: set[Path] = set()
-    while process.poll() is None:
-        shared |= shared_memory(process) - others
-        time.sleep(0.005)
-    said = process.stderr.read()
+    until = time.monotonic() + PATIENCE
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < until, "it does not end"
+            shared |= shared_memory(process) - others
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        _, said = process.communicate()
     assert process.returncode == 2
     (line,) = [line for line in said.splitlines() if line.startswith("error: cannot start: ")]
     assert words in line
