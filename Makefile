@@ -34,7 +34,9 @@ demo: setup
 	@$(venv) -m rscmd_ros.demo
 
 # A worker of pytest that crashes ends the run: with another in its place, xdist waits for the lost tests for ever.
-pytest := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 20
+# Folders of tests that passed, gigabytes, go at once; said here, because Debian 12's pytest refuses it in pyproject.toml.
+pytest := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+    --durations 20 -o tmp_path_retention_policy=failed
 test: setup
 	@$(venv) -m ruff format --check .
 	@$(venv) -m ruff check .
