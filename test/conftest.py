@@ -6,6 +6,7 @@ the tests; its child processes inherit them and LD_LIBRARY_PATH, and are not res
 """
 
 import fcntl
+import logging
 import multiprocessing
 import os
 import runpy
@@ -143,6 +144,20 @@ def installed_package(colcon: str, tmp_path_factory: pytest.TempPathFactory) -> 
     assert build.returncode == 0, build.stdout + build.stderr
     yield workspace / "install" / "rscmd_ros"
     shutil.rmtree(workspace)
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """What a training says to ultralytics' log from here on. caplog sees it with the newest releases of pytest alone,
+    because it is not propagated."""
+    from ultralytics.utils import LOGGER
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    LOGGER.addHandler(handler)
+    yield lines
+    LOGGER.removeHandler(handler)
 
 
 @pytest.fixture

@@ -333,9 +333,9 @@ def test_the_pairs_that_are_read(world: Path) -> None:
     assert paired(world, side=128)[0]["img"].shape == (4, 128, 128)
 
 
-def test_workers_on_the_cpu_are_told_of(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_on_the_cpu_are_told_of(world: Path, tmp_path: Path, log: list[str]) -> None:
     assert trainer(world, tmp_path, workers=3).args.workers == 0
-    assert "workers=3: on the CPU the training itself loads its pairs" in caplog.text
+    assert "workers=3: on the CPU the training itself loads its pairs" in log
 
 
 def test_a_resumed_run_keeps_its_options(world: Path, tmp_path: Path) -> None:

@@ -457,7 +457,7 @@ def test_a_start_from_weights_is_told_and_resumed(
     command: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    log: list[str],
 ) -> None:
     file = folder / "yolov8n.pt"
     step = PairedTrainer.optimizer_step
@@ -474,8 +474,8 @@ def test_a_start_from_weights_is_told_and_resumed(
     assert done.returncode == 130, done.stderr
     told = f"{file}: YOLOv8n, 80 classes; trained is rsc+branch=full, where a start from weights has the defaults "
     assert f"{told}branch=full; BatchNorm frozen\n" in done.stdout
-    assert f"{file}: visible backbone: " in caplog.text
-    assert "\n  random outputs for 'person', 'car'" in caplog.text
+    assert f"{file}: visible backbone: " in "\n".join(log)
+    assert "\n  random outputs for 'person', 'car'" in "\n".join(log)
     last = tmp_path / "run/weights/last.pt"
     assert refusal(last) == f"last.pt is of a training of rscmd_model: go on with it by resume=last.pt, or {WANTED}"
     done = command("rscmd_model.train", f"resume={last}")

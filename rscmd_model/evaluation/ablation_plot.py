@@ -51,7 +51,8 @@ def plot_ablation(
         values.setdefault((row["method"], row["branch"]), []).append(100 * row["mAP50_95"])
     ends = {(line["method"], line["branch"]): line for line in table}
     height = 1.5 + 0.34 * len(methods)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, height), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, height), sharey=True)
+    canvas: Any = figure.canvas
     marks: dict[str, Any] = {}
     for axis, (name, (answers, control)) in zip(axes, PANELS.items()):
         for y, method in enumerate(methods):
@@ -76,7 +77,10 @@ def plot_ablation(
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(title, fontsize=10)
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
+    legend = figure.legend(marks.values(), marks.keys(), loc="lower center", ncol=len(marks), fontsize=9, frameon=False)
+    # loc="outside lower center" would see to it from matplotlib 3.7 on; Ubuntu 24.04 has 3.6.
+    bottom = legend.get_window_extent(canvas.get_renderer()).y1 / figure.bbox.height
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=110)
     plt.close(figure)
