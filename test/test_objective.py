@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss
 
 from rscmd_model.config import MODALITIES, ModelConfig
@@ -131,37 +128,18 @@ def test_batches_of_which_one_does_not_say_how_many_objects_a_sample_has_are_cou
     assert torch.equal(scored["visible"].objects, expected["visible"].objects)
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operations for which the host of a GPU waits: their results are numbers that the host needs, or have
-    a size that only the device knows, or they bring numbers from the host."""
-
-    WORDS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "lift_fresh")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.met: list[str] = []
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = "index" in str(operation) and any(
-            isinstance(of, Tensor) and of.dtype == torch.bool for part in args if isinstance(part, list) for of in part
-        )
-        if by_mask or any(word in str(operation) for word in self.WORDS):
-            self.met.append(str(operation))
-        return operation(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("method", ["sum", "rscmd"])
-def test_host_seldom_waits_for_the_device_while_answers_are_scored(method: str) -> None:
-    """Twice in ultralytics' assigner and once for the assigned anchors, however many answers there are."""
-    model, batch = make_model(method_config(method)), make_batch()
-    preds = model(batch["img"])
-    model.loss(batch, preds)  # makes what depends on the size of the images alone
-    with Waits() as counted:
-        model.loss(batch, preds)
-    with Waits() as known:
-        model.loss({**batch, MOST: 2}, preds)
-    assert len(known.met) <= 3, known.met
-    assert len(counted.met) > len(known.met)
+def test_normalisation_is_torchs_and_counts_no_batches() -> None:
+    ours, theirs, batch = make_model(method_config("rscmd")), make_model(method_config("rscmd")), make_batch()
+    layers = [layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.__class__ = nn.BatchNorm2d
+    for training in (True, True, False):
+        answers = [model.train(training).answers(batch["img"], ["fused"])["fused"] for model in (ours, theirs)]
+    assert torch.equal(answers[0][0], answers[1][0])
+    expected = theirs.state_dict()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, torch.zeros_like(value) if name.endswith("batches_tracked") else expected[name])
+    assert all(layer.num_batches_tracked == 2 for layer in layers if layer in set(theirs.branches["fused"].modules()))
 
 
 @pytest.mark.parametrize("rsc", ["own", "shared"])
@@ -230,7 +208,7 @@ def test_gradient_map_removes_the_conflict_and_matches_the_size(seed: int, scale
     g = torch.Generator().manual_seed(seed)
     feature = torch.randn(2, 3, 4, 4, generator=g, requires_grad=True)
     fused, unimodal = torch.randn(2, 3, 4, 4, generator=g) * scale, torch.randn(2, 3, 4, 4, generator=g)
-    a, b = GradientMap.apply(feature, True)
+    a, b = GradientMap.apply(True, feature)
     assert torch.equal(a, feature)
     assert torch.equal(b, feature)
     torch.autograd.backward([a, b], [fused, unimodal])
@@ -273,7 +251,7 @@ def test_projection_removes_the_conflict_and_leaves_agreement_alone() -> None:
     unimodal = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).view(2, 2, 1, 1)
     fused = torch.tensor([[-3.0, 2.0], [3.0, 2.0]]).view(2, 2, 1, 1)
     feature = torch.zeros(2, 2, 1, 1, requires_grad=True)
-    torch.autograd.backward(list(GradientMap.apply(feature, False)), [fused, unimodal])
+    torch.autograd.backward(list(GradientMap.apply(False, feature)), [fused, unimodal])
     assert feature.grad is not None
     assert (feature.grad - unimodal).flatten(1).tolist() == [[0.0, 2.0], [3.0, 2.0]]
 

@@ -268,7 +268,7 @@ def test_projecting_the_fused_gradient_alone_is_md_project_of_one_sample_and_ten
     g = torch.Generator().manual_seed(seed)
     fused, own = torch.randn(2, 1, 3, 4, 4, generator=g)
     feature = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    torch.autograd.backward(list(GradientMap.apply(feature, False)), [fused, own])
+    torch.autograd.backward(list(GradientMap.apply(False, feature)), [fused, own])
     assert feature.grad is not None
     ours = projection(fused.flatten(), [own.flatten()]) + own.flatten()
     torch.testing.assert_close(ours, feature.grad.flatten())

@@ -15,31 +15,42 @@ from torch import Tensor
 
 
 class GradientMap(torch.autograd.Function):
-    """Two copies of a feature, for the fused and the unimodal branch, whose gradients are reconciled on the way back.
+    """Two copies of each feature, for fused and unimodal branch, whose gradients are reconciled on the way back.
 
-    Per sample, with g_f the fused loss's gradient at the feature and g_u the unimodal loss's: where they conflict
-    (g_f . g_u < 0) the part of g_f along g_u is removed; with `resize`, what is left is scaled to the size of g_u. The
-    backbone receives g_u plus the mapped g_f, so the fused loss can add to what a modality learns and never undo it,
-    nor, with `resize`, outweigh it. The projection is that of Yu et al., Gradient Surgery for Multi-Task Learning
-    (arXiv 2001.06782), applied at the features.
+    Per sample and feature, with g_f the fused loss's gradient at the feature and g_u the unimodal loss's: where they
+    conflict (g_f . g_u < 0) the part of g_f along g_u is removed; with `resize`, what is left is scaled to the size of
+    g_u. The backbone receives g_u plus the mapped g_f, so the fused loss can add to what a modality learns and never
+    undo it, nor, with `resize`, outweigh it. The projection is that of Yu et al., Gradient Surgery for Multi-Task
+    Learning (arXiv 2001.06782), applied at the features.
     """
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, resize: bool) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> the same twice: for the fused branch, for the unimodal branch."""
+    def forward(ctx: Any, resize: bool, *features: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) each -> all of them for the fused branch, and then all of them for the unimodal branch."""
         ctx.resize = resize
-        return feature.view_as(feature), feature.view_as(feature)
+        return tuple(f.view_as(f) for f in features * 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Gradients of the two copies -> one gradient of the feature."""
-        fused, unimodal = grads
-        f, u = fused.flatten(1).float(), unimodal.flatten(1).float()
-        along = (f * u).sum(1, keepdim=True) / u.square().sum(1, keepdim=True).clamp_min(1e-30)
-        f = f - along.clamp_max(0) * u
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the two copies of each feature -> one gradient of each feature."""
+        # All at once as far as it goes, because a GPU that is faster than its host is bound by the start of operations;
+        # and in the order of channels last, in which the gradients of a training lie.
+        flat = [g.permute(0, 2, 3, 1).flatten(1) for g in grads]
+        sizes = [g.shape[1] for g in flat[: len(flat) // 2]]
+        both = torch.cat(flat, 1).float().unflatten(1, (2, -1))  # (B, fused and unimodal, values of all features)
+        fused, unimodal = (of.split(sizes, 1) for of in both.unbind(1))
+        products = (both * both[:, 1:]).split(sizes, 2)
+        f_u, u_u = torch.stack([of.sum(2) for of in products], 2).unbind(1)  # (B, features)
+        conflict = (f_u / u_u.clamp_min(1e-30)).clamp_max(0)
         if ctx.resize:
-            f = f * (u.norm(dim=1, keepdim=True) / f.norm(dim=1, keepdim=True).clamp_min(1e-15))
-        return unimodal + f.view_as(fused).to(fused.dtype), None
+            left = [torch.addcmul(f, u, -c[:, None]) for f, u, c in zip(fused, unimodal, conflict.unbind(1))]
+            scale = (u_u / torch.stack([of.square().sum(1) for of in left], 1).clamp_min(1e-30)).sqrt()
+            mapped = [torch.addcmul(u, f, s[:, None]) for u, f, s in zip(unimodal, left, scale.unbind(1))]
+        else:
+            share = 1 - conflict
+            mapped = [torch.addcmul(f, u, s[:, None]) for f, u, s in zip(fused, unimodal, share.unbind(1))]
+        shapes = [(len(g), *g.shape[2:], g.shape[1]) for g in grads]
+        return None, *(of.view(shape).permute(0, 3, 1, 2).to(g.dtype) for of, shape, g in zip(mapped, shapes, grads))
 
 
 def decouple(features: list[Tensor], md: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -52,6 +63,6 @@ def decouple(features: list[Tensor], md: str) -> tuple[list[Tensor], list[Tensor
     if md == "stop":
         return [f.detach() for f in features], features
     if md in ("map", "project"):
-        pairs = [GradientMap.apply(f, md == "map") for f in features]
-        return [p[0] for p in pairs], [p[1] for p in pairs]
+        copies: tuple[Tensor, ...] = GradientMap.apply(md == "map", *features)
+        return list(copies[: len(features)]), list(copies[len(features) :])
     return features, features

@@ -213,9 +213,8 @@ class DetectionLoss(v8DetectionLoss):
         dfl = self.bbox_loss.dfl_loss(sides[at].view(-1, self.reg_max), distances).squeeze(-1)
         of_anchors = torch.stack(((1.0 - iou) * weight, dfl * weight), 1).float()
         of_samples = of_anchors.new_zeros(len(scores), 2).index_add(0, at[0], of_anchors)
-        found = []
-        for of, cls, sure in zip(of_samples.split(sizes), bce.split(sizes), to_find.scores.split(sizes)):
-            (box, side), divisor = of.sum(0), sure.sum().clamp(min=1)
-            gains = (box * self.hyp.box, cls.sum() * self.hyp.cls, side * self.hyp.dfl)
-            found.append(tuple(loss / divisor for loss in gains))
-        return found
+        of_samples = torch.cat((of_samples, bce.sum((1, 2), dtype=torch.float)[:, None]), 1)
+        box, side, cls = torch.stack([of.sum(0) for of in of_samples.split(sizes)]).unbind(1)
+        divisor = torch.stack([of.sum(dtype=torch.float) for of in to_find.scores.split(sizes)]).clamp(min=1)
+        gains = ((box, self.hyp.box), (cls, self.hyp.cls), (side, self.hyp.dfl))
+        return list(zip(*((of * gain / divisor).unbind() for of, gain in gains)))

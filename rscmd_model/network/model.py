@@ -20,6 +20,7 @@ from rscmd_model.methods.base import Features, drawn
 
 # Checkpoints of earlier versions name these layers as this module's.
 from rscmd_model.methods.sum import Adapter
+from rscmd_model.network.batch_norm import leave_batches_uncounted
 from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
 from rscmd_model.network.lost import rows_with
@@ -99,7 +100,8 @@ class RscmdModel(BaseModel):
         for head in self.heads():
             head.stride = self.stride.clone()
             head.bias_init()
-        initialize_weights(self)
+        initialize_weights(self)  # it sets BatchNorm's momentum, and knows torch's alone
+        leave_batches_uncounted(self)
 
     def _branch(self, kind: type[nn.Module], channels: tuple[int, int, int]) -> nn.Module:
         """A neck and head for the model's classes, as wide as for those of `head_classes`."""
