@@ -249,13 +249,10 @@ def test_a_control_teaches_what_it_sees_alone() -> None:
     torch.manual_seed(0)
     student, teacher = ({"scores": torch.randn(2, 3, 5), "boxes": torch.randn(2, 8, 5)} for _ in range(2))
     student = {name: value.requires_grad_() for name, value in student.items()}
-    positives = torch.zeros(2, 5, dtype=torch.bool)
-    classes = torch.zeros(2, 5, dtype=torch.int64)
-    nothing = answer_distance(student, teacher, positives, classes, 1.0)
-    assert nothing == 0
-    positives[0, 1], positives[1, 4] = True, True
-    classes[0, 1] = 2
-    seen = answer_distance(student, teacher, positives, classes, 1.0)
+    nowhere = torch.zeros(0, dtype=torch.int64)
+    assert answer_distance(student, teacher, (nowhere, nowhere), nowhere, 1.0) == 0
+    at, classes = (torch.tensor([0, 1]), torch.tensor([1, 4])), torch.tensor([2, 0])
+    seen = answer_distance(student, teacher, at, classes, 1.0)
     by_hand = 0.0
     for pair, anchor, cls in ((0, 1, 2), (1, 4, 0)):
         s, t = student["scores"][pair, :, anchor], teacher["scores"][pair, :, anchor].sigmoid()
@@ -264,7 +261,7 @@ def test_a_control_teaches_what_it_sees_alone() -> None:
         by_hand += t[cls] * (entropy + (log_p.exp() * (log_p - log_q)).sum(1).mean()) / 2
     torch.testing.assert_close(seen, by_hand)
     teacher["scores"][0, 2, 1] = -30.0  # it does not see the object of the first pair at all
-    (gradient,) = torch.autograd.grad(answer_distance(student, teacher, positives, classes, 1.0), student["scores"])
+    (gradient,) = torch.autograd.grad(answer_distance(student, teacher, at, classes, 1.0), student["scores"])
     assert gradient[0].abs().max() < 1e-10
     assert gradient[1].abs().max() > 1e-3
 

@@ -70,9 +70,10 @@ class G2d(Smp):
         pairs = [(s, t) for m in self.modalities for s, t in zip(step.features[m], taught[m])]
         losses["feature"] = torch.stack([functional.mse_loss(s.float(), t.float()) for s, t in pairs]).sum()
         fused = step.scored["fused"]
-        positives, classes = fused.positives, assigned_classes(fused, step.batch)
+        at = fused.positives.nonzero(as_tuple=True)  # asked once: it waits for the device
+        classes = assigned_classes(fused, step.batch)[at]
         kept = [
-            answer_distance(step.answers["fused"], answer, positives, classes, self.settings.temperature)
+            answer_distance(step.answers["fused"], answer, at, classes, self.settings.temperature)
             for answer in model.teachers.answers(taught).values()
         ]
         losses["logit"] = torch.stack(kept).sum()
@@ -80,24 +81,27 @@ class G2d(Smp):
 
 
 def answer_distance(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], positives: Tensor, classes: Tensor, temperature: float
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor],
+    at: tuple[Tensor, ...],
+    classes: Tensor,
+    temperature: float,
 ) -> Tensor:
     """How far an answer is from a teacher's at positive anchors, each of which counts by the teacher's own score.
 
     Args:
         student, teacher: "boxes" (B, 4 bins, N) and "scores" (B, classes, N), both logits.
-        positives: (B, N) bool.
-        classes: (B, N) int64, the right class of each positive anchor.
+        at: sample and anchor of P positive anchors, (P,) int64 each.
+        classes: (P,) int64, the right class of each.
         temperature: more than 0.
 
     Returns:
         a scalar, mean over the positive anchors; 0 without any.
     """
     (s_class, s_box), (t_class, t_box) = (
-        (of["scores"].transpose(1, 2)[positives].float(), of["boxes"].transpose(1, 2)[positives].float())
-        for of in (student, teacher)
+        (of["scores"].transpose(1, 2)[at].float(), of["boxes"].transpose(1, 2)[at].float()) for of in (student, teacher)
     )
-    own = t_class.gather(1, classes[positives][:, None]).squeeze(1).sigmoid()
+    own = t_class.gather(1, classes[:, None]).squeeze(1).sigmoid()
     soft = (t_class / temperature).sigmoid()
     by_class = functional.binary_cross_entropy_with_logits(s_class / temperature, soft, reduction="none").sum(1)
     log_student, log_teacher = ((box.unflatten(1, (4, -1)) / temperature).log_softmax(2) for box in (s_box, t_box))
