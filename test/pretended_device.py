@@ -92,6 +92,8 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
     elif distant:
         if any(of.dim() and not isinstance(of, Distant) for of in tensors):
             raise RuntimeError(f"{operation}: a tensor of the host is given with one of the device")
+        if any(isinstance(of, torch.Generator) and of.device.type == "cpu" for of in leaves):
+            raise RuntimeError(f"{operation}: a generator of the host is given for the device")
         by_mask = "index" in str(operation) and any(
             isinstance(of, Tensor) and of.dtype == torch.bool for part in args if isinstance(part, list) for of in part
         )

@@ -1,12 +1,14 @@
-"""What TensorRT is given is what it takes, as far as a machine without it and without a GPU can tell.
+"""What TensorRT is given is what it takes, as far as a machine without a GPU can tell.
 
 The operators and their restrictions are those of docs/operators.md of onnx/onnx-tensorrt at tag 10.1-GA (commit
-96e7811), the parser of TensorRT 10. Newer releases add operators.
+96e7811), the parser of TensorRT 10. Newer releases add operators. TensorRT for RTX, which has the same interface,
+parses and builds without a GPU: where it is installed, it is asked itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from test_families import build
 from test_inference import NAMES, image
 
 from rscmd_model.config import FAMILIES
+from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import stack_pair
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.backends import INPUT
 from rscmd_model.inference.export_file import COUNTS, EXACT, HALF, INT8, Bound, engine_graphs
 from rscmd_model.inference.graphs import quantised, to_onnx
+from rscmd_model.inference.tensorrt_backend import build_engine
 from rscmd_model.inference.torch_backends import TorchBackend
 from rscmd_model.methods import METHODS, method_class
 from rscmd_model.network.header import ModelHeader
@@ -133,6 +137,25 @@ KINDS = [
 ]
 
 
+@pytest.fixture
+def build_with_nvidias(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes, str], bytes]:
+    """`build_engine` for graphs of a size in `SIZES`, with TensorRT for RTX as TensorRT."""
+    library = pytest.importorskip(
+        "tensorrt_rtx_bindings",
+        reason="pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs (NVIDIA's, not free, a tenth of a GB)",
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    return lambda content, size: build_engine(content, None if SIZES[size] else (4, 128, 128))
+
+
+@pytest.mark.parametrize(("family", "size", "precision"), KINDS)
+def test_nvidias_builder_takes_every_graph(
+    build_with_nvidias: Callable[[bytes, str], bytes], family: str, size: str, precision: str, tmp_path: Path
+) -> None:
+    _, content = next(graphs(opened(tmp_path, "rscmd", family), size, precision))
+    assert build_with_nvidias(content, size)
+
+
 @pytest.mark.parametrize(("family", "size", "precision"), KINDS)
 def test_tensorrt_takes_every_graph(family: str, size: str, precision: str, tmp_path: Path) -> None:
     """Of every kind that --half, --int8 and --dynamic make, and it answers as the model does."""
@@ -167,9 +190,29 @@ def test_tensorrt_takes_every_method(method: str, tmp_path: Path) -> None:
     assert list(faults(content)) == []
 
 
+@pytest.mark.parametrize("method", GRAPHS.values())
+def test_nvidias_builder_takes_every_method(
+    build_with_nvidias: Callable[[bytes, str], bytes], method: str, tmp_path: Path
+) -> None:
+    _, content = next(graphs(opened(tmp_path, method), "open", "float"))
+    assert build_with_nvidias(content, "open")
+
+
+def for_the_others(folder: Path) -> bytes:
+    """8 bits as ONNX Runtime and OpenVINO have them: unsigned, with biases in integers."""
+    eager = opened(folder, "visible")
+    return quantised(to_onnx(eager.network, eager.header), calibration(), 1)
+
+
+def test_nvidias_builder_refuses_in_one_line_what_the_other_runtimes_get(
+    build_with_nvidias: Callable[[bytes, str], bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"cannot read the graph: .* has type Int32") as caught:
+        build_with_nvidias(for_the_others(tmp_path), "open")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_what_the_other_runtimes_get_would_not_do(tmp_path: Path) -> None:
-    """8 bits as ONNX Runtime and OpenVINO have them are unsigned, with biases in integers."""
-    eager = opened(tmp_path, "visible")
-    found = list(faults(quantised(to_onnx(eager.network, eager.header), calibration(), 1)))
+    found = list(faults(for_the_others(tmp_path)))
     assert any("is not signed around zero" in fault for fault in found)
     assert any("is given INT32" in fault for fault in found)

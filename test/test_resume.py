@@ -187,7 +187,7 @@ def test_a_step_takes_its_batches_and_none_of_another_epoch(world: Path, tmp_pat
 
 
 def test_training_stops_on_a_loss_that_is_not_finite(world: Path, tmp_path: Path) -> None:
-    """In any epoch, before the step that would spoil the weights; the parts of the loss are named."""
+    """In any epoch, before weights that it spoilt are kept; the parts of the loss are named."""
     place = {"data": str(world), "project": str(tmp_path), "name": "run", "model": "rscmd"}
     trainer = PairedTrainer(overrides={**OPTIONS, **place, "val": False})
     trainer.start_from(method_config("rscmd"))

@@ -321,14 +321,8 @@ class PairedTrainer(DetectionTrainer):
         epoch's end. The parent carries gradients over into the next epoch, where a resumed run has none.
 
         Raises:
-            UserError: the loss is not finite. The weights are still those of the step before.
+            UserError: the loss is not finite. The run's last checkpoint knows nothing of it.
         """
-        if not torch.stack(list(self.tloss.values())).isfinite().all():
-            parts = ", ".join(f"{k} {float(v):.4g}" for k, v in self.tloss.items())
-            raise UserError(
-                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batches + 1} (means: {parts}): "
-                f"lower lr0, or set amp=False"
-            )
         epoch_length, wanted = len(self.train_loader), self.batches_per_step
         done, warmup = self.batches + self.epoch * epoch_length, self._get_warmup_iterations(epoch_length)
         if done < warmup:
@@ -341,6 +335,13 @@ class PairedTrainer(DetectionTrainer):
             for part in self.frozen:  # whose moving average would be rounded
                 still = unwrap_model(self.model).get_submodule(part).state_dict()
                 self.ema.ema.get_submodule(part).load_state_dict(still)
+        # Last, because the host waits for the device here: it has asked for the step already.
+        if not torch.stack(list(self.tloss.values())).isfinite().all():
+            parts = ", ".join(f"{k} {float(v):.4g}" for k, v in self.tloss.items())
+            raise UserError(
+                f"the loss is not finite in epoch {self.epoch + 1}, batch {self.batches} (means: {parts}): "
+                f"lower lr0, or set amp=False"
+            )
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         exact = take_exact_state(ckpt)
