@@ -128,18 +128,18 @@ def test_batches_of_which_one_does_not_say_how_many_objects_a_sample_has_are_cou
     assert torch.equal(scored["visible"].objects, expected["visible"].objects)
 
 
-def test_normalisation_is_torchs_and_counts_no_batches() -> None:
-    ours, theirs, batch = make_model(method_config("rscmd")), make_model(method_config("rscmd")), make_batch()
-    layers = [layer for layer in theirs.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.__class__ = nn.BatchNorm2d
-    for training in (True, True, False):
-        answers = [model.train(training).answers(batch["img"], ["fused"])["fused"] for model in (ours, theirs)]
-    assert torch.equal(answers[0][0], answers[1][0])
-    expected = theirs.state_dict()
-    for name, value in ours.state_dict().items():
-        assert torch.equal(value, torch.zeros_like(value) if name.endswith("batches_tracked") else expected[name])
-    assert all(layer.num_batches_tracked == 2 for layer in layers if layer in set(theirs.branches["fused"].modules()))
+@pytest.mark.parametrize("method", ["rscmd", "rsc+rsc=shared"])
+def test_normalisation_is_torchs_and_counts_its_batches(method: str) -> None:
+    ours, theirs, batch = make_model(parse_method(method)), make_model(parse_method(method)), make_batch()
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.__class__ = nn.BatchNorm2d
+    for _ in range(2):
+        found, expected = (model(batch["img"]).answers["fused"]["scores"] for model in (ours, theirs))
+    assert torch.equal(found, expected)
+    state = theirs.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+    assert {int(of) for name, of in state.items() if "num_batches" in name} == ({2, 6} if "shared" in method else {2})
 
 
 @pytest.mark.parametrize("rsc", ["own", "shared"])

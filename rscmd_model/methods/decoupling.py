@@ -27,15 +27,16 @@ class GradientMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, resize: bool, *features: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) each -> all of them for the fused branch, and then all of them for the unimodal branch."""
-        ctx.resize = resize
+        ctx.resize, ctx.last = resize, features[0].is_contiguous(memory_format=torch.channels_last)
         return tuple(f.view_as(f) for f in features * 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the two copies of each feature -> one gradient of each feature."""
         # All at once as far as it goes, because a GPU that is faster than its host is bound by the start of operations;
-        # and in the order of channels last, in which the gradients of a training lie.
-        flat = [g.permute(0, 2, 3, 1).flatten(1) for g in grads]
+        # and in the order in which the features lie, which the backbone's own gradients have.
+        rows = [g.permute(0, 2, 3, 1) if ctx.last else g for g in grads]
+        flat = [row.flatten(1) for row in rows]
         sizes = [g.shape[1] for g in flat[: len(flat) // 2]]
         both = torch.cat(flat, 1).float().unflatten(1, (2, -1))  # (B, fused and unimodal, values of all features)
         fused, unimodal = (of.split(sizes, 1) for of in both.unbind(1))
@@ -49,8 +50,8 @@ class GradientMap(torch.autograd.Function):
         else:
             share = 1 - conflict
             mapped = [torch.addcmul(f, u, s[:, None]) for f, u, s in zip(fused, unimodal, share.unbind(1))]
-        shapes = [(len(g), *g.shape[2:], g.shape[1]) for g in grads]
-        return None, *(of.view(shape).permute(0, 3, 1, 2).to(g.dtype) for of, shape, g in zip(mapped, shapes, grads))
+        mapped = [of.view(row.shape).to(row.dtype) for of, row in zip(mapped, rows)]
+        return None, *(of.permute(0, 3, 1, 2) if ctx.last else of for of in mapped)
 
 
 def decouple(features: list[Tensor], md: str) -> tuple[list[Tensor], list[Tensor]]:

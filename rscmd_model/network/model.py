@@ -20,7 +20,7 @@ from rscmd_model.methods.base import Features, drawn
 
 # Checkpoints of earlier versions name these layers as this module's.
 from rscmd_model.methods.sum import Adapter
-from rscmd_model.network.batch_norm import leave_batches_uncounted
+from rscmd_model.network.batch_norm import count_together, counted_together
 from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
 from rscmd_model.network.lost import rows_with
@@ -101,7 +101,7 @@ class RscmdModel(BaseModel):
             head.stride = self.stride.clone()
             head.bias_init()
         initialize_weights(self)  # it sets BatchNorm's momentum, and knows torch's alone
-        leave_batches_uncounted(self)
+        count_together(self)
 
     def _branch(self, kind: type[nn.Module], channels: tuple[int, int, int]) -> nn.Module:
         """A neck and head for the model's classes, as wide as for those of `head_classes`."""
@@ -241,11 +241,12 @@ class RscmdModel(BaseModel):
             # A validation suppresses overlapping boxes of all of them, which comes near to joining them.
             boxes, raw = zip(*found.values())
             return torch.cat(boxes, 2), dict(zip(found, raw))
-        if lost is None:
-            features = {m: self.features(x, m) for m in self.config.modalities}
-        else:
-            features = {m: self.features_left(x, m, lost) for m in self.config.modalities}
-        return Taught(features, self.answers_to(features, x, self.method.taught, lost))
+        with counted_together():
+            if lost is None:
+                features = {m: self.features(x, m) for m in self.config.modalities}
+            else:
+                features = {m: self.features_left(x, m, lost) for m in self.config.modalities}
+            return Taught(features, self.answers_to(features, x, self.method.taught, lost))
 
     def init_criterion(self) -> Objective:
         """The training objective; called by the ultralytics trainer."""
