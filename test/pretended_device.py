@@ -29,7 +29,7 @@ DEVICE = "pretended:0"
 ROOT = Path(__file__).parents[1]
 _aten = torch.ops.aten
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
-_UNKNOWN = ("_local_scalar_dense", "nonzero", "_unique", "masked_select")  # a number, or a size that numbers decide
+_UNKNOWN = ("_local_scalar_dense", "nonzero", "unique", "masked_select")
 _noted: list[str] | None = None  # what the host waits for, while that is asked for
 
 
@@ -79,6 +79,14 @@ def _note(operation: Any) -> None:
         _noted.append(f"{operation} ({at})")
 
 
+def asks_the_device(operation: Any, args: Any) -> bool:
+    """Whether the host of a GPU waits for what an operation gives: a number it needs, or a size that numbers decide."""
+    by_mask = "index" in str(operation) and any(
+        isinstance(of, Tensor) and of.dtype == torch.bool for part in args if isinstance(part, list) for of in part
+    )
+    return by_mask or any(word in str(operation) for word in _UNKNOWN)
+
+
 def _run(operation: Any, args: Any, kwargs: Any) -> Any:
     """What the operation gives, on the device if it is asked for there or one of its tensors is there."""
     leaves = [*_leaves(args), *_leaves(kwargs.values())]
@@ -94,10 +102,7 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
             raise RuntimeError(f"{operation}: a tensor of the host is given with one of the device")
         if any(isinstance(of, torch.Generator) and of.device.type == "cpu" for of in leaves):
             raise RuntimeError(f"{operation}: a generator of the host is given for the device")
-        by_mask = "index" in str(operation) and any(
-            isinstance(of, Tensor) and of.dtype == torch.bool for part in args if isinstance(part, list) for of in part
-        )
-        if by_mask or any(word in str(operation) for word in _UNKNOWN):
+        if asks_the_device(operation, args):
             _note(operation)
     given = operation(*_each(_brought, args), **{name: _each(_brought, of) for name, of in kwargs.items()})
     if operation is _aten.copy_.default:

@@ -89,9 +89,9 @@ def test_pairing(bench: Bench, tmp_path: Path) -> None:
 def test_train_step(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     small = ["--size", "64", "--batch", "2", "--rounds", "2", "--warmup", "0", "--threads", "1", "--no-memory"]
-    said = bench("train_step", "sum", "rscmd", "g2d", *small, "--distil", "--json", out)
-    assert rows(said) == 7
-    methods = {"sum", "rscmd", "g2d"}
+    said = bench("train_step", "sum", "rscmd", "rscmd+md=map", "g2d", *small, "--distil", "--json", out)
+    assert rows(said) == 9
+    methods = {"sum", "rscmd", "rscmd+md=map", "g2d"}
     results = json.loads(out.read_text())["results"]
     assert set(results) == methods | {f"{method}, distil" for method in methods}
     operations = {method: sum(of["operations"].values()) for method, of in results.items()}

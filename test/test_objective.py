@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pretended_device import asks_the_device
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.loss import v8DetectionLoss
 
 from rscmd_model.config import MODALITIES, ModelConfig
@@ -126,6 +130,33 @@ def test_batches_of_which_one_does_not_say_how_many_objects_a_sample_has_are_cou
         detection.each(answers, {"fused": {**few, **known}, "visible": batch}) for known in ({MOST: 1}, {})
     )
     assert torch.equal(scored["visible"].objects, expected["visible"].objects)
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for which the host of a GPU waits, those among them that bring numbers from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if asks_the_device(operation, args) or "lift_fresh" in str(operation):
+            self.met.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["sum", "rscmd"])
+def test_host_seldom_waits_for_the_device_while_answers_are_scored(method: str) -> None:
+    """Twice in ultralytics' assigner and once for the assigned anchors, however many answers there are."""
+    model, batch = make_model(method_config(method)), make_batch()
+    preds = model(batch["img"])
+    model.loss(batch, preds)  # makes what depends on the size of the images alone
+    with Waits() as counted:
+        model.loss(batch, preds)
+    with Waits() as known:
+        model.loss({**batch, MOST: 2}, preds)
+    assert len(known.met) <= 3, known.met
+    assert len(counted.met) > len(known.met)
 
 
 @pytest.mark.parametrize("method", ["rscmd", "rsc+rsc=shared"])

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from rscmd_model.config import MODALITIES
 from rscmd_model.diagnosis.gradients import BACKBONE, REFERENCES, GradientRow
 from rscmd_model.errors import UserError
+from rscmd_model.evaluation.curves import lay_out_beside
 from rscmd_model.files import whole_file
 from rscmd_model.network.model import STRIDES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
 PLACES = (*(str(s) for s in STRIDES), BACKBONE)
 _COLUMNS = [field.name for field in fields(GradientRow)]
@@ -93,7 +92,7 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
     reference = common_reference(courses)
     over_time = any(len({row.epoch for row in rows}) > 1 for rows in courses.values())
     figure = Figure(figsize=(12, 5.6))
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(PLACES), sharex=True, sharey="row", squeeze=False)
     for number, (name, rows) in enumerate(courses.items()):
         for column, place in enumerate(PLACES):
@@ -114,7 +113,8 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
     axes[0, 0].set_ylabel("|fused| / |unimodal| gradient")
     axes[1, 0].set_ylabel("cosine of the two")
     figure.supxlabel(f"unimodal loss: {reference} ({REFERENCES[reference]})", fontsize=8)
-    _lay_out(figure, canvas, max(2, len(courses)))
+    legend = figure.legend(loc="upper center", ncol=max(2, len(courses)), fontsize=9, frameon=False)
+    lay_out_beside(figure, legend)
     with whole_file(path) as aside:
         try:
             figure.savefig(aside, dpi=90)
@@ -172,14 +172,6 @@ def _scale_cosine(axis: Axes, names: Sequence[str] | None) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axis.set_xticks(range(len(names)), names)
-
-
-def _lay_out(figure: Figure, canvas: FigureCanvasAgg, columns: int) -> None:
-    """Put the legend on top, in `columns` columns, and the axes below it."""
-    legend = figure.legend(loc="upper center", ncol=columns, fontsize=9, frameon=False)
-    # loc="outside upper center" would see to it from matplotlib 3.7 on.
-    top = legend.get_window_extent(canvas.get_renderer()).y0 / figure.bbox.height
-    figure.tight_layout(rect=(0, 0, 1, top))
 
 
 def _at(rows: Sequence[GradientRow], reference: str, part: str, modality: str, place: str) -> list[GradientRow]:

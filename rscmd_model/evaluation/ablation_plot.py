@@ -9,7 +9,7 @@ from typing import Any
 
 from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.evaluation.answers import is_lost, lost_answer
-from rscmd_model.evaluation.curves import COLOURS
+from rscmd_model.evaluation.curves import COLOURS, lay_out_beside
 from rscmd_model.files import whole_file
 
 # What is drawn where: the answers of a panel, each with its own mark, and the answer that all have to beat there.
@@ -52,7 +52,6 @@ def plot_ablation(
     ends = {(line["method"], line["branch"]): line for line in table}
     height = 1.5 + 0.34 * len(methods)
     figure, axes = plt.subplots(1, len(PANELS), figsize=(12, height), sharey=True)
-    canvas: Any = figure.canvas
     marks: dict[str, Any] = {}
     for axis, (name, (answers, control)) in zip(axes, PANELS.items()):
         for y, method in enumerate(methods):
@@ -78,9 +77,7 @@ def plot_ablation(
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(title, fontsize=10)
     legend = figure.legend(marks.values(), marks.keys(), loc="lower center", ncol=len(marks), fontsize=9, frameon=False)
-    # loc="outside lower center" would see to it from matplotlib 3.7 on; Ubuntu 24.04 has 3.6.
-    bottom = legend.get_window_extent(canvas.get_renderer()).y1 / figure.bbox.height
-    figure.tight_layout(rect=(0, bottom, 1, 1))
+    lay_out_beside(figure, legend)
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=110)
     plt.close(figure)

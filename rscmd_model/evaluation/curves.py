@@ -14,6 +14,8 @@ from rscmd_model.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -119,3 +121,18 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"--plot {path}: give a file that ends in {', '.join(PLOT_SUFFIXES)}")
+
+
+def lay_out_beside(figure: Figure, legend: Legend) -> None:
+    """Give the axes what a legend at the top or bottom of the figure leaves.
+
+    loc="outside ..." would see to it from matplotlib 3.7 on; Ubuntu 24.04 has 3.6.
+
+    Args:
+        figure: on an Agg canvas.
+        legend: of the figure, in its place.
+    """
+    canvas: Any = figure.canvas
+    box, height = legend.get_window_extent(canvas.get_renderer()), figure.bbox.height
+    below = box.y1 < height / 2
+    figure.tight_layout(rect=(0, box.y1 / height, 1, 1) if below else (0, 0, 1, box.y0 / height))

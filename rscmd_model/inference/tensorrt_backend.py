@@ -2,8 +2,8 @@
 
 It is written for TensorRT 10 and 11. 11 knows strongly typed networks alone: the types in the graph are those of the
 engine, and there are no flags for 16 and 8 bits any more. 10 is asked for the same, so that both build the same thing.
-What a graph may hold is checked on the CPU, by test/test_engine_graph.py, and all of them were built there by TensorRT
-for RTX, which has the same interface and needs no GPU for it.
+What a graph may hold is checked on the CPU, by test/test_engine_graph.py. There TensorRT for RTX, which has the same
+interface and needs no GPU to build, built every kind of graph.
 
 An engine is bound to one kind of GPU and one version of TensorRT. `model.engine` holds one for each branch, so that the
 fused answer does not pay for the others. It is a program, which docs/security.md says more of.

@@ -30,7 +30,7 @@ class BatchNorm(nn.BatchNorm2d):
         )
 
 
-def count_together(model: nn.Module) -> None:
+def replace_norms(model: nn.Module) -> None:
     """Make `BatchNorm` of every torch.nn.BatchNorm2d."""
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:

@@ -20,7 +20,7 @@ from rscmd_model.methods.base import Features, drawn
 
 # Checkpoints of earlier versions name these layers as this module's.
 from rscmd_model.methods.sum import Adapter
-from rscmd_model.network.batch_norm import count_together, counted_together
+from rscmd_model.network.batch_norm import counted_together, replace_norms
 from rscmd_model.network.families import find_family, with_classes
 from rscmd_model.network.lean import LeanBranch, LeanHead
 from rscmd_model.network.lost import rows_with
@@ -101,7 +101,7 @@ class RscmdModel(BaseModel):
             head.stride = self.stride.clone()
             head.bias_init()
         initialize_weights(self)  # it sets BatchNorm's momentum, and knows torch's alone
-        count_together(self)
+        replace_norms(self)
 
     def _branch(self, kind: type[nn.Module], channels: tuple[int, int, int]) -> nn.Module:
         """A neck and head for the model's classes, as wide as for those of `head_classes`."""
