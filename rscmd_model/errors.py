@@ -98,6 +98,13 @@ def one_line(error: BaseException) -> str:
     return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is Python's, torch's or another runtime's word for no memory left, of the processor or of a GPU."""
+    kinds = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
+    said = ("out of memory", "can't allocate memory", "Failed to allocate memory")
+    return type(error).__name__ in kinds or any(words in str(error) for words in said)
+
+
 def origin(error: BaseException) -> str:
     """Where in the code an exception comes from, as "file:line": the same for all of one kind, whatever they say."""
     trace = error.__traceback__

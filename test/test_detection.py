@@ -16,10 +16,11 @@ pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 from detector_process import MS, images
 
 from rscmd_model.detections import Detections
+from rscmd_model.errors import out_of_memory
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.predictor import StageTimes
 from rscmd_ros.cameras.conversions import stamp_ns
-from rscmd_ros.node.detection import PairDetector, out_of_memory
+from rscmd_ros.node.detection import PairDetector
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.pairing.frames import Arrival, Frame, Pair
 
@@ -36,6 +37,12 @@ class Known:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.ready_for: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def get_ready(self, visible: np.ndarray, thermal: np.ndarray, *, registration: Any) -> None:
+        self.ready_for.append((visible.shape, thermal.shape))
+        if len(self.ready_for) == 2:
+            raise MemoryError
 
     def predict_timed(self, visibles: list, thermals: list, **options: Any) -> tuple[list[Detections], StageTimes]:
         (visible,), (thermal,) = visibles, thermals
@@ -132,6 +139,28 @@ def test_hold_repeats_the_last_fused_answer_under_its_own_stamp():
     detector.reset()
     detector.hold()
     assert len(published) == 3
+
+
+def test_the_model_is_made_ready_for_lone_cameras_once_for_each_size():
+    detector, known, published = make()
+    detector._logger = SimpleNamespace(error=lambda said: None, debug=lambda said: None)
+    for n in range(3):
+        visible, thermal = frames(n)
+        detector.detect(Pair(visible, thermal, 0))
+    assert known.ready_for == [((96, 160, 3), (48, 80))]
+    smaller = visible.payload.msg
+    smaller.height, smaller.data = 48, smaller.data[: len(smaller.data) // 2]
+    detector.detect(Pair(visible, thermal, 0))  # there is no memory for it, and the pair is answered all the same
+    assert len(known.ready_for) == 2
+    assert len(published) == 4
+    assert "no memory left" in detector.failure[1]
+
+
+@pytest.mark.parametrize("fallback", ["hold", "off"])
+def test_it_is_not_where_no_lone_camera_is_ever_answered(fallback: str):
+    detector, known, _ = make(fallback=fallback)
+    detector.detect(Pair(*frames(0), 0))
+    assert not known.ready_for
 
 
 def test_every_stage_is_timed():

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from test_inference import NAMES, image
 from rscmd_model.config import FAMILIES
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import stack_pair
+from rscmd_model.imaging.preprocess import place
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.backends import INPUT
 from rscmd_model.inference.export_file import COUNTS, EXACT, HALF, INT8, Bound, engine_graphs
 from rscmd_model.inference.graphs import quantised, to_onnx
-from rscmd_model.inference.tensorrt_backend import build_engine
+from rscmd_model.inference.tensorrt_backend import OpenSizes, build_engine, check_place
 from rscmd_model.inference.torch_backends import TorchBackend
 from rscmd_model.methods import METHODS, method_class
 from rscmd_model.network.header import ModelHeader
@@ -145,7 +147,7 @@ def build_with_nvidias(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes, str]
         reason="pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs (NVIDIA's, not free, a tenth of a GB)",
     )
     monkeypatch.setitem(sys.modules, "tensorrt", library)
-    return lambda content, size: build_engine(content, None if SIZES[size] else (4, 128, 128))
+    return lambda content, size: build_engine(content, None if SIZES[size] else OpenSizes(4, (96, 128), 128))
 
 
 @pytest.mark.parametrize(("family", "size", "precision"), KINDS)
@@ -216,3 +218,39 @@ def test_what_the_other_runtimes_get_would_not_do(tmp_path: Path) -> None:
     found = list(faults(for_the_others(tmp_path)))
     assert any("is not signed around zero" in fault for fault in found)
     assert any("is given INT32" in fault for fault in found)
+
+
+@pytest.mark.parametrize("frame", [(512, 640), (640, 512), (360, 640), (1, 3000), (97, 101), (2160, 3840)])
+def test_open_sizes_hold_every_image(frame: tuple[int, int]) -> None:
+    """The longer side of what any image becomes is the trained one, the side of the largest input of an engine."""
+    assert max(place(frame, 640).network) == 640
+
+
+def test_an_engine_of_another_place_is_refused() -> None:
+    orin = "Orin, compute capability 8.7, 16 multiprocessors, TensorRT 10.3.0"
+    check_place(orin, orin, Path("m.engine"))
+    for here in (orin.replace("16", "8"), orin.replace("10.3.0", "10.3.1"), orin.replace("8.7", "8.6")):
+        with pytest.raises(UserError, match=r"^m\.engine was built for Orin, .*, and here is .*: export it again here"):
+            check_place(orin, here, Path("m.engine"))
+
+
+def test_a_builder_that_finds_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pybind11's word for it, which TensorRT 10 gives in a container without CUDA (NVIDIA/TensorRT#2913)."""
+
+    def builder(logger: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    flags = SimpleNamespace(STRONGLY_TYPED=1)
+    library = SimpleNamespace(
+        __version__="10.3.0",
+        NetworkDefinitionCreationFlag=flags,
+        Builder=builder,
+        Logger=lambda level: None,
+    )
+    library.Logger.ERROR = 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", library)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^TensorRT 10\.3\.0 cannot begin \(.*returned nullptr\): is there a GPU\?$"):
+        build_engine(b"", None)
+    library.NetworkDefinitionCreationFlag, library.__version__ = SimpleNamespace(), "8.6.2"
+    with pytest.raises(UserError, match=r"needs TensorRT 10 or newer, and 8\.6\.2 is installed"):
+        build_engine(b"", None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,15 @@ from rscmd_model.imaging.images import stack_pair
 from rscmd_model.imaging.preprocess import fill, place
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference import backends, export_file
-from rscmd_model.inference.backends import read_archive, write_archive
+from rscmd_model.inference.backends import OpenVinoBackend, needed, read_archive, write_archive
 from rscmd_model.inference.export_file import EXACT, Bound, export
 from rscmd_model.inference.late_fusion import suppress_and_join
+from rscmd_model.inference.onnx_backend import cuda_failure
 from rscmd_model.inference.opening import SUFFIXES
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.inference.suppression import suppress
 from rscmd_model.methods import method_config
-from rscmd_model.network.header import ModelHeader
+from rscmd_model.network.header import DIGEST, ModelHeader
 
 NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
@@ -349,6 +352,41 @@ def test_a_session_that_falls_back_to_the_cpu_is_refused(exported: Exported, mon
         Predictor(file, device="cuda:0")
 
 
+def test_eight_bits_of_onnx_are_refused_on_a_gpu(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime would compute them in 32 bits there, more slowly, and say that it was CUDA."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    edited = onnx.load(exported("onnx", dynamic=True))
+    del edited.metadata_props[[entry.key for entry in edited.metadata_props].index(DIGEST)]
+    edited.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["a", "b"], ["c"]))
+    onnx.save(edited, tmp_path / "m.onnx")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(UserError, match=r"m\.onnx is in 8 bits, .*: give device cpu, or export the model"):
+        Predictor(tmp_path / "m.onnx", device="cuda:0")
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_after_a_pair_a_lone_camera_s_answer_is_ready(
+    backend: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever takes its time for images of a new size has taken it before a camera is lost."""
+    pytest.importorskip(backend)
+    predictor = Predictor(model, device="cpu", backend=backend)
+    made, compiled = [], OpenVinoBackend._compiled
+    monkeypatch.setattr(OpenVinoBackend, "_compiled", lambda self, *key: made.append(key) or compiled(self, *key))
+    predictor.warm_up()  # of other sizes than the camera's
+    before = len(made)
+    visible, thermal = image(64, 128)
+    predictor.predict(visible, thermal)
+    predictor.get_ready(visible, thermal)
+    ready = len(made)
+    assert ready - before == (3 if backend == "openvino" else 0)
+    for given in ((visible, None), (None, thermal), (visible, thermal)):
+        predictor.predict(*given)
+    assert len(made) == ready
+
+
 def test_a_missing_package_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match="pip install tensorrt"):
@@ -357,6 +395,63 @@ def test_a_missing_package_is_named(model: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "m.onnx").write_bytes(b"x")
     with pytest.raises(UserError, match=r"pip install onnxruntime$"):
         Predictor(tmp_path / "m.onnx")
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JetPack's TensorRT, where a library that it is linked to is not in the container."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, content in (
+        ("half_a_runtime", "from .half_a_runtime import *"),
+        ("without_its_own", "import something_that_nobody_has"),
+        ("without_a_library", "import ctypes; ctypes.CDLL('libnobody.so')"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "__init__.py").write_text(content)
+        (folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"no library")
+        with pytest.raises(
+            UserError, match=rf"^m\.onnx needs {name}, which is installed and cannot be imported \(.+\)"
+        ):
+            needed(name, "m.onnx")
+
+
+def test_no_engine_is_begun_without_a_gpu(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    library = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1))
+    monkeypatch.setitem(sys.modules, "tensorrt", library)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="builds on the CUDA GPU that is to run it, and torch finds none"):
+        export(model, "engine", tmp_path / "m.engine")
+
+
+def test_a_batch_is_cut_to_what_the_backend_takes(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an engine of open sizes has it, whose batches have a largest one."""
+    predictor = Predictor(exported("onnx", dynamic=True), conf=0.05)
+    visibles, thermals = zip(*(image(96, 128, seed) for seed in range(7)))
+    wanted = [len(found) for found in predictor.predict_batch(visibles, thermals)]
+    sizes = []
+    forward = predictor.backend.forward
+
+    def watched(batch: Any, answers: Any) -> list[np.ndarray]:
+        sizes.append(len(batch))
+        return forward(batch, answers)
+
+    monkeypatch.setattr(predictor.backend, "forward", watched)
+    monkeypatch.setattr(type(predictor.backend), "largest_batch", 3)
+    assert [len(found) for found in predictor.predict_batch(visibles, thermals)] == wanted
+    assert sizes == [3, 3, 1]
+
+
+def test_what_cuda_says_is_found_in_what_onnx_runtime_says() -> None:
+    said = (
+        "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:114 std::conditional_t<THRW, void, Status> "
+        "onnxruntime::CudaCall(ERRTYPE, const char*, int) [with ERRTYPE = cudaError; bool THRW = true] CUDA failure "
+        "35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; hostname=robot ; line=336"
+    )
+    assert cuda_failure(said) == "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+    assert cuda_failure("[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model.") is None
 
 
 def test_the_trial_says_what_it_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

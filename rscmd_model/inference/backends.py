@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rscmd_model.config import STRIDE
-from rscmd_model.errors import UserError, first_line, shown
+from rscmd_model.errors import UserError, first_line, out_of_memory, shown
 from rscmd_model.inference.prepared import Prepared, stacked
 from rscmd_model.network.header import DIGEST, HEADER, LARGEST_SIDE, ModelHeader, parse_header, read_whole
 
@@ -49,6 +49,7 @@ class Backend(Protocol):
         fixed: (batch, height, width) of a file exported for that input alone; None takes any.
         precision: what the network is computed in here: "float32", "float16", "bfloat16", "int8" (its convolutions), or
             "as exported" of an engine, which does not say.
+        slow_calls: so many first calls for answers to inputs of new shapes take longer: what runs them is made then.
     """
 
     name: str
@@ -56,6 +57,11 @@ class Backend(Protocol):
     header: ModelHeader
     fixed: tuple[int, int, int] | None
     precision: str
+    slow_calls: int
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Pairs that one batch holds at most; None is any number."""
 
     def take(self, pairs: Sequence[Prepared]) -> Any:
         """Pairs of one network size, and of the same answers, as `forward` takes them; several threads may ask at once.
@@ -78,14 +84,31 @@ class Backend(Protocol):
         """
 
 
-def needed(package: str, why: str) -> Any:
-    """Import a package that not every installation has. Raises `UserError` naming it when it is missing."""
+def needed(package: str, why: str, how: str = "") -> Any:
+    """Import a package that not every installation has.
+
+    Args:
+        package: the module.
+        why: what needs it.
+        how: to install it, where that is not pip alone.
+
+    Raises:
+        UserError: it is missing, or there and cannot be imported, as where one of its libraries is missing.
+    """
     try:
         return importlib.import_module(package)
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise UserError(f"{why} needs {package}, which is not installed: pip install {package}") from None
+    except ModuleNotFoundError as error:
+        if error.name == package:
+            raise UserError(
+                f"{why} needs {package}, which is not installed: {how or f'pip install {package}'}"
+            ) from None
+        broken: Exception = error
+    except (ImportError, OSError) as error:  # the second is what ctypes raises over a library
+        broken = error
+    raise UserError(
+        f"{why} needs {package}, which is installed and cannot be imported ({shown(first_line(broken), 300)}): mend "
+        "or install it again"
+    ) from None
 
 
 def threads() -> int:
@@ -97,6 +120,12 @@ class StackTaking:
     """Of the backends whose networks are given stacks that the processor made."""
 
     fixed: tuple[int, int, int] | None
+    slow_calls = 0
+
+    @property
+    def largest_batch(self) -> int | None:
+        """See `Backend`."""
+        return self.fixed[0] if self.fixed else None
 
     def take(self, pairs: Sequence[Prepared]) -> np.ndarray:
         """See `Backend`: (B, H, W, 4) uint8."""
@@ -148,6 +177,7 @@ class OpenVinoBackend(StackTaking):
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
         }
         self.fixed = fixed_input(sizes, where)
+        self.slow_calls = 0 if self.fixed else 1  # the only shape is met by the warm-up
         self._requests: dict[tuple[tuple[str, ...], tuple[int, ...]], Any] = {}
 
     def forward(self, batch: np.ndarray, answers: Sequence[str]) -> list[np.ndarray]:
@@ -284,7 +314,9 @@ def fixed_input(sizes: Sequence[int], where: Path) -> tuple[int, int, int] | Non
 
 
 def not_run(where: Path, runtime: str, error: Exception) -> UserError:
-    """What to say when a runtime fails over what is in a file."""
+    """What to say when a runtime fails over what is in a file, or finds no memory for it."""
+    if out_of_memory(error):
+        return UserError(f"{where}: {runtime} is out of memory ({shown(first_line(error), 300)})")
     return UserError(
         f"{where} is damaged, or {runtime} cannot run it ({shown(first_line(error), 300)}): export it again"
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rscmd_model.datasets.pairs import DataConfig, find_pairs
+from rscmd_model.devices import inference_device
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import whole_file
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
@@ -37,6 +38,7 @@ from rscmd_model.inference.backends import (
     write_archive,
 )
 from rscmd_model.inference.opening import SUFFIXES, open_backend
+from rscmd_model.inference.tensorrt_backend import OpenSizes, tensorrt, write_engines
 from rscmd_model.network.header import HEADER, ModelHeader
 from rscmd_model.synthetic.world import WorldConfig, generate
 from rscmd_model.versions import require
@@ -158,8 +160,9 @@ def export(
     calibration = read_stacks(data, "train", header, CALIBRATED, size) if int8 and data else None
     height, width = stacks[0].shape[:2]
     fixed = fixed_input((0, 0, 0) if dynamic else (batch, height, width), out)
+    side = header.image_size  # of every image `place` makes the longer side so long
     with whole_file(out) as aside:
-        _write(aside, format, eager, fixed, bool(half), calibration, (batch, height, width))
+        _write(aside, format, eager, fixed, bool(half), calibration, OpenSizes(batch, (height, width), side))
         made, _ = open_backend(aside, "auto", None, None)
         kind, bound = ("int8", INT8) if int8 else ("half", HALF) if half else ("float", EXACT)
         box, score = compare(eager, made, stacks, bound.whole)
@@ -174,7 +177,9 @@ def export(
                 mark_bfloat16(aside, gain)
                 kind, box, score = "bfloat16 (32 bits where the processor has none)", gain.box, gain.score
         megabytes = aside.stat().st_size / 2**20
-    takes = "any size" if fixed is None else f"{width}x{height} px, batch {batch}"
+    takes = f"{width}x{height} px, batch {batch}" if fixed else "any size"
+    if format == "engine" and not fixed:
+        takes += f", batches up to {batch}"
     answers = ", ".join(header.config.answers) + " (joined for a pair)" * (header.answer == "ensemble")
     return Exported(box, score, f"{out}: {format}, {kind}, {takes}, {answers}, {megabytes:.1f} MiB\n{differences}")
 
@@ -217,7 +222,9 @@ def _check_request(format: str, out: Path, int8: bool, data: DataConfig | None) 
     if int8 and data is None:
         raise UserError("--int8 needs --data")
     if format == "engine":
-        needed("tensorrt", "--format engine")
+        tensorrt("--format engine")
+        if inference_device("auto") == "cpu":  # told later, it would have cost the minutes that the engines take
+            raise UserError("--format engine builds on the CUDA GPU that is to run it, and torch finds none here")
     if format == "openvino":
         needed("openvino", "--format openvino")
 
@@ -305,7 +312,7 @@ def _write(
     fixed: tuple[int, int, int] | None,
     half: bool,
     calibration: list[np.ndarray] | None,
-    largest: tuple[int, int, int],
+    open_sizes: OpenSizes,
 ) -> None:
     """Write ONNX, or what OpenVINO or TensorRT makes of it.
 
@@ -316,19 +323,16 @@ def _write(
         fixed: (batch, height, width) of the only input; None leaves all three open.
         half: 16-bit arithmetic.
         calibration: inputs (H, W, 4) uint8 that show the range of values for 8 bits; None means no 8 bits.
-        largest: (batch, height, width) of the largest input where sizes are open.
+        open_sizes: what an engine takes where they are open.
     """
-    batch = largest[0] if fixed else 1
+    batch = fixed[0] if fixed else 1
     if format == "onnx":
         path.write_bytes(sealed(_graph(eager, fixed, calibration, batch, half=half)))
     elif format == "openvino":  # it has a 16-bit kind of its own
         _write_openvino(path, _graph(eager, fixed, calibration, batch), eager.header, half)
     else:
-        from rscmd_model.inference.tensorrt_backend import build_engine
-
         graphs = engine_graphs(eager, fixed, calibration, batch, half)
-        engines = {f"{name}.engine": build_engine(graph, None if fixed else largest) for name, graph in graphs}
-        write_archive(path, {ARCHIVE_HEADER: eager.header.to_json().encode(), **engines})
+        write_engines(path, eager.header, graphs, None if fixed else open_sizes)
 
 
 def engine_graphs(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,11 @@ class OnnxBackend(StackTaking):
             )
         halves = any(t.data_type == onnx.TensorProto.FLOAT16 for t in self._model.graph.initializer)
         quantised = any(node.op_type == "QuantizeLinear" for node in self._model.graph.node)
+        if quantised and self._gpu is not None:
+            raise UserError(
+                f"{where} is in 8 bits, for which ONNX Runtime has no convolutions on a GPU: give device cpu, or "
+                "export the model with --format engine --int8, or without --int8"
+            )
         self.precision = "int8" if quantised else "float16" if halves else "float32"
         shapes = [i.type.tensor_type.shape.dim for i in self._model.graph.input if i.name == INPUT]
         self.fixed = fixed_input([d.dim_value for d in shapes[0][:3]] if shapes else [], where)
@@ -99,9 +105,11 @@ class OnnxBackend(StackTaking):
             try:
                 session = self._session(answers)
             except Exception as error:  # of onnx as well
+                if reason := cuda_failure(str(error)):
+                    raise self._unusable(reason) from None
                 raise not_run(self._where, "ONNX Runtime", error) from None
             if self._gpu is not None and _CUDA not in session.get_providers():
-                raise self._unusable()
+                raise self._unusable(self._missing())
             self._sessions[answers] = session
         return self._sessions[answers]
 
@@ -138,18 +146,27 @@ class OnnxBackend(StackTaking):
             warnings.simplefilter("ignore")  # it prints what it does not find; `_unusable` says it
             preload()
 
-    def _unusable(self) -> UserError:
-        """What to say where ONNX Runtime, asked for a GPU, took the CPU, as it does without a word."""
-        version = getattr(self._runtime, "cuda_version", "")
+    def _missing(self) -> str:
+        """Why ONNX Runtime, asked for a GPU, took the CPU, as it does without a word."""
         try:
             ctypes.CDLL(str(Path(self._runtime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
-            reason = "its CUDA provider did not start; is there a GPU of this number?"
         except OSError as error:
-            reason = first_line(error)
+            return first_line(error)
+        return "its CUDA provider did not start; is there a GPU of this number?"
+
+    def _unusable(self, reason: str) -> UserError:
+        """What to say where ONNX Runtime cannot use the GPU, and why."""
+        version = getattr(self._runtime, "cuda_version", "")
         return UserError(
             f"{self._where}: ONNX Runtime cannot use {self.device} ({shown(reason, 300)}). It needs NVIDIA's driver, "
             f"CUDA {version} and cuDNN 9 ({_INSTALL} brings the last two); or give device cpu"
         )
+
+
+def cuda_failure(said: str) -> str | None:
+    """What CUDA or cuDNN said, of an error of ONNX Runtime that begins with its own function; None if neither did."""
+    found = re.search(r"(CUDA|CUDNN) failure \d+: [^;\n]+|Invalid device ID: [^;\n]+", said)
+    return found and found[0].strip()
 
 
 def _gpu(device: str, where: Path) -> int | None:

@@ -273,7 +273,9 @@ class Predictor:
         return pair.laid_over()
 
     def warm_up(self) -> None:
-        """Ask once at the trained size for all that may be asked for, so that the first real answer is not a slow one.
+        """Ask once for all that may be asked for: it loads libraries, and tells damage that only answers show.
+
+        Images are of the sizes of the registration, and without one squares of the trained size.
 
         Raises:
             UserError: an answer is none (NaN, or of another shape): the model is damaged.
@@ -287,9 +289,28 @@ class Predictor:
         visible = noise.integers(0, 256, (*wide, 3), np.uint8)
         thermal = noise.integers(0, np.iinfo(depth).max, narrow, depth)
         self.predict(visible, thermal)
-        if len(self.config.modalities) == 2:  # for a control the pair was the same
+        self._ask_alone(visible, thermal, None)
+
+    def get_ready(self, visible: np.ndarray, thermal: np.ndarray, *, registration: Registration | None = None) -> None:
+        """Ask for what either image of a pair would be answered alone, so that no answer is late when a camera is lost.
+
+        OpenVINO compiles for a size when it first comes, and a GPU's launches are recorded when it comes again. Nothing
+        is done where no call is slower than others.
+
+        Args:
+            visible, thermal, registration: as for `predict`.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        for _ in range(self.backend.slow_calls):
+            self._ask_alone(visible, thermal, registration)
+
+    def _ask_alone(self, visible: np.ndarray, thermal: np.ndarray, registration: Registration | None) -> None:
+        if len(self.config.modalities) == 2:  # a control was asked for the same by the pair
             for alone in self.modalities:
-                self.predict(visible if alone == "visible" else None, thermal if alone == "thermal" else None)
+                given = visible if alone == "visible" else None, thermal if alone == "thermal" else None
+                self.predict(*given, registration=registration)
 
     def _prepare(
         self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None, answer: str
@@ -334,7 +355,7 @@ class Predictor:
         for i, pair in enumerate(pairs):
             groups.setdefault((pair.answers, pair.placement.network), []).append(i)
         for members in groups.values():
-            most = self.backend.fixed[0] if self.backend.fixed else len(members)
+            most = self.backend.largest_batch or len(members)
             for start in range(0, len(members), most):
                 yield members[start : start + most]
 

@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from rscmd_model.detections import Detections
-from rscmd_model.errors import one_line
+from rscmd_model.errors import one_line, out_of_memory
 from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_ros.cameras.camera import Camera
@@ -132,6 +132,7 @@ class PairDetector:
         self._held: Detection2DArray | None = None
         self._seen: dict[Stream, tuple[str, tuple[int, int]]] = {}
         """frame_id and (width, height) of each camera's last image."""
+        self._ready_for: tuple[tuple[int, ...], tuple[int, ...], bool] | None = None
 
     def reset(self) -> None:
         """Forget tracks and the answer to hold, as when the cameras have been off. Not while a pair is worked on."""
@@ -174,6 +175,7 @@ class PairDetector:
         self.published_at = time.monotonic()
         if len(pictures) == 2:
             self._held = answer
+            self._get_ready(visible, thermal, registration)
         if self._overlay is not None and self._overlay.get_subscription_count():
             self._draw(visible, thermal, found, identities, header, size, registration)
 
@@ -195,6 +197,7 @@ class PairDetector:
                 f"inference failed, {self.predictor.device} has no memory left ({one_line(error)}): free some, or use "
                 "a smaller model or smaller images"
             )
+            traceback.clear_frames(error.__traceback__)  # which hold what the network had made by then
             self._free()
         self.failure = time.monotonic(), said
         if self._errors.allows(type(error).__name__):
@@ -221,6 +224,21 @@ class PairDetector:
         if not for_thermal and self.rig.frame == "visible":
             return None
         return self.rig.registration(self.predictor.registration)
+
+    def _get_ready(
+        self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None
+    ) -> None:
+        """With the first pair, and again if sizes change: have the model ready for either of its images alone."""
+        assert visible is not None
+        assert thermal is not None
+        sizes = visible.shape[:2], thermal.shape[:2], registration is None
+        if self.settings.fallback in ("hold", "off") or sizes == self._ready_for:
+            return
+        self._ready_for = sizes
+        try:
+            self.predictor.get_ready(visible, thermal, registration=registration)
+        except Exception as error:  # the pair itself was answered
+            self.failed(error)
 
     def _place(
         self, found: Detections, headers: Mapping[Stream, Header], registration: Registration | None
@@ -302,9 +320,3 @@ class PairDetector:
             import torch
 
             torch.cuda.empty_cache()
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is torch's, Python's or the CPU allocator's word for no memory left."""
-    kinds = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
-    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
