@@ -342,6 +342,31 @@ def test_losses_in_16_bits_are_those_of_32(method: str, changes: dict[str, str])
     )
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("bits", [torch.float16, torch.bfloat16])
+def test_boxes_are_placed_in_32_bits(bits: torch.dtype, apart: bool) -> None:
+    """The loss of answers in 16 bits is that of the same numbers in 32, in the far corner of the image, too."""
+    scored = Detection(make_model(method_config("sum"))).criterion
+    sides = [640 // stride for stride in (8, 16, 32)]
+    count = sum(side**2 for side in sides)
+    g = torch.Generator().manual_seed(0)
+    answer = {
+        "boxes": torch.randn(2, 64, count, generator=g).mul(3).to(bits),
+        "scores": torch.randn(2, len(NAMES), count, generator=g).to(bits),
+        "feats": [torch.zeros(2, 8, side, side, dtype=bits) for side in sides],
+    }
+    boxes = torch.tensor([[0.9, 0.9, 0.02, 0.02], [0.95, 0.8, 0.05, 0.05], [0.97, 0.97, 0.03, 0.02]])
+    batch = {"batch_idx": torch.tensor([0.0, 0, 1]), "cls": torch.zeros(3, 1), "bboxes": boxes}
+    wide = {key: [o.float() for o in value] if key == "feats" else value.float() for key, value in answer.items()}
+    ((_, exact),) = scored.of([wide], [batch], apart)
+    with torch.autocast("cpu", torch.bfloat16):
+        ((_, found),) = scored.of([answer], [batch], apart)
+    assert all(value > 0 for value in exact)
+    for a, b in zip(found, exact):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("md", ["stop", "map"])
 def test_scaling_the_loss_scales_every_gradient(md: str) -> None:
     """What a gradient scaler relies on: it scales the loss up and the gradients down again."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from controls import control, controls
@@ -27,6 +28,7 @@ from rscmd_model.methods.g2d import answer_distance
 from rscmd_model.methods.lif import Lif, brightest
 from rscmd_model.methods.m2d import salience
 from rscmd_model.methods.smp import Smp
+from rscmd_model.network.distillation import OldAnswers
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import read_header, save_model
 from rscmd_model.network.objective import TrainingStep
@@ -362,6 +364,25 @@ def test_what_has_teachers_lives(method: str, taught_world: tuple[Path, dict[str
     """Those that open them again, and what they were measured to be."""
     data, files = taught_world
     assert_lives(method, tmp_path, data=data, teachers=files)
+
+
+def test_a_process_that_is_handed_the_model_opens_the_teachers_again(
+    taught_world: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """As with device=0,1, where ultralytics starts a process for each GPU and pickles the model for it."""
+    data, teachers = taught_world
+    options = {**OPTIONS, "epochs": 1, "val": False, "project": str(tmp_path), "data": str(data), "model": "rscmd"}
+    trainer = PairedTrainer(overrides={**options, "name": "parent"})
+    trainer.start_from(parse_method("g2d"), teachers=teachers)
+    trainer.model.old = OldAnswers(teachers["thermal"])
+    child = PairedTrainer(overrides={**options, "name": "child"})
+    child.model = cloudpickle.loads(cloudpickle.dumps(trainer.model))
+    assert not hasattr(child.model.old, "network")
+    child._setup_train()
+    assert child.model.old.network.config.method == "thermal"
+    child.model.old = None
+    batch = child.preprocess_batch(next(iter(child.train_loader)))
+    assert child.model.train()(batch)[0].isfinite().all()
 
 
 def test_a_run_whose_teacher_changed_does_not_go_on(taught_world: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:

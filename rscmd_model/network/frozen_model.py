@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from rscmd_model.files import sha256_of
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model
 
+_Frozen = TypeVar("_Frozen", bound="FrozenModel")
+
 
 class FrozenModel:
     """A finished model in evaluation mode, without a gradient.
 
     A model that learns from it bears it as a plain attribute, so that neither the optimizer nor the moving average nor
-    the model file sees it. A checkpoint has the file's name and digest alone, see `reopened`.
+    the model file sees it. A checkpoint, and what goes to another process, has the file's name and digest alone, see
+    `reopened`.
 
     Args:
         file: model.safetensors.
@@ -48,13 +51,13 @@ class FrozenModel:
     def __getstate__(self) -> dict[str, Any]:
         return {"file": self.file, "sha256": self.sha256}
 
-    def reopened(self) -> FrozenModel:
-        """The same model, from what a checkpoint has of it.
+    def reopened(self: _Frozen) -> _Frozen:
+        """The same model, read again where this is what a checkpoint has of it.
 
         Raises:
             UserError: as the class.
         """
-        return type(self)(self.file, self.sha256)
+        return self if hasattr(self, "network") else type(self)(self.file, self.sha256)
 
     def beside(self, x: Tensor) -> RscmdModel:
         """The network on the device of a batch, in its memory format.

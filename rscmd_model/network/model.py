@@ -273,6 +273,14 @@ class RscmdModel(BaseModel):
         renamed = {re.sub(r"^adapters\.", "method.adapters.", name): value for name, value in state_dict.items()}
         return super().load_state_dict(renamed, *args, **kwargs)
 
+    def reopen(self) -> None:
+        """Read the models that this one learns from, where it comes from a checkpoint or another process.
+
+        Raises:
+            UserError: as `Teachers` and `OldAnswers`.
+        """
+        self.teachers, self.old = self.teachers and self.teachers.reopened(), self.old and self.old.reopened()
+
     def set_head_attr(self, **attributes: Any) -> None:
         """Set attributes on every detection head; called by the ultralytics trainer."""
         for head in self.heads():

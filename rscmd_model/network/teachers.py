@@ -19,7 +19,8 @@ class Teachers:
     """The two single-camera controls of a student: in evaluation mode, without a gradient.
 
     A model that learns from them bears them as a plain attribute, so that neither the optimizer nor the moving average
-    nor the model file sees them. A checkpoint has their files' names and digests alone, see `reopened`.
+    nor the model file sees them. A checkpoint, and what goes to another process, has their files' names and digests
+    alone, see `reopened`.
 
     Args:
         files: by modality the model.safetensors of its control.
@@ -47,12 +48,12 @@ class Teachers:
         return {"files": self.files, "digests": self.digests}
 
     def reopened(self) -> Teachers:
-        """The same teachers, from what a checkpoint has of them.
+        """The same teachers, read again where these are what a checkpoint has of them.
 
         Raises:
             UserError: as the class.
         """
-        return Teachers(self.files, self.digests)
+        return self if hasattr(self, "_models") else Teachers(self.files, self.digests)
 
     def check(self, config: ModelConfig, names: Mapping[int, str], split_hash: str) -> None:
         """Check that they can teach a student.

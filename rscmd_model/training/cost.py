@@ -46,6 +46,7 @@ class StepMeter:
     def __init__(self, trainer: Any) -> None:
         self.seconds: list[float] = []
         self._start = 0.0
+        self._cuda = trainer.device.type == "cuda"
         trainer.add_callback("on_train_batch_start", lambda _: self._begin())
         trainer.add_callback("on_train_batch_end", lambda _: self._end())
 
@@ -53,7 +54,7 @@ class StepMeter:
         self._start = time.perf_counter()
 
     def _end(self) -> None:
-        if torch.cuda.is_available():
+        if self._cuda:
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
 
@@ -68,7 +69,7 @@ class StepMeter:
             parameters (trained and shipped), gflops (of the main answer at imgsz), step_ms (median; None if no step
             was timed) and memory_mb (the most that was used so far: CUDA's, or this process's).
         """
-        if torch.cuda.is_available():
+        if self._cuda:
             memory = torch.cuda.max_memory_allocated() / 2**20
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

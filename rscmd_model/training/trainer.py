@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import ultralytics.engine.trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -51,7 +53,8 @@ from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
 _SAMPLE, _SAMPLE_BATCH = 64, 16  # pairs that a method may measure on before it begins
-_KEPT = "RSCMD_TRAINING_KEEPS"  # names the run's folder to the processes that the parent starts for several GPUs
+# GPUs that ultralytics.utils.checks.check_amp knows to train badly in mixed precision.
+_BAD_AT_AMP = re.compile(r"1660|1650|1630|T400|T550|T600|T1000|T1200|T2000|K40m", re.IGNORECASE)
 
 
 class PairedTrainer(DetectionTrainer):
@@ -106,7 +109,7 @@ class PairedTrainer(DetectionTrainer):
     @save_dir.setter
     def save_dir(self, folder: Path) -> None:
         self._save_dir = folder
-        if RANK in {-1, 0} and os.environ.get(_KEPT) != str(folder):
+        if RANK in {-1, 0}:
             self._lock = lock_folder(folder, "training")
 
     def train(self) -> None:
@@ -114,14 +117,13 @@ class PairedTrainer(DetectionTrainer):
         level = LOGGER.level
         if not self.args.verbose:
             LOGGER.setLevel(logging.WARNING)
-        if self.ddp:  # processes that the parent starts write into the folder that this one keeps
-            os.environ[_KEPT] = str(self.save_dir)
+        if self.ddp and self._lock:  # the first of the processes that the parent starts keeps the folder
+            self._lock.close()
         try:
             super().train()
             remove_cache(self.save_dir)
         finally:
             LOGGER.setLevel(level)
-            os.environ.pop(_KEPT, None) if self.ddp else None
             if self._lock:
                 self._lock.close()
 
@@ -195,8 +197,8 @@ class PairedTrainer(DetectionTrainer):
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
             model.frozen_statistics, model.kept = weights.frozen_statistics, weights.kept
-            model.teachers = weights.teachers and weights.teachers.reopened()
-            model.old = weights.old and weights.old.reopened()
+            model.teachers, model.old = weights.teachers, weights.old
+            model.reopen()
         return model
 
     def start_from(
@@ -275,7 +277,7 @@ class PairedTrainer(DetectionTrainer):
                 LOGGER.info(f"Freezing {', '.join(self.frozen)}")
             if (kept := unwrap_model(model).kept) is not None:
                 LOGGER.info(hold(unwrap_model(model), kept, optimizer))
-        keep_exact_state(self, optimizer)
+            keep_exact_state(self, optimizer)
         return optimizer
 
     def parts_to_freeze(self, model: RscmdModel) -> list[str]:
@@ -297,7 +299,14 @@ class PairedTrainer(DetectionTrainer):
     def _setup_train(self) -> None:
         if self.device.type == "cpu":
             self.args.amp = False  # as the parent's check finds, but it asks rank 0 alone
-        super()._setup_train()
+        if isinstance(self.model, RscmdModel):  # in a process that the parent started, it comes from another one
+            self.model.reopen()
+        # The parent's check fetches a model from the net, with YOLO_OFFLINE, too, to compare its answers.
+        checked, ultralytics.engine.trainer.check_amp = ultralytics.engine.trainer.check_amp, is_good_at_amp
+        try:
+            super()._setup_train()
+        finally:
+            ultralytics.engine.trainer.check_amp = checked
         # What the model file would refuse, before hours of training and not after.
         check_names(self.data["names"])
         check_image_size(int(self.args.imgsz))
@@ -419,3 +428,13 @@ class PairedTrainer(DetectionTrainer):
         if self.fitness is not None and not math.isfinite(self.fitness):
             raise UserError(f"the validation of epoch {epoch + 1} has no finite score: lower lr0")
         return False
+
+
+def is_good_at_amp(model: nn.Module) -> bool:
+    """Whether the device of a model may train in mixed precision: not the processor, nor a GPU that is known for it."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return False
+    if bad := bool(_BAD_AT_AMP.search(torch.cuda.get_device_name(device))):
+        LOGGER.warning(f"amp is off: on {torch.cuda.get_device_name(device)} it is known to give losses that are NaN")
+    return not bad
