@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -234,18 +235,23 @@ def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
     assert [r.epoch for r in read_rows(csv)][-1] == 3
     state = torch.load(tmp_path / "run" / "weights" / "gradient_probes.pt", weights_only=True)
     assert state["epoch"] == 1
-    restored = {}
+    restored, momenta = {}, {}
     starting = GradientRecorder._start
 
     def start(self: GradientRecorder, trainer: Any) -> None:
         starting(self, trainer)
         restored.update({k: v.clone() for k, v in self.references.state_dict().items()})
+        momenta.update(copy.deepcopy(self.optimizer.state_dict()["state"]))
         assert [r.epoch for r in read_rows(csv)][-1] == 2
 
     monkeypatch.setattr(GradientRecorder, "_measure", measured)
     monkeypatch.setattr(GradientRecorder, "_start", start)
     train(None, None, {"resume": str(tmp_path / "run" / "weights" / "last.pt")}, observers=[recording(None)])
     assert all(torch.equal(v, restored[k]) for k, v in state["probes"].items())
+    assert all(
+        torch.equal(v, momenta[k][name]) for k, of in state["optimizer"]["state"].items() for name, v in of.items()
+    )
+    assert momenta
     epochs = [r.epoch for r in read_rows(csv)]
     assert [epochs.count(e) for e in (1, 2, 3, 4)] == [len(epochs) // 4] * 4
 
