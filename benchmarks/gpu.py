@@ -39,6 +39,8 @@ from rscmd_model.synthetic.writing import write_world
 HERE = Path(__file__).resolve().parent
 SAME = 0.01
 """How far the losses of what ought to be one run may be apart, as a share of them."""
+LONGEST = 240.0
+"""Seconds that the trainings, side by side, may take."""
 STEPS = (("n", 320, 32), ("s", 640, 16))
 """Scale, image side in px and batch of the training steps that are timed."""
 
@@ -90,9 +92,25 @@ class Place:
         words = [f"{key}={value}" for key, value in of.items()]
         return [sys.executable, "-m", "rscmd_model.train", "--data", str(self.data), "--method", "rscmd", *words]
 
-    @cached_property
+    @property
     def runs(self) -> dict[str, Path]:
-        """The folders of the trainings, done side by side when the first of them is asked for."""
+        """The folders of the trainings, done side by side when the first of them is asked for.
+
+        Raises:
+            UserError: one of them failed, now or when they were done.
+        """
+        if isinstance(self._outcome, UserError):
+            raise self._outcome
+        return self._outcome
+
+    @cached_property
+    def _outcome(self) -> dict[str, Path] | UserError:
+        try:
+            return self._train()
+        except UserError as error:  # kept, so that the checks that come after do not train again
+            return error
+
+    def _train(self) -> dict[str, Path]:
         free = {name: ["deterministic=False"] for name in ("free", "free-equal")}
         jobs: dict[str, Training] = {}
         try:
@@ -107,7 +125,7 @@ class Place:
                 killed.kill()
                 jobs["killed"] = Training([sys.executable, "-m", "rscmd_model.train", f"resume={last}"], killed.log)
             for name, job in jobs.items():
-                if code := job.process.wait():
+                if code := job.ended(LONGEST):
                     raise UserError(f"training {name} ended with {code}: {last_line(job.said)}")
         finally:
             for job in jobs.values():
@@ -127,6 +145,13 @@ class Training:
     def said(self) -> str:
         """What it has written."""
         return self.log.read_text(errors="replace")
+
+    def ended(self, seconds: float) -> int:
+        """Its exit code. Raises `UserError` where it goes on for longer."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"a training takes more than {seconds:.0f} s: {last_line(self.said)}") from None
 
     def kill(self) -> None:
         """End it and its children by SIGKILL, where it has not ended."""
@@ -178,7 +203,9 @@ def answers(place: Place) -> Iterator[Row]:
     stack = np.random.default_rng(0).integers(0, 256, (1, place.size, place.size, 4), np.uint8)
     wanted = Predictor(file, device="cpu").backend.forward(stack, ["fused"])[0][0]
     for half, score_bound, box_bound in ((False, 1e-3, 0.1), *([(True, 0.02, 2.0)] if place.cuda else [])):
-        found = Predictor(file, device=place.device, half=half).backend.forward(stack, ["fused"])[0][0]
+        backend = Predictor(file, device=place.device, half=half).backend
+        for _ in range(3):  # launch by launch, as it is recorded, and as it was recorded
+            found = backend.forward(stack, ["fused"])[0][0]
         boxes, scores = (float(np.abs(found[of] - wanted[of]).max()) for of in (slice(0, 4), slice(4, None)))
         yield Row(
             f"CPU against {place.device}, {16 if half else 32} bits",
@@ -208,22 +235,23 @@ def memory(place: Place) -> Iterator[Row]:
 
 
 def devices(place: Place) -> Iterator[Row]:
-    """Several GPUs asked for, and two processes on one."""
+    """Several GPUs asked for; on the processor, two processes. NCCL takes no two processes on one GPU."""
     several = subprocess.run(place.training("several", "device=0,1"), capture_output=True, text=True, timeout=120)
     wanted = "trained" if torch.cuda.device_count() > 1 else "one line that refuses"
     refused = several.returncode == 2 and len(several.stderr.strip().splitlines()) == 1
     holds = several.returncode == 0 if torch.cuda.device_count() > 1 else refused
     yield Row("device=0,1", f"{several.returncode}: {last_line(several.stderr or several.stdout)}", wanted, holds)
-    train = place.training("two", *(["device=0,0"] if place.cuda else []))[1:]
+    if place.cuda:
+        return
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    two = subprocess.run([*launcher, *train], capture_output=True, text=True, timeout=180)
+    two = subprocess.run([*launcher, *place.training("two")[1:]], capture_output=True, text=True, timeout=180)
     said = re.search(r".*(?:error|Error).*", two.stdout + two.stderr)
     found = "trained" if two.returncode == 0 else f"{two.returncode}: {said[0].strip() if said else 'no error named'}"
-    yield Row("two processes, one GPU" if place.cuda else "two processes", found)
+    yield Row("two processes", found)
 
 
 def steps(place: Place) -> Iterator[Row]:
-    """The training step, in 32 bits and in mixed precision, and compiled."""
+    """The training step, in 32 bits and in mixed precision."""
     sizes, rounds = (STEPS, 10) if place.cuda else ((("n", place.size, 2),), 2)
     for scale, size, batch in sizes:
         at = ("--scale", scale, "--size", size, "--batch", batch, "--rounds", rounds, "--no-memory")
@@ -237,17 +265,6 @@ def steps(place: Place) -> Iterator[Row]:
             if amp:
                 share = of["rscmd"]["step"] / full
                 yield Row(f"{amp} against 32 bits, {where}", f"{share:.2f}", "below 1", share < 1)
-        if place.cuda:
-            try:
-                of = figures(place, "train_step.py", "rscmd", *at, "--compile", timeout=100)["results"]
-                yield Row(
-                    f"compiled, {where}",
-                    f"{of['rscmd']['step'] / full:.2f} of a plain step",
-                    "a gain",
-                    of["rscmd"]["step"] < full,
-                )
-            except subprocess.TimeoutExpired:
-                yield Row(f"compiled, {where}", "no figure within 100 s", "a gain", False)
 
 
 def speed(place: Place) -> Iterator[Row]:
@@ -271,7 +288,7 @@ def feeding(place: Place) -> Iterator[Row]:
     """Whether the processor makes pairs as fast as a training step takes them."""
     workers = min(8, os.cpu_count() or 1)
     sizes = (
-        ("--pairs", 160, "--imgsz", 320, "--batch", 32) if place.cuda else ("--pairs", 4, "--imgsz", 64, "--batch", 2)
+        ("--pairs", 512, "--imgsz", 320, "--batch", 32) if place.cuda else ("--pairs", 4, "--imgsz", 64, "--batch", 2)
     )
     of = figures(place, "feeding.py", *sizes, "--workers", workers, "--caches", "none", "ram", "--epochs", 2)
     for cache, found in of["results"][str(workers)].items():
@@ -282,16 +299,11 @@ def feeding(place: Place) -> Iterator[Row]:
         )
 
 
-def figures(place: Place, script: str, *words: object, timeout: float | None = None) -> Any:
-    """What another benchmark writes as JSON.
-
-    Raises:
-        UserError: it failed.
-        subprocess.TimeoutExpired: it took longer than `timeout` s.
-    """
+def figures(place: Place, script: str, *words: object) -> Any:
+    """What another benchmark writes as JSON. Raises `UserError` where it failed."""
     out = place.folder / "figures.json"
     command = [sys.executable, str(HERE / script), *map(str, words), "--device", place.device, "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{script}: {last_line(done.stderr)}")
     return json.loads(out.read_text())

@@ -41,6 +41,7 @@ from rscmd_model.errors import UserError, run_cli
 from rscmd_model.files import write_json
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
+from rscmd_model.network.detection_loss import MOST
 from rscmd_model.network.distillation import OldAnswers
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, save_model
@@ -50,7 +51,7 @@ PARTS = ("forward", "loss", "backward", "update")
 NAMES = {0: "a", 1: "b", 2: "c"}
 
 
-def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
+def make_batch(args: argparse.Namespace) -> dict[str, Any]:
     """A batch as the trainer gives it to the model."""
     g = torch.Generator().manual_seed(0)
     count = args.batch * args.objects
@@ -61,7 +62,7 @@ def make_batch(args: argparse.Namespace) -> dict[str, Tensor]:
         "cls": torch.randint(3, (count, 1), generator=g).float(),
         "bboxes": boxes,
     }
-    return {k: v.to(args.device) for k, v in batch.items()}
+    return {**{k: v.to(args.device) for k, v in batch.items()}, MOST: args.objects}
 
 
 def untrained(config: ModelConfig, folder: str) -> Path:
@@ -107,7 +108,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "fp16")
         self.ema = ModelEMA(self.model)
 
-    def parts(self, batch: dict[str, Tensor]) -> Iterator[None]:
+    def parts(self, batch: dict[str, Any]) -> Iterator[None]:
         """The parts of a step, in the order of `PARTS`."""
         with torch.autocast(batch["img"].device.type, self.bits, enabled=self.amp):
             preds = self.forward(batch["img"])
@@ -125,7 +126,7 @@ class Stepper:
         self.ema.update(self.model)
         yield
 
-    def step(self, batch: dict[str, Tensor]) -> list[float]:
+    def step(self, batch: dict[str, Any]) -> list[float]:
         """One step; seconds of each part."""
         clock = time.perf_counter if self.cuda else time.process_time
         seconds, start = [], clock()
@@ -157,7 +158,7 @@ class Operations(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def count_operations(stepper: Stepper, batch: dict[str, Tensor]) -> dict[str, int]:
+def count_operations(stepper: Stepper, batch: dict[str, Any]) -> dict[str, int]:
     """The operations of a step's parts but the update."""
     counts = {}
     parts = stepper.parts(batch)

@@ -8,7 +8,8 @@ import os
 __version__ = "0.1.0"
 
 # Nothing is fetched, installed or reported behind the user's back. ultralytics reads these when it is first imported:
-# with them it sends no usage events, downloads no weights (not even for its AMP check) and installs no packages.
+# with them it sends no usage events, downloads no weights and installs no packages. Its check of mixed precision
+# fetches a model all the same; training/trainer.py does without it.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
