@@ -172,17 +172,17 @@ def steps(out: Path, methods: list[str]) -> None:
     import train_step
 
     from rscmd_model.methods import parse_method
-    from rscmd_model.network.detection_loss import MOST
 
     about = argparse.Namespace(scale="n", size=64, batch=2, objects=3, device=DEVICE, amp=None, compile=False)
     found: dict[str, dict[str, list[str]]] = {}
     with Pretended():
-        batch = {**train_step.make_batch(about), MOST: about.objects}
+        batch = train_step.make_batch(about)
         for method in methods:
             stepper = train_step.Stepper(parse_method(method, scale="n"), True, method == methods[0], about)
-            for _ in range(2):  # the first makes what depends on the size of the images alone
+            # The first makes what depends on the size of the images alone. The update is torch's own.
+            for wanted in (train_step.PARTS[:2], train_step.PARTS[:3]):
                 parts, found[method] = stepper.parts(batch), {}
-                for part in train_step.PARTS[:-1]:  # the update is torch's own
+                for part in wanted:
                     with waits() as noted:
                         next(parts)
                     found[method][part] = noted

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from test_train import QUICK, two_class_world
 
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
+from rscmd_model.training.checkpoints import save_aside
 from rscmd_model.training.resume import drop_rows_after, is_finished
 from rscmd_model.training.run import train
 from rscmd_model.training.trainer import PairedTrainer
@@ -203,3 +206,30 @@ def test_training_stops_on_a_loss_that_is_not_finite(world: Path, tmp_path: Path
     state = torch.load(tmp_path / "run/weights/last.pt", weights_only=False)
     assert state["epoch"] == 0
     assert all(torch.isfinite(v).all() for v in state["optimizer"]["exact"]["model"].values())
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_best_is_the_checkpoint_of_the_best_epoch(names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same file as last.pt where that is of the same epoch, or a copy where a file has one name alone."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not names:
+        monkeypatch.setattr(os, "link", refuse)
+    trainer: Any = SimpleNamespace(best=tmp_path / "best.pt", last=tmp_path / "last.pt", wdir=tmp_path, epoch=0)
+    trainer.args = SimpleNamespace(save_period=2)
+
+    def save() -> bool:
+        trainer.last.write_text(str(trainer.epoch))
+        if trainer.best_fitness == trainer.fitness:
+            trainer.best.write_text(str(trainer.epoch))
+        return True
+
+    for trainer.epoch, (trainer.fitness, best) in enumerate([(0.5, 0), (0.4, 0), (0.6, 2), (0.1, 2)]):
+        trainer.best_fitness = max(trainer.fitness, (0.5, 0.5, 0.6, 0.6)[trainer.epoch])
+        assert save_aside(trainer, save)
+        assert trainer.last.read_text() == str(trainer.epoch)
+        assert trainer.best.read_text() == str(best)
+        assert trainer.last.samefile(trainer.best) == (names and best == trainer.epoch)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "epoch0.pt", "epoch2.pt", "last.pt"]

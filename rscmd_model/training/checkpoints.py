@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -33,32 +35,42 @@ def write_model(trainer: PairedTrainer) -> None:
 
 
 def save_aside(trainer: PairedTrainer, save: Callable[[], bool]) -> bool:
-    """Let ultralytics write best.pt and last.pt under other names, and rename them when they are whole, last.pt at the
-    end. Then copy last.pt, if the option `save_period` wants this epoch kept.
+    """Let ultralytics write last.pt under another name, and rename it when it is whole. Of the best epoch it is
+    best.pt, too: one file of two names, so that it is written once. Then copy it, if the option `save_period` wants
+    this epoch kept.
 
     Args:
         trainer: of the run.
-        save: writes the files `trainer.best` and `trainer.last`.
+        save: writes the file `trainer.last` and, of the best epoch, the same into `trainer.best`.
 
     Returns:
         what `save` returns: False where ultralytics could not write.
     """
-    files = trainer.best, trainer.last
-    aside = [file.with_suffix(".partial") for file in files]
-    trainer.best, trainer.last = aside
+    best, last = trainer.best, trainer.last
+    written = last.with_suffix(".partial")
+    trainer.best, trainer.last = Path(os.devnull), written
     try:
         saved = save()
-        for written, file in zip(aside, files):
-            if written.exists():
-                written.replace(file)
+        if written.exists():
+            if trainer.best_fitness == trainer.fitness:
+                _name_too(written, best)
+            written.replace(last)
     finally:
-        trainer.best, trainer.last = files
-        for written in aside:
-            written.unlink(missing_ok=True)
+        trainer.best, trainer.last = best, last
+        written.unlink(missing_ok=True)
     if trainer.args.save_period > 0 and trainer.epoch % trainer.args.save_period == 0:
         with whole_file(trainer.wdir / f"epoch{trainer.epoch}.pt") as copied:
             shutil.copyfile(trainer.last, copied)
     return saved
+
+
+def _name_too(file: Path, other: Path) -> None:
+    """Give a file another name besides, in place of what has it; a copy where the file system has no second names."""
+    with whole_file(other) as aside:
+        try:
+            os.link(file, aside)
+        except OSError:
+            shutil.copyfile(file, aside)
 
 
 def close_checkpoints(trainer: PairedTrainer) -> dict[str, Tensor]:
