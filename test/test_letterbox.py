@@ -26,7 +26,7 @@ from rscmd_model.imaging.registration import FILL, Registration
 from rscmd_model.inference.device_input import Images, Letterbox
 from rscmd_model.inference.predictor import Predictor
 from rscmd_model.inference.prepared import Prepared, stacked
-from rscmd_model.inference.torch_backends import TorchBackend
+from rscmd_model.inference.torch_backends import TorchBackend, _Key
 from rscmd_model.training.paired_dataset import PairedDataset
 
 SIDE = 128
@@ -188,6 +188,55 @@ def test_what_a_gpu_records_needs_nothing_of_the_host(frame: tuple[int, int], tm
     assert given.device.type == "cuda"
     assert given.shape[:3] == (3, 1, 4 + len(NAMES))
     assert not seen.met
+
+
+def test_what_comes_again_is_recorded_and_done_without_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which graphs there are; the recording itself is left out, for which there has to be a GPU."""
+    backend = TorchBackend(model_file(tmp_path / "model.safetensors"), "cpu", None)
+    recorded: list[tuple[str, ...]] = []
+
+    def record(self: TorchBackend, pinned: Any, placement: Any, answers: tuple[str, ...]) -> Any:
+        if answers == ("large",):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if answers == ("broken",):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        recorded.append(answers)
+        return len(recorded)
+
+    monkeypatch.setattr(TorchBackend, "_record", record)
+
+    def ask(name: str) -> Any:
+        return backend._graph(_Key((name,), None, ()), {})
+
+    assert [ask("a"), ask("b"), ask("a"), ask("a"), ask("b")] == [None, None, 1, 1, 2]
+    for name in "cdefgh":
+        ask(name)
+        ask(name)
+    ask("a")
+    ask("i")
+    assert ask("i") == 9
+    assert ask("a") == 1, "it was used again, and b was not"
+    assert ask("b") == 10
+    assert ask("c") == 11, "the eight that were used last have one"
+    ask("large")
+    assert [ask("large"), ask("large")] == [None, None]
+    assert not backend._graphs, "their memory was given back"
+    assert ask("a") == 12
+    ask("broken")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ask("broken")
+
+
+def test_32_bits_are_32_bits(tmp_path: Path) -> None:
+    """cuDNN's convolutions take TF32 by default; what others have set is as it was afterwards."""
+    backend, cudnn = TorchBackend(model_file(tmp_path / "model.safetensors"), "cpu", None), torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    assert before[-1]
+    with backend._exact():
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (*before[:3], False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == before
 
 
 def test_grey_is_ultralytics() -> None:
