@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rscmd_model.errors import UserError, first_line
@@ -42,6 +43,10 @@ def ray_started(address: str, cpus: int) -> Iterator[Any]:
         start |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
     else:
         _knock(address)
+        if (
+            Path.home() / ".ray/auth_token"
+        ).is_file():  # `ray start` asks for it then, and Ray does not send it unasked
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         try:
             ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)

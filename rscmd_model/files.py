@@ -25,6 +25,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         UserError: the file cannot be written (permission, full disk, a folder in the way).
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{str(path)!r} is a folder: give the name of a file")
     # The suffix stays last, because some writers choose the format by it.
     aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:

@@ -124,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; see the module's docstring."""
     args, ros_args = _checked(argv)
     found = _evaluate(args, ros_args)
-    found.write(json=args.json, report=args.report, drawn_from=args.conf)
     for line in found.lines():
         print(line)
+    found.write(json=args.json, report=args.report, drawn_from=args.conf)
     if args.report:
         print(f"report: {args.report}")
     if found.failed:

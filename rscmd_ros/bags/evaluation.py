@@ -18,7 +18,7 @@ from rscmd_ros.bags.pairs import BagPair, load_pictures
 from rscmd_ros.bags.reader import open_bag
 from rscmd_ros.bags.report import ReportData, Sample, write_report
 from rscmd_ros.bags.run import run, sample, truths_of
-from rscmd_ros.bags.score import Figures, figures, outcome, spread
+from rscmd_ros.bags.score import Figures, figures, outcome, remarks, spread
 
 if TYPE_CHECKING:
     from rscmd_model.network.model_file import ModelHeader
@@ -67,10 +67,10 @@ class Evaluation:
         Raises:
             UserError: a file cannot be written.
         """
-        if report:
-            write_report(report, self._report(), drawn_from=drawn_from)
         if json:
             write_json(json, {**self.summary, "notes": self.notes})
+        if report:
+            write_report(report, self._report(), drawn_from=drawn_from)
 
     def lines(self) -> list[str]:
         """The figures and notes as lines of text for a terminal."""
@@ -185,7 +185,7 @@ def evaluate_live(
         del config["batch"]
         config["lowest_score"] = extra.pop("confidence_threshold")
         summary = {**result.summary, "messages": bag.counts(), **extra, "config": config}
-        notes = [*bag.notes(), *played.notes, *_notes(summary)]
+        notes = [*bag.notes(), *remarks(played.pairing, truths), *played.notes, *_notes(summary)]
         samples: list[Sample] = []
         if job.samples:
             registration, remark = _registration_of_the_node(config["registration"], header)
@@ -297,7 +297,12 @@ def _registration_of_the_node(used: str | None, header: ModelHeader) -> tuple[Re
 
 def _notes(summary: dict[str, Any]) -> list[str]:
     notes = []
-    if "mAP50" not in summary:
+    if "mAP50" not in summary and summary["config"]["truth"]:
+        notes.append(
+            "The truth has no box of the model's classes in a frame that belongs to a pair, so there is no average "
+            "precision."
+        )
+    elif "mAP50" not in summary:
         notes.append("There is no truth, so there is no average precision.")
     if "classes_not_scored" in summary:
         names = ", ".join(summary["classes_not_scored"])

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -104,15 +105,27 @@ def _without_metadata(path: Path, there: Sequence[Path]) -> BagFiles:
     if not there:
         raise UserError(f"{path} is not a rosbag2 bag: it has no metadata.yaml, and no .mcap or .db3 file")
     files = [file for file in there if file.suffix != PACKED or file.with_suffix("") not in there]
-    # The parts of one recording are called NAME_0, NAME_1, ...
-    recordings = {(re.sub(r"_\d+$", "", _plain(file).stem), _plain(file).suffix) for file in files}
-    if len(recordings) > 1:
+    if not _one_recording(files):
         raise UserError(
             f"{path} has no metadata.yaml and files of several recordings ({', '.join(file.name for file in files)}); "
             "give one file, or a folder of its own to each recording"
         )
     names = ", ".join(file.name for file in files)
     return BagFiles(files, None, [f"There is no metadata.yaml (the recording did not end cleanly): {names} was read."])
+
+
+def _one_recording(files: Sequence[Path]) -> bool:
+    """Whether files are the parts of one, which are called NAME_0, NAME_1, ...; the first ones may be gone."""
+    if len(files) == 1:
+        return True
+    parts = [re.fullmatch(r"(.*)_(0|[1-9]\d*)", _plain(file).stem) for file in files]
+    found = [(part[1], int(part[2])) for part in parts if part]
+    numbers = sorted(number for _, number in found)
+    return (
+        len(found) == len(files)
+        and len({name for name, _ in found}) == len({_plain(file).suffix for file in files}) == 1
+        and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    )
 
 
 def open_file(file: Path, room: Path) -> Storage:
@@ -133,6 +146,13 @@ def open_file(file: Path, room: Path) -> Storage:
         raise DamagedError(f"zstd data are damaged or cut short ({first_line(error)})") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def stamp_of(bag: Path) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time of the last change in ns of every file of a bag: other ones, another recording."""
+    beside = bag.iterdir() if bag.is_dir() else bag.parent.glob(f"{escape(bag.name)}*")  # with a log of SQLite
+    parts = sorted(part for part in beside if part.is_file())
+    return [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
 
 
 def read_metadata(path: Path) -> tuple[list[str], Announced]:

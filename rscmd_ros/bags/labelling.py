@@ -8,6 +8,7 @@ labels. Both write into OUT.partial, which becomes OUT when it is whole; a run t
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from rscmd_model.labelling.label_set import DESCRIPTION, LabelledPair, LabelSet,
 from rscmd_model.labelling.showing import SHEET, show
 from rscmd_ros.bags.collecting import collect, in_order
 from rscmd_ros.bags.evaluation import read_model_header
+from rscmd_ros.bags.files import stamp_of
 from rscmd_ros.bags.job import BATCH
 from rscmd_ros.bags.journal import Journal
 from rscmd_ros.bags.pairs import pair_up
@@ -114,12 +116,13 @@ class Labelled:
                 f"both {counts.seen['both']}, by neither alone {counts.seen['neither']}"
             )
         sure = ", ".join(f"{name} {value:.2f}" for name, value in limits.sure.items())
+        train = ["python", "-m", "rscmd_model.train", "--data", f"{self.out / DESCRIPTION}", "--weights"]
         lines += [
             f"tracks {counts.tracks}; score limits: sure {sure}; followed {limits.followed:g}; "
             f"unsure {limits.unsure:g}",
             *(f"note: {note}" for note in self.notes),
             f"set: {self.out}, a contact sheet of it: {self.out / SHEET}",
-            f"next: python -m rscmd_model.train --data {self.out / DESCRIPTION} --weights {self.weights}",
+            f"next: {shlex.join([*train, str(self.weights)])}",
         ]
         return lines
 
@@ -232,6 +235,7 @@ def _settings(job: LabelJob, plan: Plan, header: ModelHeader, registration: Regi
         raise UserError(f"cannot read {job.model}: {error.strerror}") from None
     return {
         "recording": plan.digest,
+        "files": [list(file) for file in stamp_of(job.bag.resolve())],
         "model": model,
         "names": list(header.names.values()),
         "registration": registration.to_dict() if registration else None,

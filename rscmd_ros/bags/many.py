@@ -65,8 +65,10 @@ def evaluate_bags(
             writable.
     """
     times = Counter(job.bag.resolve() for job in jobs)
-    if twice := sorted({str(job.bag) for job in jobs if times[job.bag.resolve()] > 1}):
-        raise UserError(f"given twice, and its frames would count twice: {', '.join(twice)}")
+    twice = {str(job.bag) for job in jobs if times[job.bag.resolve()] > 1}
+    twice |= {str(job.bag) for job in jobs if not times.keys().isdisjoint(job.bag.resolve().parents)}
+    if twice:
+        raise UserError(f"given twice, and its frames would count twice: {', '.join(sorted(twice))}")
     results: dict[int, Result] = {}
     rows: dict[int, Future[dict[str, Any]]] = {}
     failed: dict[int, str] = {}
@@ -105,7 +107,7 @@ def evaluate_bags(
         if not results:
             raise UserError(f"every bag failed, the first because: {failed[min(failed)]}")
         order = sorted(results)
-        merged = merge([results[number] for number in order], names)
+        merged = figures([results[number].outcome for number in order], names)
         table = [
             {"bag": str(job.bag), **({"failed": failed[n]} if n in failed else rows[n].result())}
             for n, job in enumerate(jobs)
@@ -115,16 +117,8 @@ def evaluate_bags(
     )
 
 
-def merge(results: Sequence[Result], names: dict[int, str]) -> Figures:
-    """The figures of several bags together; mAP is over all their frames, and left out where there is no truth box."""
-    outcomes = [result.outcome for result in results]
-    if not any(len(frame.truth) for one in outcomes for frame in one.scored or ()):
-        outcomes = [replace(one, scored=None) for one in outcomes]
-    return figures(outcomes, names)
-
-
 def _row(result: Result, names: dict[int, str]) -> dict[str, Any]:
-    return {**merge([result], names).summary, "messages": result.messages, "notes": list(result.notes)}
+    return {**figures([result.outcome], names).summary, "messages": result.messages, "notes": list(result.notes)}
 
 
 def _attempt(
@@ -169,8 +163,14 @@ def _with_ray(jobs: Sequence[Job], address: str, workers: int | None, threads: i
         gpus = 0 if jobs[0].device == "cpu" else min(1.0, there.get("GPU", 0) / workers)
         # A job whose process dies is tried twice: the reason may have been a neighbour's hunger for memory.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(_attempt)
-        for place, ended in as_they_end(ray, jobs, lambda job: task.remote(job, threads), workers):
+        for place, ended in as_they_end(ray, jobs, lambda job: task.remote(_from_anywhere(job), threads), workers):
             yield (place, *_of_ray(ray, ended))
+
+
+def _from_anywhere(job: Job) -> Job:
+    """The job with paths from the root: processes of a cluster stand in the folder in which it was started."""
+    paths: dict[str, Any] = {key: value.absolute() for key, value in vars(job).items() if isinstance(value, Path)}
+    return replace(job, **paths)
 
 
 def _of_ray(ray: Any, ended: Any) -> tuple[Result | str, float]:

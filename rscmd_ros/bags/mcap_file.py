@@ -71,6 +71,7 @@ class McapFile:
         self.topics: list[Topic] = []
         self.total, self.start = 0, 0
         self.notes: list[str] = []
+        self._name = path.name
         self._schemas: dict[int, tuple[str, str, str]] = {}
         self._channels: dict[int, tuple[int, str, str]] = {}
         self._counts: Counter[int] = Counter()
@@ -84,7 +85,7 @@ class McapFile:
             if self._file.read(len(MAGIC)) != MAGIC:
                 raise DamagedError("it does not begin as an MCAP file does")
             if not self._by_index():
-                self._by_walk(path.name)
+                self._by_walk()
         except BaseException:
             self.close()
             raise
@@ -112,11 +113,15 @@ class McapFile:
         """The chunk's beginning, then its messages by time, so that a chunk is only unpacked when its time has come."""
         yield chunk.start, 0, None
         found: list[tuple[int, int, bytes]] = []
-        for kind, body in self._unpacked(chunk):
-            if kind == _MESSAGE:
-                number, _, time, _ = _message_head(body)
-                if number in wanted:
-                    found.append((time, number, bytes(body[_MESSAGE_HEAD.size :])))
+        try:
+            for kind, body in self._unpacked(chunk):
+                if kind == _MESSAGE:
+                    number, _, time, _ = _message_head(body)
+                    if number in wanted:
+                        found.append((time, number, bytes(body[_MESSAGE_HEAD.size :])))
+        except DamagedError as error:
+            self._leave_out(error)
+            return
         found.sort(key=itemgetter(0))
         yield from found
 
@@ -152,13 +157,16 @@ class McapFile:
         except (DamagedError, struct.error):
             statistics = ()
         places = {chunk.at for chunk in self._chunks}
-        if statistics and len(places) == statistics[5] and (places or not statistics[0]) and self._channels:
+        # A writer may leave out of the index what the chunks have: types (rosbag2's noRepeatedSchemas), and counts.
+        whole = all(schema in self._schemas for schema, *_ in self._channels.values())
+        whole = whole and bool(statistics) and self._counts.total() == statistics[0]
+        if whole and len(places) == statistics[5] and (places or not statistics[0]) and self._channels:
             self.total, self.start = statistics[0], statistics[6]
             return True
         self._chunks, self._counts, self._channels, self._schemas = [], Counter(), {}, {}
         return False
 
-    def _by_walk(self, name: str) -> None:
+    def _by_walk(self) -> None:
         """Take every record from the first to the last that is whole."""
         ended = False
         at = len(MAGIC)
@@ -169,7 +177,7 @@ class McapFile:
                 ended = True
                 break
             if kind == _CHUNK:
-                self._walk_chunk(body - _HEAD.size, whole, name, starts)
+                self._walk_chunk(body - _HEAD.size, whole, starts)
             elif not whole:
                 break
             elif kind == _MESSAGE:
@@ -185,11 +193,17 @@ class McapFile:
             if not self.total:
                 raise DamagedError("it was cut off before its first message: its recorder was killed, or the disk full")
             self.notes.append(
-                f"{name} was cut off, as when a recorder is killed: read are the {self.total} messages before that "
-                "place (`mcap recover` of mcap.dev writes them into a sound file)"
+                f"{self._name} was cut off, as when a recorder is killed: read are the {self.total} messages before "
+                "that place (`mcap recover` of mcap.dev writes them into a sound file)"
             )
 
-    def _walk_chunk(self, at: int, whole: bool, name: str, starts: list[int]) -> None:
+    def _leave_out(self, error: DamagedError) -> None:
+        """Note that a chunk is damaged, once for each kind of damage."""
+        note = f"{self._name} has a damaged part, which is left out: {error}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _walk_chunk(self, at: int, whole: bool, starts: list[int]) -> None:
         """Take the chunk that begins at `at`, unless it is damaged."""
         chunk, counts = _Chunk(at, 0, cut=not whole), Counter[int]()
         first = 2**64
@@ -203,7 +217,7 @@ class McapFile:
                     self._define(kind, _Fields(body))
         except DamagedError as error:
             if whole:
-                self.notes.append(f"{name} has a damaged part, which is left out: {error}")
+                self._leave_out(error)
             return
         self._chunks.append(_Chunk(at, first, frozenset(counts), not whole))
         self._counts += counts

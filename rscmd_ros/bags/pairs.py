@@ -18,7 +18,7 @@ from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_ros.bags.reader import Bag
 from rscmd_ros.cameras.camera import Camera
-from rscmd_ros.cameras.conversions import Limits, stamp_ns
+from rscmd_ros.cameras.conversions import Limits, check_header, stamp_ns
 from rscmd_ros.node.pairing_options import PairingOptions
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.pairing.frames import COUNTERS, STREAMS, Stream
@@ -167,6 +167,10 @@ def _paired(
     except ImportError as error:
         raise UserError(f"pairing policy '{options.pairing_policy}' needs message_filters of ROS 2: {error}") from None
     stream_of: dict[str, Stream] = {topics[stream]: stream for stream in STREAMS}
+    if len(stream_of) < len(STREAMS):
+        raise UserError(
+            f"both cameras are to be read from {topics['visible']}: give --visible-topic or --thermal-topic"
+        )
     recorded: dict[tuple[str, int], int] = {}
     faults: dict[str, str] = {}
     deadlines: deque[int] = deque()
@@ -180,7 +184,7 @@ def _paired(
             pairing.pairs.append(known)
             yield known, visible, thermal
 
-    for topic, moment, message in bag.messages(stream_of):
+    for topic, moment, data in bag.raw(stream_of):
         # A deadline comes a fixed time after some frame's arrival, so those moments are the only ones worth asking at.
         while deadlines and deadlines[0] < moment:
             now = deadlines.popleft()
@@ -191,6 +195,8 @@ def _paired(
         pairing.frames[stream] += 1
         recorded[stream, index] = moment
         try:
+            message = bag.deserialise(topic, data)
+            check_header(message.header, stream)
             size, picture = readers[stream](message)
         except UserError as error:
             faults.setdefault(stream, str(error))

@@ -21,7 +21,11 @@ from rscmd_ros.bags.journal import JOURNAL
 RECORD = "label_bag.json"
 """How a set was made: settings, limits and counts."""
 _OURS = {RECORD, JOURNAL, DESCRIPTION, ".lock", *KINDS, *SHOWN}
-_MEANT = {"recording": "of another recording", "model": "with another model"}
+_MEANT = {
+    "recording": "of another recording",
+    "files": "of other files, or before they were changed",
+    "model": "with another model",
+}
 
 
 def partial_of(out: Path) -> Path:

@@ -60,11 +60,21 @@ class Bag:
         for _, storage in self._storages:
             for topic in storage.topics:
                 self._topics.setdefault(topic.name, []).append(topic)
-        self._notes = [*notes, *(note for _, storage in self._storages for note in storage.notes), *self._whole()]
+        self._notes = [*notes, *self._whole()]
 
     def has(self, topic: str) -> bool:
         """Whether the bag holds this topic, in whatever type."""
         return topic in self._topics
+
+    def holds(self, topic: str, msgtype: str) -> bool:
+        """Whether the bag has messages of a type on this topic. What else is there stands in `notes` from now on."""
+        if topic not in self._topics:
+            return False
+        if (types := self._types(topic)) == {msgtype} and self.count(topic):
+            return True
+        what = "has no messages" if types == {msgtype} else f"is {', '.join(map(shown, sorted(types)))}, not {msgtype}"
+        self._notes.append(f"{topic} {what}: it is left aside.")
+        return False
 
     def count(self, topic: str) -> int:
         """Messages recorded on the topic, by the index of the files."""
@@ -84,7 +94,7 @@ class Bag:
 
     def notes(self) -> list[str]:
         """What was left aside, mended or not as announced, so far; each a sentence to show to the user."""
-        notes = list(self._notes)
+        notes = [*self._notes, *(note for _, storage in self._storages for note in storage.notes)]
         for topic, read in self._read.items():
             announced = self._announced.by_topic.get(topic, read)
             if announced != read:
@@ -108,14 +118,16 @@ class Bag:
         announced = self._announced.by_topic.get(topic, 0)
         though = f", though metadata.yaml announces {announced} messages" if announced else ""
         if topic not in self._topics:
-            fitting = sorted(shown(name) for name in self._topics if self._types(name) <= wanted)
-            offer = f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
             raise UserError(
-                f"{self.path} has no topic {topic} of type {msgtype}{though}; {offer} (choose with {option})"
+                f"{self.path} has no topic {topic} of type {msgtype}{though}; {self._offer(wanted)} "
+                f"(choose with {option})"
             )
         types = self._types(topic)
         if len(types) > 1 or not types <= wanted:
-            raise UserError(f"{topic} in {self.path} is {', '.join(map(shown, sorted(types)))}, not {msgtype}")
+            raise UserError(
+                f"{topic} in {self.path} is {', '.join(map(shown, sorted(types)))}, not {msgtype}; "
+                f"{self._offer(wanted)} (choose with {option})"
+            )
         formats = {part.serialization for part in self._topics[topic]} - {"cdr"}
         if formats:
             raise UserError(
@@ -125,6 +137,11 @@ class Bag:
             raise UserError(f"{topic} in {self.path} has no messages{though}")
         for kind in types:
             self._check_definition(kind)
+
+    def _offer(self, types: set[str]) -> str:
+        """The topics of these types, in words."""
+        fitting = sorted(shown(name) for name in self._topics if self._types(name) <= types)
+        return f"its topics of that type: {', '.join(fitting)}" if fitting else "it has no topic of that type"
 
     def raw(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """(topic, time of recording in ns, serialised message) of the given topics, in the order of recording."""

@@ -150,7 +150,8 @@ def write_report(path: str | Path, data: ReportData, drawn_from: float) -> None:
         UserError: the file cannot be written.
     """
     with whole_file(path) as aside:
-        aside.write_text(_page(data, drawn_from), encoding="utf-8")
+        # A file name that is not UTF-8 holds surrogates, which have no place in a page.
+        aside.write_text(_page(data, drawn_from), encoding="utf-8", errors="backslashreplace")
 
 
 def _page(data: ReportData, drawn_from: float) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import zipfile
 from dataclasses import asdict
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import rscmd_ros
 from rscmd_model.detections import Detections
 from rscmd_model.evaluation.scoring import Truth
 from rscmd_model.files import sha256_of, whole_file
+from rscmd_ros.bags.files import stamp_of
 from rscmd_ros.bags.job import LOWEST_SCORE, Job
 from rscmd_ros.bags.report import Sample
 from rscmd_ros.bags.run import Result
@@ -43,11 +43,8 @@ def result_file(folder: Path, job: Job, digests: dict[Path, str]) -> Path:
         FileNotFoundError: a file of the job is not there.
     """
     bag = job.bag.resolve()
-    beside = bag.iterdir() if bag.is_dir() else bag.parent.glob(f"{escape(bag.name)}*")  # with a log of SQLite
-    parts = sorted(part for part in beside if part.is_file())
-    if not parts:
+    if not (stats := stamp_of(bag)):
         raise FileNotFoundError(bag)
-    stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     contents = {
         name: _digest(path, digests) for name in ("model", "truth", "registration") if (path := getattr(job, name))
     }

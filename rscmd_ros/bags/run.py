@@ -16,8 +16,8 @@ from rscmd_ros.bags.job import LOWEST_SCORE, Job
 from rscmd_ros.bags.pairs import Pictures
 from rscmd_ros.bags.reader import Bag, open_bag
 from rscmd_ros.bags.report import Sample
-from rscmd_ros.bags.score import Answer, Outcome, outcome
-from rscmd_ros.bags.topics import IMAGE, TRUTH_TOPIC
+from rscmd_ros.bags.score import Answer, Outcome, outcome, remarks
+from rscmd_ros.bags.topics import DETECTIONS, IMAGE, TRUTH_TOPIC
 from rscmd_ros.bags.truth import FrameTruths, truth_from_file, truth_from_topic
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(job: Job, *, threads: int | None = None, progress: Callable[[str], None]
         sample(pictures, answers.by_stamp, truths, predictor.names, predictor.thermal, predictor.registration)
         for pictures in answers.samples
     ]
-    return Result(found, samples, source, answers.seconds, messages, notes)
+    return Result(found, samples, source, answers.seconds, messages, [*notes, *remarks(pairing, truths)])
 
 
 def _changed(model: Path) -> int:
@@ -106,7 +106,7 @@ def truths_of(bag: Bag, job: Job) -> tuple[FrameTruths | None, str | None]:
     bag.require(job.thermal_topic, IMAGE, "--thermal-topic")
     if job.truth:
         return truth_from_file(job.truth), str(job.truth)
-    if job.truth_topic is None and not bag.has(TRUTH_TOPIC):
+    if job.truth_topic is None and not bag.holds(TRUTH_TOPIC, DETECTIONS):
         return None, None
     topic = job.truth_topic or TRUTH_TOPIC
     return truth_from_topic(bag, topic), topic

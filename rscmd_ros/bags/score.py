@@ -145,27 +145,42 @@ def outcome(
     )
 
 
+def remarks(pairing: Pairing, truths: FrameTruths | None) -> list[str]:
+    """What of a bag, or of its truth, is not scored; each a sentence to show to the user."""
+    found = []
+    if truths is not None and (lost := len(truths.by_stamp.keys() - pairing.visible_frames.keys())):
+        found.append(
+            f"{lost} of the truth's {len(truths.by_stamp)} stamps are those of no visible frame that can be used: what "
+            "they say is not scored."
+        )
+    usable = pairing.frames["visible"] - pairing.ledger["visible"]["invalid"]
+    if again := usable - len(pairing.visible_frames):
+        found.append(
+            f"{again} visible frames have the stamp of another one, as where a recording's stamps begin anew: of each "
+            "stamp one frame counts."
+        )
+    return found
+
+
 def figures(outcomes: Sequence[Outcome], names: Mapping[int, str]) -> Figures:
     """The figures of one bag, or of several together: counts are summed, mAP is taken over all frames of all of them.
 
-    Raises:
-        UserError: the truth has no box at all.
+    Without a box of the truth there is no mAP.
     """
     dt_ms = [value for one in outcomes for value in one.dt_ms]
     latency_ms = [value for one in outcomes for value in one.latency_ms]
     summary: dict[str, Any] = {}
     result: Score | None = None
     every = [frame for one in outcomes for frame in one.scored or ()]
-    if every:
+    if any(len(frame.truth) for frame in every if frame.paired):
         paired = [frame for frame in every if frame.paired]
         result = _score(paired, names)
         whole = result if len(paired) == len(every) else _score(every, names)
         summary.update(result.to_dict())
         summary["frames_scored"] = len(paired)
         summary["all_frames"] = {"mAP50": whole.mAP50, "mAP50_95": whole.mAP50_95, "frames": len(every)}
-        unknown = sorted({name for one in outcomes for name in one.unknown})
-        if unknown:
-            summary["classes_not_scored"] = unknown
+    if unknown := sorted({name for one in outcomes for name in one.unknown}):
+        summary["classes_not_scored"] = unknown
     summary["frames"] = _summed([one.frames for one in outcomes])
     summary["frames_without_detections"] = sum(one.unanswered for one in outcomes)
     summary["ledger"] = {s: _summed([one.ledger[s] for one in outcomes]) for s in outcomes[0].ledger}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rscmd_model.evaluation.scoring import Truth
 from rscmd_model.text import read_json
 from rscmd_ros.bags.reader import Bag
 from rscmd_ros.bags.topics import DETECTIONS
-from rscmd_ros.cameras.conversions import stamp_ns
+from rscmd_ros.cameras.conversions import best_hypothesis, stamp_ns, upright_box
 
 Box = tuple[float, float, float, float]
 
@@ -56,20 +57,32 @@ def truth_from_topic(bag: Bag, topic: str) -> FrameTruths:
         topic: of vision_msgs/Detection2DArray, under the headers of the visible frames.
 
     Raises:
-        UserError: the topic is of another type, or a box has no class.
+        UserError: the topic is of another type, a box has no class or is none, or two messages have one stamp.
     """
     bag.require(topic, DETECTIONS, "--truth-topic")
-    truths = FrameTruths()
+    truths, where = FrameTruths(), f"{topic} in {bag.path}"
     for _, _, message in bag.messages([topic]):
-        stamp = stamp_ns(message.header)
-        rows = truths.by_stamp.setdefault(stamp, [])
+        rows = _rows_of(truths, stamp_ns(message.header), f"messages of {where}")
         for detection in message.detections:
-            if not detection.results:
-                raise UserError(f"{topic} in {bag.path} has a box without a class (its results are empty)")
-            centre, box = detection.bbox.center.position, detection.bbox
-            x0, y0 = centre.x - box.size_x / 2, centre.y - box.size_y / 2
-            rows.append((detection.results[0].hypothesis.class_id, (x0, y0, x0 + box.size_x, y0 + box.size_y)))
+            if (best := best_hypothesis(detection)) is None:
+                raise UserError(f"{where} has a box without a class (its results are empty)")
+            rows.append((best.class_id, _whole(upright_box(detection.bbox), where)))
     return truths
+
+
+def _rows_of(truths: FrameTruths, stamp: int, what: str) -> list[tuple[str, Box]]:
+    """The boxes of a frame that was not met before, none yet."""
+    if stamp in truths.by_stamp:
+        raise UserError(
+            f"two {what} have the stamp {stamp}: what is in a frame is said once, by the stamp of its visible picture"
+        )
+    return truths.by_stamp.setdefault(stamp, [])
+
+
+def _whole(box: Box, where: str) -> Box:
+    if not all(map(math.isfinite, box)):
+        raise UserError(f"{where} has a box that is none: {', '.join(f'{value:g}' for value in box)}")
+    return box
 
 
 def truth_from_file(path: Path) -> FrameTruths:
@@ -79,19 +92,21 @@ def truth_from_file(path: Path) -> FrameTruths:
     1700000000123456789.png or 1700000000.123456789.png.
 
     Raises:
-        UserError: it cannot be read, is no such file, or an image has no stamp.
+        UserError: it cannot be read, is no such file, an image has no stamp or that of another, or a box is none.
     """
     data: Any = read_json(path)
     try:
         names = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
         stamps = {entry["id"]: _stamp(entry, path) for entry in data["images"]}
-        truths = FrameTruths({stamp: [] for stamp in stamps.values()})
+        truths = FrameTruths()
+        for stamp in stamps.values():
+            _rows_of(truths, stamp, f"images of {path}")
         for entry in data["annotations"]:
             if entry.get("iscrowd"):
                 continue
             x, y, w, h = (float(value) for value in entry["bbox"])
             rows = truths.by_stamp[stamps[entry["image_id"]]]
-            rows.append((names[entry["category_id"]], (x, y, x + w, y + h)))
+            rows.append((names[entry["category_id"]], _whole((x, y, x + w, y + h), str(path))))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not a COCO detection file: {type(error).__name__} {error}") from None
     return truths

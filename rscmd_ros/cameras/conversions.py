@@ -259,6 +259,21 @@ def detections_to_msg(detections: Detections, names: Mapping[int, str], header: 
     return msg
 
 
+def best_hypothesis(detection: Any) -> Any:
+    """Of a vision_msgs/Detection2D the hypothesis with the highest score; None where it has none."""
+    return max((result.hypothesis for result in detection.results), key=lambda one: one.score, default=None)
+
+
+def upright_box(box: Any) -> tuple[float, float, float, float]:
+    """The corners (x0, y0, x1, y1) of a vision_msgs/BoundingBox2D: of a turned one the upright box around it."""
+    center, theta = box.center.position, box.center.theta
+    width, height = box.size_x, box.size_y
+    if theta:
+        cos, sin = abs(math.cos(theta)), abs(math.sin(theta))
+        width, height = width * cos + height * sin, width * sin + height * cos
+    return center.x - width / 2, center.y - height / 2, center.x + width / 2, center.y + height / 2
+
+
 def msg_to_detections(msg: Any, names: Mapping[int, str]) -> Detections:
     """The `Detections` of a message.
 
@@ -278,19 +293,13 @@ def msg_to_detections(msg: Any, names: Mapping[int, str]) -> Detections:
     index_of = {str(index): index for index in names} | {name: index for index, name in names.items()}
     boxes, scores, classes = [], [], []
     for n, detection in enumerate(msg.detections):
-        if not detection.results:
+        if (best := best_hypothesis(detection)) is None:
             raise ConversionError(f"detection {n} has no result; expected a class_id and a score")
-        best = max((result.hypothesis for result in detection.results), key=lambda hypothesis: hypothesis.score)
         if best.class_id not in index_of:
             raise ConversionError(
                 f"detection {n} has class_id '{shown(best.class_id)}'; known are {', '.join(names.values())}"
             )
-        center, theta = detection.bbox.center.position, detection.bbox.center.theta
-        width, height = detection.bbox.size_x, detection.bbox.size_y
-        if theta:
-            cos, sin = abs(math.cos(theta)), abs(math.sin(theta))
-            width, height = width * cos + height * sin, width * sin + height * cos
-        boxes.append((center.x - width / 2, center.y - height / 2, center.x + width / 2, center.y + height / 2))
+        boxes.append(upright_box(detection.bbox))
         scores.append(best.score)
         classes.append(index_of[best.class_id])
     if not boxes:

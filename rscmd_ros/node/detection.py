@@ -81,6 +81,7 @@ STAGES = ("wait", "decode", "preprocess", "inference", "postprocess", "publish")
 """What a pair goes through. wait: from the arrival of its later image until the worker takes it."""
 
 _MOST = 10000
+_MOST_SIZES = 4  # of images that the model is made ready for: of a camera that changes all the time, no more
 
 
 class PairDetector:
@@ -132,7 +133,7 @@ class PairDetector:
         self._held: Detection2DArray | None = None
         self._seen: dict[Stream, tuple[str, tuple[int, int]]] = {}
         """frame_id and (width, height) of each camera's last image."""
-        self._ready_for: tuple[tuple[int, ...], tuple[int, ...], bool] | None = None
+        self._ready_for: set[tuple[tuple[int, ...], tuple[int, ...], bool]] = set()
 
     def reset(self) -> None:
         """Forget tracks and the answer to hold, as when the cameras have been off. Not while a pair is worked on."""
@@ -228,13 +229,13 @@ class PairDetector:
     def _get_ready(
         self, visible: np.ndarray | None, thermal: np.ndarray | None, registration: Registration | None
     ) -> None:
-        """With the first pair, and again if sizes change: have the model ready for either of its images alone."""
+        """With the first pair of some sizes: have the model ready for either of its images alone."""
         assert visible is not None
         assert thermal is not None
         sizes = visible.shape[:2], thermal.shape[:2], registration is None
-        if self.settings.fallback in ("hold", "off") or sizes == self._ready_for:
+        if self.settings.fallback in ("hold", "off") or sizes in self._ready_for or len(self._ready_for) == _MOST_SIZES:
             return
-        self._ready_for = sizes
+        self._ready_for.add(sizes)
         try:
             self.predictor.get_ready(visible, thermal, registration=registration)
         except Exception as error:  # the pair itself was answered
