@@ -21,7 +21,8 @@ from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags.reader import open_bag, typestore
 from rscmd_ros.bags.report import ReportData, Sample, write_report
 from rscmd_ros.bags.timing import START
-from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags.topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.bags.truth import truth_from_topic
 from rscmd_ros.cameras.conversions import image_to_visible, stamp_ns
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
@@ -256,10 +257,26 @@ def test_truth_from_a_file_gives_the_same_score(world: Path, model: Path, tmp_pa
     (tmp_path / "bad.json").write_text('{"images": []}')
     with pytest.raises(UserError, match="not a COCO"):
         run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "bad.json"))
+    images = coco["images"]
     coco["images"] = [{**entry, "stamp": 7 + entry["id"]} for entry in coco["images"]]
     (tmp_path / "far.json").write_text(json.dumps(coco))
     with pytest.raises(UserError, match="does not fit the bag"):
         run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "far.json"))
+
+    coco["images"] = [*images[:-3], *({**entry, "stamp": 7 + entry["id"]} for entry in images[-3:])]
+    (tmp_path / "some.json").write_text(json.dumps(coco))
+    some = run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "some.json"))
+    assert f"3 of the truth's {len(images)} stamps are those of no visible frame" in "\n".join(some["notes"])
+    coco["images"] = [*images, {**images[0], "id": len(images)}]
+    (tmp_path / "twice.json").write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=r"two images of .*twice\.json have the stamp 17\d{17}: what is in a frame"):
+        run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "twice.json"))
+    coco["images"], coco["categories"] = images, [{**entry, "name": "nobody"} for entry in coco["categories"]]
+    (tmp_path / "foreign.json").write_text(json.dumps(coco))
+    foreign = run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "foreign.json"))
+    assert "mAP50" not in foreign
+    assert foreign["classes_not_scored"] == ["nobody"]
+    assert "The truth has no box of the model's classes" in "\n".join(foreign["notes"])
 
 
 def hand_made(folder: Path, topics: dict[str, tuple[str, list[Any]]]) -> Path:
@@ -286,6 +303,85 @@ def picture(k: int, encoding: str, width: int = 96, height: int = 64, short: int
         step=width * channels,
         data=np.full(width * height * channels - short, 90, np.uint8),
     )
+
+
+def truth_at(k: int, *boxes: tuple[float, float, str]) -> Any:
+    """The truth of `picture(k)`: boxes of 20x10 px at the middle of the picture, turned by theta, and their classes."""
+    types = typestore().types
+    vision, geometry = "vision_msgs/msg/", "geometry_msgs/msg/"
+    header, nowhere = picture(k, "mono8").header, types[geometry + "Point"](0.0, 0.0, 0.0)
+    pose = types[geometry + "Pose"](nowhere, types[geometry + "Quaternion"](0.0, 0.0, 0.0, 1.0))
+    found = []
+    for theta, width, name in boxes:
+        results = [
+            types[vision + "ObjectHypothesisWithPose"](
+                types[vision + "ObjectHypothesis"](of, score),
+                types[geometry + "PoseWithCovariance"](pose, np.zeros(36)),
+            )
+            for of, score in (("car", 0.1), (name, 0.9))
+        ]
+        centre = types[vision + "Pose2D"](types[vision + "Point2D"](48.0, 32.0), theta)
+        box = types[vision + "BoundingBox2D"](centre, width, 10.0)
+        found.append(types[vision + "Detection2D"](header, results, box, ""))
+    return types[DETECTIONS](header, found)
+
+
+def test_truth_of_a_topic_is_read_as_detections_are(tmp_path: Path) -> None:
+    """The likeliest class, the upright box around a turned one, once for each frame, and no box that is none."""
+    turned = truth_at(0, (np.pi / 2, 20.0, "person"))
+    for name, messages, says in (
+        ("twice", [turned, turned], "two messages of .* have the stamp"),
+        ("none", [truth_at(0, (0.0, float("nan"), "person"))], "has a box that is none: nan"),
+    ):
+        made = hand_made(tmp_path / name, {"/truth": (DETECTIONS, messages)})
+        with open_bag(made) as bag, pytest.raises(UserError, match=says):
+            truth_from_topic(bag, "/truth")
+    with open_bag(hand_made(tmp_path / "one", {"/truth": (DETECTIONS, [turned])})) as bag:
+        ((name, box),) = truth_from_topic(bag, "/truth").by_stamp[stamp_ns(turned.header)]
+    assert name == "person"
+    np.testing.assert_allclose(box, (43, 22, 53, 42))
+
+
+def test_what_lies_on_the_usual_topic_and_is_no_truth_is_left_aside_and_named(model: Path, tmp_path: Path) -> None:
+    images = {
+        VISIBLE_TOPIC: (IMAGE, [picture(k, "bgr8") for k in range(4)]),
+        THERMAL_TOPIC: (IMAGE, [picture(k, "mono8") for k in range(4)]),
+    }
+    bag = hand_made(tmp_path / "bag", {**images, TRUTH_TOPIC: (IMAGE, [picture(0, "mono8")])})
+    summary = run(bag, model, tmp_path / "a.json")
+    assert summary["pairs"] == 4
+    assert f"{TRUTH_TOPIC} is sensor_msgs/msg/Image, not {DETECTIONS}: it is left aside." in summary["notes"]
+    with pytest.raises(UserError, match=f"{TRUTH_TOPIC} in .* is sensor_msgs"):
+        run(bag, model, tmp_path / "a.json", "--truth-topic", TRUTH_TOPIC)
+
+
+def test_frames_of_one_stamp_are_told(model: Path, tmp_path: Path) -> None:
+    """As where a recording's stamps begin anew."""
+    images = {
+        VISIBLE_TOPIC: (IMAGE, [picture(k % 4, "bgr8") for k in range(8)]),
+        THERMAL_TOPIC: (IMAGE, [picture(k % 4, "mono8") for k in range(8)]),
+    }
+    summary = run(hand_made(tmp_path / "bag", images), model, tmp_path / "a.json")
+    assert any(note.startswith("4 visible frames have the stamp of another one") for note in summary["notes"])
+
+
+def test_figures_are_told_and_written_though_the_report_cannot_be(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {
+        VISIBLE_TOPIC: (IMAGE, [picture(k, "bgr8") for k in range(4)]),
+        THERMAL_TOPIC: (IMAGE, [picture(k, "mono8") for k in range(4)]),
+    }
+    bag = hand_made(tmp_path / "caf\udce9", images)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/r\.html"):
+        run(bag, model, tmp_path / "a.json", "--report", str(tmp_path / "file/r.html"))
+    assert "4 pairs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["pairs"] == 4
+    run(bag, model, tmp_path / "a.json", "--report", str(tmp_path / "r.html"))
+    assert "caf\\udce9" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"'\.' is a folder: give the name of a file"):
+        evaluate([str(bag), "--model", str(model), "--device", "cpu", "--json", ""])
 
 
 def test_without_truth(model: Path, tmp_path: Path) -> None:

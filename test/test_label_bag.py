@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import shutil
 import signal
@@ -244,6 +245,12 @@ def test_going_on_with_other_settings_is_refused_and_other_limits_are_not(
     ):
         with pytest.raises(UserError, match=said):
             run(dataclasses.replace(begun, **change))
+    file = next(path for path in begun.bag.iterdir() if path.name != "metadata.yaml")
+    recorded = file.stat().st_mtime_ns
+    os.utime(file, ns=(recorded, recorded + 1))  # pictures that are others, with the stamps of before
+    with pytest.raises(UserError, match="begun of other files, or before they were changed"):
+        run(begun)
+    os.utime(file, ns=(recorded, recorded))
     assert content(begun.partial) == before
     done = run(dataclasses.replace(begun, choice=Choice(sure={"": 0.9}, followed=0.6)))
     assert 0 < done.counts.labels.total() < labelled[1].counts.labels.total()

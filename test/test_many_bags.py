@@ -277,6 +277,8 @@ def test_what_does_not_go_together(bags: list[Path], model: Path, tmp_path: Path
             many(bags, model, tmp_path, *words)
     with pytest.raises(UserError, match="given twice"):
         many([bags[0], bags[1], bags[0]], model, tmp_path)
+    with pytest.raises(UserError, match="given twice"):
+        many([bags[0], next(path for path in bags[0].iterdir() if path.suffix != ".yaml")], model, tmp_path)
     with pytest.raises(UserError, match="no model file"):
         many(bags, tmp_path / "nothing", tmp_path)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import small_bags
@@ -16,10 +18,13 @@ import yaml
 from small_bags import TOPICS, Message, content, write
 
 from rscmd_model.errors import UserError
+from rscmd_ros.bags.pairs import pair_up
 from rscmd_ros.bags.reader import open_bag
 from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
+from rscmd_ros.node.pairing_options import PairingOptions
 
 INSTANTS = 12
+CAMERAS = {"visible": VISIBLE_TOPIC, "thermal": THERMAL_TOPIC}
 PLUGINS = pytest.mark.parametrize("plugin", ["MCAP", "SQLITE3"])
 
 
@@ -232,6 +237,75 @@ def test_a_recording_that_was_cut_off(tmp_path: Path, plugin: str, metadata: boo
         read(tmp_path / "bag")
 
 
+@pytest.mark.parametrize("without", ["schemas", "counts"])
+def test_what_an_index_leaves_out_is_read_from_the_chunks(
+    recorded: list[Message], tmp_path: Path, without: str
+) -> None:
+    """As rosbag2 writes it with noRepeatedSchemas, and as the format allows of the counts of channels."""
+    file = write(tmp_path / "bag", recorded)
+    whole, head, footer = file.read_bytes(), struct.Struct("<BQ"), 37  # a footer and the magic after it
+    (summary,) = struct.unpack_from("<Q", whole, len(whole) - footer + head.size)
+    records, at = [], summary
+    while at < len(whole) - footer:
+        kind, size = head.unpack_from(whole, at)
+        body, at = whole[at + head.size : at + head.size + size], at + head.size + size
+        if without == "counts" and kind == 11:
+            body = body[:42] + bytes(4)
+        if not (without == "schemas" and kind == 3) and kind != 14:  # offsets of what is in the summary
+            records.append(head.pack(kind, len(body)) + body)
+    end = head.pack(2, 20) + struct.pack("<QQI", summary, 0, 0) + whole[-8:]
+    file.write_bytes(whole[:summary] + b"".join(records) + end)
+    assert read(tmp_path / "bag") == (WHOLE, "")
+
+
+def test_a_damaged_chunk_is_left_out_and_named(tmp_path: Path) -> None:
+    """In a file whose index is whole, as in one without."""
+    recorded = small_bags.messages(400, 48)
+    file = write(tmp_path / "bag", recorded)
+    content, at, chunks = bytearray(file.read_bytes()), 8, []
+    while content[at] != 15:  # the end of the data
+        (size,) = struct.unpack_from("<Q", content, at + 1)
+        if content[at] == 6:
+            chunks.append(at + 9)
+        at += 9 + size
+    body = chunks[1] + 28 + 4 + 8  # after times, sizes and the checksum, which this writer leaves out: no compression
+    (size,) = struct.unpack_from("<Q", content, chunks[1] + 16)
+    struct.pack_into("<I", content, chunks[1] + 24, crc32(content[body : body + size]))
+    file.write_bytes(content)
+    assert sum(read(tmp_path / "bag")[0].values()) == len(recorded)
+    content[body + size // 2] ^= 1
+    file.write_bytes(content)
+    found, notes = read(tmp_path / "bag")
+    assert 0 < sum(found.values()) < len(recorded)
+    assert f"{file.name} has a damaged part, which is left out" in notes
+
+
+def test_a_message_that_is_cut_short_is_invalid_and_no_more(recorded: list[Message], tmp_path: Path) -> None:
+    spoilt = [
+        (topic, time, data[: len(data) // 2 if k == 3 else None]) for k, (topic, time, data) in enumerate(recorded)
+    ]
+    write(tmp_path / "bag", spoilt)
+    with open_bag(tmp_path / "bag") as bag:
+        pairing = pair_up(bag, CAMERAS, PairingOptions())
+    topic = recorded[3][0]
+    stream = next(stream for stream, name in CAMERAS.items() if name == topic)
+    assert pairing.ledger[stream]["invalid"] == 1
+    assert len(pairing.pairs) == INSTANTS - 1
+
+
+def test_frames_without_a_stamp_are_told(tmp_path: Path) -> None:
+    recorded = [(topic, time, data[:4] + bytes(8) + data[12:]) for topic, time, data in small_bags.messages(3)]
+    write(tmp_path / "bag", recorded)
+    with open_bag(tmp_path / "bag") as bag, pytest.raises(UserError, match=r"can be used: visible image has no stamp"):
+        pair_up(bag, CAMERAS, PairingOptions())
+
+
+def test_one_topic_for_both_cameras_is_refused(recorded: list[Message], tmp_path: Path) -> None:
+    write(tmp_path / "bag", recorded)
+    with open_bag(tmp_path / "bag") as bag, pytest.raises(UserError, match="both cameras are to be read from"):
+        pair_up(bag, dict.fromkeys(CAMERAS, THERMAL_TOPIC), PairingOptions())
+
+
 @PLUGINS
 def test_an_empty_last_part_is_left_out_and_named(recorded: list[Message], tmp_path: Path, plugin: str) -> None:
     file = write(tmp_path / "bag", recorded, plugin)
@@ -303,6 +377,34 @@ def test_files_of_several_recordings_are_not_mixed(recorded: list[Message], tmp_
         shutil.copy(write(tmp_path / name, recorded), tmp_path)
     with pytest.raises(UserError, match="several recordings"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "one"),
+    [
+        (["bag_0", "bag_1", "bag_2"], True),
+        (["bag_9", "bag_10"], True),  # the first parts were removed
+        (["2024_01_01_10_00", "2024_01_01_10_30"], False),
+        (["drive_15", "drive_30"], False),
+        (["bag", "bag_0"], False),
+    ],
+)
+def test_parts_are_known_by_their_numbers(recorded: list[Message], tmp_path: Path, names: list[str], one: bool) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in names:
+        shutil.copy(write(tmp_path / name, recorded), tmp_path / "parts" / f"{name}.mcap")
+    if one:
+        found, _ = read(tmp_path / "parts")
+        assert found == {topic: len(names) * count for topic, count in WHOLE.items()}
+    else:
+        with pytest.raises(UserError, match="several recordings"):
+            read(tmp_path / "parts")
+
+
+def test_a_wrong_type_is_told_with_the_topics_that_would_do(recorded: list[Message], tmp_path: Path) -> None:
+    write(tmp_path / "bag", recorded)
+    with open_bag(tmp_path / "bag") as bag, pytest.raises(UserError, match=rf"is vision_msgs.*: .*{THERMAL_TOPIC}"):
+        bag.require(TRUTH_TOPIC, IMAGE, "--thermal-topic")
 
 
 def test_notes_are_in_output_json_and_report(
