@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.options import parse_options
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
+from rscmd_model.training.trainer import is_good_at_amp
 
 QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}
 PLAIN = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
@@ -188,3 +191,22 @@ def test_cli_mistakes_are_one_line(command: Callable[..., subprocess.CompletedPr
     assert "no weights file" in error(
         "--data", str(data), "--weights", "yolov8n.pt", f"project={tmp_path}", "plots=False"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("NVIDIA GeForce GTX 1660 Ti", False),
+        ("Quadro T1000", False),
+        ("NVIDIA GeForce RTX 3060", True),
+        ("NVIDIA T4", True),
+    ],
+)
+def test_gpus_that_train_badly_in_mixed_precision_are_known_by_name(
+    name: str, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ultralytics knows them; what more it asks would be fetched from the net."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    there: Any = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    assert is_good_at_amp(there) == good
+    assert not is_good_at_amp(torch.nn.Linear(1, 1))
