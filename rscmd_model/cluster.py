@@ -34,6 +34,9 @@ def ray_started(address: str, cpus: int) -> Iterator[Any]:
         UserError: Ray is missing, or no cluster answers.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray starts
+    if address != "local" and (Path.home() / ".ray/auth_token").is_file():
+        # `ray start` asks for the token where there is one, and Ray sends it only where it is told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -43,10 +46,6 @@ def ray_started(address: str, cpus: int) -> Iterator[Any]:
         start |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
     else:
         _knock(address)
-        if (
-            Path.home() / ".ray/auth_token"
-        ).is_file():  # `ray start` asks for it then, and Ray does not send it unasked
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         try:
             ray.init(**start, log_to_driver=False, logging_level=logging.ERROR)
