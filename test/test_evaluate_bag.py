@@ -263,10 +263,14 @@ def test_truth_from_a_file_gives_the_same_score(world: Path, model: Path, tmp_pa
     with pytest.raises(UserError, match="does not fit the bag"):
         run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "far.json"))
 
-    coco["images"] = [*images[:-3], *({**entry, "stamp": 7 + entry["id"]} for entry in images[-3:])]
+    stamps = sorted(stamp_ns(message.header) for _, message in read(bag)[VISIBLE_TOPIC])
+    off = [{**entry, "stamp": stamps[1] + 1 + k} for k, entry in enumerate(images[-3:])]
+    coco["images"] = [*images[:-3], *off, {"id": 99, "stamp": stamps[-1] + 1}]  # the last is of another recording
     (tmp_path / "some.json").write_text(json.dumps(coco))
     some = run(bag, model, tmp_path / "c.json", "--truth", str(tmp_path / "some.json"))
-    assert f"3 of the truth's {len(images)} stamps are those of no visible frame" in "\n".join(some["notes"])
+    assert f"3 of the truth's {len(images)} stamps within the recording are those of no visible frame" in "\n".join(
+        some["notes"]
+    )
     coco["images"] = [*images, {**images[0], "id": len(images)}]
     (tmp_path / "twice.json").write_text(json.dumps(coco))
     with pytest.raises(UserError, match=r"two images of .*twice\.json have the stamp 17\d{17}: what is in a frame"):

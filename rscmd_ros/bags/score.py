@@ -147,11 +147,13 @@ def outcome(
 
 def remarks(pairing: Pairing, truths: FrameTruths | None) -> list[str]:
     """What of a bag, or of its truth, is not scored; each a sentence to show to the user."""
-    found = []
-    if truths is not None and (lost := len(truths.by_stamp.keys() - pairing.visible_frames.keys())):
+    found, there = [], pairing.visible_frames
+    # A file of truth may be of several recordings: what lies outside of this one is none of its frames.
+    due = [stamp for stamp in (truths.by_stamp if truths else ()) if there and min(there) <= stamp <= max(there)]
+    if lost := len(due) - len(there.keys() & due):
         found.append(
-            f"{lost} of the truth's {len(truths.by_stamp)} stamps are those of no visible frame that can be used: what "
-            "they say is not scored."
+            f"{lost} of the truth's {len(due)} stamps within the recording are those of no visible frame that can be "
+            "used: what they say is not scored."
         )
     usable = pairing.frames["visible"] - pairing.ledger["visible"]["invalid"]
     if again := usable - len(pairing.visible_frames):
