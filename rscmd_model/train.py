@@ -260,13 +260,15 @@ def _teachers(args: argparse.Namespace, config: ModelConfig) -> dict[str, Path] 
     Raises:
         UserError: they are missing, or given for nothing.
     """
-    if needs_teachers(config) and not args.teachers:
+    needed = needs_teachers(config, goes_on=args.goes_on is not None)
+    if needed and not args.teachers:
         raise UserError(
             f"{config.title} learns from the single-camera controls: train --method visible and --method thermal on "
             "the same data first, and give --teachers VISIBLE/model.safetensors THERMAL/model.safetensors"
         )
-    if args.teachers and not needs_teachers(config):
-        raise UserError(f"{config.title} learns from no teachers: leave out --teachers")
+    if args.teachers and not needed:
+        where = " any more, once it is finished" if needs_teachers(config) else ""
+        raise UserError(f"{config.title} learns from no teachers{where}: leave out --teachers")
     return dict(zip(MODALITIES, args.teachers)) if args.teachers else None
 
 

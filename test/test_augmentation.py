@@ -117,9 +117,12 @@ def test_a_sample_loses_at_most_one_camera_to_black() -> None:
         return black[modality]
 
     model.features = of_black  # type: ignore[method-assign]
-    out = model._drop_modalities(x, features)
+    seen, out = model._drop_modalities(x, features)
     assert asked == ["visible", "thermal"]
     visible, thermal = out["visible"][0].flatten() == 1, out["thermal"][0].flatten() == 2
+    for planes, gone in ((slice(0, 3), visible), (slice(3, 4), thermal)):  # what a fusion by brightness looks at
+        assert not seen[gone, planes].any()
+        assert torch.equal(seen[~gone, planes], x[~gone, planes])
     assert not (visible & thermal).any()
     assert 0.12 < visible.float().mean() < 0.28
     assert 0.12 < thermal.float().mean() < 0.28
@@ -131,7 +134,7 @@ def test_dropped_features_are_those_of_evaluation_and_send_nothing_back(method: 
     x = torch.rand(2, 4, 64, 64)
     model = trained_mode(1.0, method)
     features = {m: model.features(x, m) for m in ("visible", "thermal")}
-    out = model._drop_modalities(x, features)
+    _, out = model._drop_modalities(x, features)
     sum((level * level).sum() for levels in out.values() for level in levels).backward()
     with torch.no_grad():
         expected = {m: model.eval().features(torch.zeros(1, 4, 64, 64), m) for m in features}

@@ -17,6 +17,7 @@ from ultralytics.optim import MuSGD
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.errors import UserError
 from rscmd_model.files import sha256_of
+from rscmd_model.methods import METHODS, method_config
 from rscmd_model.network.memory import (
     Memory,
     convolutions,
@@ -25,7 +26,8 @@ from rscmd_model.network.memory import (
     save_memory,
     unused_directions,
 )
-from rscmd_model.network.model_file import load_model
+from rscmd_model.network.model import RscmdModel
+from rscmd_model.network.model_file import ModelHeader, load_model, save_model
 from rscmd_model.training.continuing import hold, keep, read_finished, unused_part
 from rscmd_model.training.remembering import remember
 
@@ -109,6 +111,14 @@ def test_the_memory_is_of_every_convolution_and_of_the_model(sites: Sites) -> No
 def test_a_branch_that_was_taught_and_is_not_shipped_is_remembered(sites: Sites) -> None:
     memory = remember(sites.model("aux"), open_data(sites.first))
     assert any(name.startswith("branches.visible.") for name in memory.moments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_s_model_is_remembered(method: str, tmp_path: Path, sites: Sites) -> None:
+    file, data = tmp_path / "model.safetensors", open_data(sites.first)
+    model = RscmdModel(method_config(method), data.names)
+    save_model(file, model, ModelHeader(model.config, data.names, 32, data.thermal_contract))
+    assert remember(file, data).moments.keys() <= convolutions(model).keys()
 
 
 def test_memories_of_two_sites_add_up(sites: Sites) -> None:

@@ -20,6 +20,7 @@ from test_train import QUICK, two_class_world
 
 from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
+from rscmd_model.network.model_file import load_model
 from rscmd_model.training.checkpoints import save_aside
 from rscmd_model.training.resume import drop_rows_after, is_finished
 from rscmd_model.training.run import train
@@ -233,3 +234,42 @@ def test_best_is_the_checkpoint_of_the_best_epoch(names: bool, tmp_path: Path, m
         assert trainer.best.read_text() == str(best)
         assert trainer.last.samefile(trainer.best) == (names and best == trainer.epoch)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "epoch0.pt", "epoch2.pt", "last.pt"]
+
+
+def test_a_run_that_goes_on_without_validation_keeps_its_last_epoch(tmp_path: Path) -> None:
+    """Whatever was scored before."""
+    data = two_class_world(tmp_path / "data")
+
+    def score(trainer: PairedTrainer, end_in: int | None, value: float) -> None:
+        def scored() -> tuple[dict[str, float], float]:
+            trainer.best_fitness = max(value, trainer.best_fitness or 0)
+            return {}, value
+
+        def stop(trainer: PairedTrainer) -> None:
+            if trainer.epoch == end_in:
+                raise KeyboardInterrupt
+
+        trainer.validate = scored  # type: ignore[method-assign]
+        trainer.add_callback("on_train_batch_end", stop)
+
+    place = {"project": str(tmp_path), "name": "run"}
+    first = [lambda trainer: score(trainer, 1, 0.9)]
+    with pytest.raises(KeyboardInterrupt):
+        train(data, method_config("sum"), {**OPTIONS, "epochs": 2, **place}, observers=first)
+    model = tmp_path / "run/model.safetensors"
+    before = model.read_bytes()
+    last = str(tmp_path / "run/weights/last.pt")
+    train(None, None, {"resume": last, "val": False}, observers=[lambda trainer: score(trainer, None, 0.2)])
+    assert model.read_bytes() != before
+
+
+def test_a_run_in_an_earlier_one_s_folder_takes_nothing_of_it_for_its_own(tmp_path: Path) -> None:
+    data = two_class_world(tmp_path / "data")
+    place = {**OPTIONS, "epochs": 1, "project": str(tmp_path), "name": "run", "exist_ok": True}
+    train(data, method_config("rscmd"), {**place, "save_period": 1})
+    for name in ("scores.json", "answers.npz"):
+        (tmp_path / "run" / name).write_text("of an earlier run")
+    train(data, method_config("sum"), {**place, "epochs": 2, "save": False})
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert not left & {"scores.json", "answers.npz", "weights/epoch0.pt"}
+    assert load_model(tmp_path / "run/model.safetensors")[1].config.method == "sum"

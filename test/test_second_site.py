@@ -189,6 +189,22 @@ def test_a_killed_run_goes_on_to_the_same_curve_and_wants_the_same_files(sites: 
     assert both.model == sha256_of(folder / "model.safetensors")
 
 
+def test_frozen_backbones_go_on_as_they_are(sites: Sites, tmp_path: Path) -> None:
+    """They came from the first site's controls; those of the second site are not asked for."""
+    after = load_file(go_on(sites, "frozen", tmp_path / "on"))
+    before = load_file(sites.model("frozen"))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbones."))
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    teachers = [str(sites.model(camera)) for camera in ("visible", "thermal")]
+    with pytest.raises(UserError, match="frozen learns from no teachers any more, once it is finished"):
+        go_on(sites, "frozen", tmp_path / "again", "--teachers", *teachers)
+
+
+def test_answers_that_distillation_does_not_reach_are_named(sites: Sites, tmp_path: Path, log: list[str]) -> None:
+    go_on(sites, "instruct", tmp_path / "on", "--distil")
+    assert any("does not compute the answers of thermal and visible while it trains" in line for line in log)
+
+
 # --- replay --------------------------------------------------------------------------------------------------------
 
 

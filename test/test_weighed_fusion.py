@@ -9,7 +9,7 @@ import torch
 from test_objective import gradients, make_batch, make_model, total_norm
 from torch import nn
 
-from rscmd_model.config import MODALITIES
+from rscmd_model.config import MODALITIES, Augmentation
 from rscmd_model.errors import UserError
 from rscmd_model.methods import parse_method
 from rscmd_model.methods.base import Features
@@ -167,6 +167,22 @@ def test_a_separator_without_weight_is_not_there() -> None:
     assert found["0"][2] == found["0.1"][2]
     assert all(torch.equal(a, b) for a, b in zip(found["0"][0], found["0.1"][1])), "the detection loss's alone"
     assert total_norm([a - b for a, b in zip(found["0"][0], found["0.1"][0])]) > 0
+
+
+def test_a_dropped_camera_weighs_as_a_black_one() -> None:
+    """With modality dropout the fusion by brightness sees the image that the fused answer is to do without as black."""
+    torch.manual_seed(0)
+    model = make_model(parse_method("lif+net=none"))
+    model.augmentation = Augmentation(modality_dropout=1.0)
+    x = torch.full((8, 4, 32, 32), 0.9)
+    weights = []
+    bright = model.method.bright
+    model.method.bright = lambda image: weights.append(bright(image)) or weights[-1]
+    torch.manual_seed(0)
+    model.train()(x)
+    dropped = weights[0].flatten(1).amax(1) == 0
+    assert 0 < dropped.sum() < 8
+    torch.testing.assert_close(weights[0][~dropped], torch.full_like(weights[0][~dropped], 0.9))
 
 
 def test_senseless_settings() -> None:

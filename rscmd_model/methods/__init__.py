@@ -54,10 +54,12 @@ def method_class(name: str) -> type[Method]:
     return kind
 
 
-def needs_teachers(config: ModelConfig) -> bool:
-    """Whether a model of this configuration learns from the two single-camera controls."""
+def needs_teachers(config: ModelConfig, goes_on: bool = False) -> bool:
+    """Whether a model of this configuration learns from the two single-camera controls; or, where its training goes on
+    from a finished model, whether it does so beyond its start."""
     kind = method_class(config.method)
-    return kind.needs_teachers(kind.Settings.read(config.settings))
+    settings = kind.Settings.read(config.settings)
+    return kind.asks_teachers(settings) if goes_on else kind.needs_teachers(settings)
 
 
 def method_config(

@@ -171,6 +171,11 @@ class Method(nn.Module):
         """Whether it learns from the two single-camera controls, which are then `model.teachers`."""
         return False
 
+    @classmethod
+    def asks_teachers(cls, settings: Any) -> bool:
+        """Whether it learns from them beyond its start, so that a training that goes on needs them again."""
+        return cls.needs_teachers(settings)
+
     @property
     def taught(self) -> tuple[str, ...]:
         """The answers that bear a loss, the main one first. In training these are computed."""

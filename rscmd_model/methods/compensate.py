@@ -132,8 +132,9 @@ class Compensate(Sum):
         stand_in = self.translators[name](alone[name])
         return model.branch(name)(self.joined(self.adapted({name: alone[name], other_modality(name): stand_in})))
 
-    def _rehearsed(self, model: RscmdModel, fused: Features, alone: dict[str, Features]) -> dict[str, Any]:
-        """The head's answer to F', and with it the losses "kd" and "div", for which F' and c_m are at hand here."""
+    def _rehearsed(self, model: RscmdModel, fused: Features, alone: dict[str, Features]) -> Any:
+        """The head's answer to F', and in training with it the losses "kd" and "div", for which F' and c_m are at hand
+        here."""
         if self.settings.stop_gradient == "on":
             alone = {m: [f.detach() for f in own] for m, own in alone.items()}
         # Both cameras' compensations of every sample, so that no BatchNorm depends on what was drawn.
@@ -144,6 +145,8 @@ class Compensate(Sum):
             "thermal": _chosen(lost, alone["thermal"], made["visible"]),
         }
         read = self.joined(self.adapted(pair))
+        if not self.training:
+            return model.branch(REHEARSED)(read)
         whole = fused
         if model.augmentation.modality_dropout:  # some of `fused` are of black images, which is nothing to strive for
             with torch.no_grad():

@@ -26,9 +26,18 @@ class Frozen(Sum):
         """It takes their backbones."""
         return True
 
+    @classmethod
+    def asks_teachers(cls, settings: Any) -> bool:
+        """A finished model has them."""
+        return False
+
     def start(self, model: RscmdModel, pairs: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        """Take the teachers' backbones. They are part of the model from here on, and their files are not needed."""
-        assert model.teachers
+        """Take the teachers' backbones. They are part of the model from here on, and their files are not needed.
+
+        Without teachers it goes on from a finished model.
+        """
+        if model.teachers is None:
+            return
         for m in self.modalities:
             model.backbones[m].load_state_dict(model.teachers.backbone(m).state_dict())
         model.teachers = None

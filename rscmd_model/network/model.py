@@ -157,9 +157,10 @@ class RscmdModel(BaseModel):
         fused, alone = None, features
         if "fused" in wanted:
             to_fuse, alone = self.split(features, x)
+            seen = x
             if self.training and self.augmentation.modality_dropout:
-                to_fuse = self._drop_modalities(x, to_fuse, lost)
-            fused = self.method.fuse(self, x, to_fuse)
+                seen, to_fuse = self._drop_modalities(x, to_fuse, lost)
+            fused = self.method.fuse(self, seen, to_fuse)
         if lost is not None:
             rows = {m: rows_with(m, lost) for m in self.method.unimodal}
             alone = {m: [level[rows[m]] for level in alone[m]] for m in rows}
@@ -199,16 +200,21 @@ class RscmdModel(BaseModel):
 
     def _drop_modalities(
         self, x: Tensor, to_fuse: dict[str, Features], lost: Tensor | None = None
-    ) -> dict[str, Features]:
+    ) -> tuple[Tensor, dict[str, Features]]:
         """Modality dropout: some samples lose one camera, in what the fused branch reads and nothing else.
 
         So a unimodal branch is never taught to find objects in a black image. A sample that has lost a camera for good
         keeps the other one.
+
+        Returns:
+            the stacks with black planes where a camera was lost, and the features.
         """
         draw = torch.rand(len(x), device=x.device) / self.augmentation.modality_dropout  # below 1: one is dropped
         if lost is not None:
             draw = draw.masked_fill(lost > 0, 1)
-        return self.without(x, to_fuse, dict(zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1)))))
+        lost_now = dict(zip(MODALITIES, (draw < 0.5, (draw >= 0.5) & (draw < 1))))
+        planes = [x[:, _CHANNELS[m]].masked_fill(gone.view(-1, 1, 1, 1), 0) for m, gone in lost_now.items()]
+        return torch.cat(planes, 1), self.without(x, to_fuse, lost_now)
 
     def without(self, x: Tensor, features: dict[str, Features], lost: Mapping[str, Tensor]) -> dict[str, Features]:
         """Features in which some samples' are replaced by `black_features`.

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from ultralytics.utils.torch_utils import strip_optimizer
 
+from rscmd_model.evaluation.answers import ANSWERS
 from rscmd_model.files import whole_file
 from rscmd_model.network.model_file import ModelHeader, save_model
 
 if TYPE_CHECKING:
     from rscmd_model.training.trainer import PairedTrainer
+
+
+def forget_earlier_run(trainer: PairedTrainer) -> None:
+    """Remove what an earlier run left in this one's folder (`exist_ok`) and what would pass for this one's: its
+    checkpoints, scores and answers."""
+    for file in (*trainer.wdir.glob("*.pt"), trainer.save_dir / "scores.json", trainer.save_dir / ANSWERS):
+        file.unlink(missing_ok=True)
 
 
 def write_model(trainer: PairedTrainer) -> None:

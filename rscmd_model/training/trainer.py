@@ -42,7 +42,7 @@ from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.objective import PARTS
 from rscmd_model.network.pretrained import load_weights
 from rscmd_model.network.teachers import Teachers
-from rscmd_model.training.checkpoints import close_checkpoints, save_aside, write_model
+from rscmd_model.training.checkpoints import close_checkpoints, forget_earlier_run, save_aside, write_model
 from rscmd_model.training.continuing import Finished, hold
 from rscmd_model.training.cost import StepMeter
 from rscmd_model.training.disk_cache import cache_of, remove_cache
@@ -299,6 +299,8 @@ class PairedTrainer(DetectionTrainer):
     def _setup_train(self) -> None:
         if self.device.type == "cpu":
             self.args.amp = False  # as the parent's check finds, but it asks rank 0 alone
+        if RANK in {-1, 0} and not self.resume:
+            forget_earlier_run(self)
         if isinstance(self.model, RscmdModel):  # in a process that the parent started, it comes from another one
             self.model.reopen()
         # The parent's check fetches a model from the net, with YOLO_OFFLINE, too, to compare its answers.
@@ -362,6 +364,8 @@ class PairedTrainer(DetectionTrainer):
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Go on where a checkpoint was written, and forget what results.csv has of later epochs."""
         super().resume_training(ckpt)
+        if self.start_epoch and not self.args.val:  # the last epoch's model is to be kept, whatever was scored before
+            self.best_fitness = None
         if self.start_epoch and RANK in {-1, 0}:
             drop_rows_after(self.csv, self.start_epoch)
 
