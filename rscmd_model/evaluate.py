@@ -30,7 +30,7 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, left_out_line
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         registration=data.registration,
         palette_ok=data.thermal_contract.palette_ok,
     )
+    if line := left_out_line(data, args.split):
+        print(line)
     if predictor.registration is not None:
         print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
     if plan is None:
