@@ -273,6 +273,30 @@ def left_out_line(data: DataConfig, split: str) -> str:
     return f"{split}: {len(problems)} pairs are left out, since nobody has labelled them, first: {problems[0].text}"
 
 
+def pictures(pairs: Iterable[PairFiles]) -> set[Path]:
+    """The visible images of pairs, links followed: two pairs of one picture are one, whatever they are called."""
+    return {pair.visible.resolve() for pair in pairs}
+
+
+def trained_on_line(data: DataConfig, split: str) -> str:
+    """How many pairs of a split that is scored are in `train` as well, on one line; "" for none.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits; `train` itself is trained on as a whole.
+
+    Raises:
+        UserError: as `find_pairs`.
+    """
+    if "train" not in data.splits:
+        return ""
+    scored, trained = find_pairs(data, split), pictures(find_pairs(data, "train"))
+    count = sum(bool(pictures([pair]) & trained) for pair in scored)
+    if not count:
+        return ""
+    return f"{split}: {count} of the {len(scored)} scored pairs are in train: their score says nothing of new pictures"
+
+
 def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:
     """Compare a number of pairs with the published one.
 
