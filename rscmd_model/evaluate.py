@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if line := left_out_line(data, args.split):
         print(line)
+    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, predictor.thermal))
+    if given != used:
+        print(f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used")
     if predictor.registration is not None:
         print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
     if plan is None:

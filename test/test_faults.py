@@ -304,6 +304,18 @@ def run(monkeypatch: pytest.MonkeyPatch, predictor: Predictor, data: DataConfig,
     evaluation.main()
 
 
+def test_another_thermal_contract_of_the_data_is_told(
+    predictor: Predictor, world: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data, _ = world
+    run(monkeypatch, predictor, data)
+    assert "thermal contract" not in capsys.readouterr().out
+    described = data.resolved | {"thermal_contract": {"source": "mono8", "scale": [10, 200], "palette_ok": True}}
+    run(monkeypatch, predictor, open_data(json.dumps(described)))
+    said = "thermal contract: of the model, {'source': 'mono8', 'scale': [0.0, 255.0]}; that of the data, "
+    assert capsys.readouterr().out.startswith(said + "{'source': 'mono8', 'scale': [10.0, 200.0]}, is not used\n")
+
+
 def test_command_line_sweeps_and_draws(
     predictor: Predictor, world: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
