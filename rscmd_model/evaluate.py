@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, left_out_line
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
@@ -72,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         registration=data.registration,
         palette_ok=data.thermal_contract.palette_ok,
     )
+    if line := left_out_line(data, args.split):
+        print(line)
+    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, predictor.thermal))
+    if given != used:
+        print(f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used")
     if predictor.registration is not None:
         print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
     if plan is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from published_layouts import WRITERS, open_tiny
+from test_inference import model_file
 from test_pairs import write_world
 
 from rscmd_model.config import LINEAR_SPPF
@@ -26,13 +28,14 @@ from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, read_labels
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
-from rscmd_model.evaluation.ablation import claim, read_rows, times_of
+from rscmd_model.evaluation.ablation import ablate, claim, read_rows, times_of
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
 from rscmd_model.evaluation.answers import Answers, lost_answer
 from rscmd_model.evaluation.folds import Drives, Folds, read_drives, read_folds
 from rscmd_model.evaluation.scoring import Truth, score
 from rscmd_model.evaluation.trainings import train_there
 from rscmd_model.files import write_json
+from rscmd_model.training.run import score_answers
 
 STEMS = ("a", "b", "c", "d", "e", "f")
 FRAMES = "name,fold,block\na,0,x\nb,0,x\nc,1,y\nd,1,y\ne,1,z\nf,1,z\n"
@@ -244,6 +247,78 @@ def test_another_recipe_is_refused_and_an_old_one_goes_on(tmp_path: Path) -> Non
     old = {"data": ablation.data.spec, "split": "train", "model": "n", "options": {"epochs": 1}}
     write_json(plain.out / "recipe.json", old)
     claim(plain)
+
+
+def test_an_ablation_of_data_that_changed_is_refused(tmp_path: Path) -> None:
+    ablation = replace(ablation_of(tmp_path), folds=None, split="val")
+    claim(ablation)
+    root = tmp_path / "data"
+    label, image = root / "labels" / "val" / "a.txt", root / "visible" / "train" / "b.png"
+    content = label.read_text()
+    write(label, "1 0.5 0.5 0.2 0.4\n")
+    with pytest.raises(UserError, match="holds an ablation with another labels: choose another --out"):
+        claim(ablation)
+    recipe = json.loads((ablation.out / "recipe.json").read_text())
+    older = {key: value for key, value in recipe.items() if key not in ("description", "pairs", "labels")}
+    write_json(tmp_path / "older" / "recipe.json", older)
+    claim(replace(ablation, out=tmp_path / "older"))
+    write(label, content)
+    claim(ablation)
+    image.rename(root / "b.png")
+    (root / "thermal" / "train" / "b.jpg").rename(root / "b.jpg")
+    with pytest.raises(UserError, match="another labels and pairs"):
+        claim(ablation)
+    (root / "b.png").rename(image)
+    (root / "b.jpg").rename(root / "thermal" / "train" / "b.jpg")
+    described = yaml.safe_load((root / "data.yaml").read_text())
+    contract = {"source": "mono8", "scale": [10, 200]}
+    write(root / "data.yaml", yaml.safe_dump({**described, "thermal_contract": contract}))
+    with pytest.raises(UserError, match="another description"):
+        claim(replace(ablation, data=open_data(root / "data.yaml")))
+
+
+def test_answers_to_other_pairs_are_refused(tmp_path: Path) -> None:
+    ablation = replace(ablation_of(tmp_path), folds=None)
+    finish(ablation.out / "sum-seed0", some_answers(STEMS[:5], 0))
+    with pytest.raises(UserError, match="sum-seed0 was scored on other pairs than the data have now, 'f' among them"):
+        read_rows([Run("sum", 0)], ablation, Drives(dict(zip(STEMS, "xxyyzz")), "block"), 10)
+
+
+def test_a_fold_without_objects_has_answers_and_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ablation = ablation_of(tmp_path)
+    for stem in STEMS[:2]:
+        write(tmp_path / "data" / "labels" / "train" / f"{stem}.txt", "")
+    assert ablation.folds is not None
+    files = ablation.folds.write(ablation.data, ablation.out / "folds")
+    runs = ablation.runs(["visible"], 1)
+    for run in runs:
+        folder = ablation.out / run.name
+        folder.mkdir()
+        write(folder / "args.yaml", yaml.safe_dump({"device": "cpu", "data": str(files[str(run.fold)])}))
+        score_answers(model_file(folder / "model.safetensors", "visible"), "val")
+        write_json(folder / "cost.json", {"parameters": 1, "gflops": 1.0, "step_ms": None, "memory_mb": 1.0})
+    assert "val: none of its 2 pairs has an object, so it has no score of its own" in capsys.readouterr().out
+    assert all(map(ablation.is_finished, runs))
+    (row,) = read_rows(runs, ablation, None, 0)
+    assert row.mAP50 >= 0
+    with pytest.raises(
+        UserError, match="visible-seed0-fold0 has no score, since none of the scored pairs has an object"
+    ):
+        read_rows(runs[:1], replace(ablation, folds=None), None, 0)
+
+
+def test_one_drive_has_no_intervals_and_a_split_that_is_trained_on_is_told(tmp_path: Path) -> None:
+    ablation = replace(ablation_of(tmp_path), folds=None)
+    folder, answers = ablation.out / "sum-seed0", some_answers(STEMS, 0)
+    finish(folder, answers)
+    write_json(folder / "scores.json", {"branches": {"fused": {"mAP50": 0.5, "mAP50_95": 0.25}}})
+    told: list[str] = []
+    ablate(ablation, ["sum"], 1, progress=told.append, drives=Drives(dict.fromkeys(STEMS, "x"), "block"))
+    said = "No intervals: all scored pairs are of one drive"
+    assert told[1].startswith("train: 6 of the 6 scored pairs are in train")
+    assert told[2].startswith(said)
+    assert said in (ablation.out / "table.md").read_text()
+    assert "low" not in (ablation.out / "table.csv").read_text().splitlines()[0]
 
 
 def test_a_run_that_lacks_answers_is_scored_again(tmp_path: Path) -> None:

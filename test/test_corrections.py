@@ -21,10 +21,19 @@ from rscmd_model.datasets.entries import Listed
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.sidecars import Found, Sidecar, label_line, label_text, read_sidecar, write_sidecar
 from rscmd_model.errors import UserError
+from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.labelling import corrections
 from rscmd_model.labelling.corrections import Corrections, correct
-from rscmd_model.labelling.label_tools import UNSURE, VIEW, Picture, write_cvat, write_exports, write_label_studio
+from rscmd_model.labelling.label_tools import (
+    MADE_WITH,
+    UNSURE,
+    VIEW,
+    Picture,
+    write_cvat,
+    write_exports,
+    write_label_studio,
+)
 from rscmd_model.labelling.standing import pixel_box, standing
 
 NAMES = {0: "person", 1: "car & van"}
@@ -145,6 +154,25 @@ def test_what_tools_are_given_reads_back_as_the_same_boxes(folder: Path) -> None
     config = ElementTree.parse(folder / "for_label_studio/config.xml").getroot()
     assert [label.get("value") for label in config.iter("Label")] == [*NAMES.values(), UNSURE]
     assert [image.get("name") for image in config.iter("Image")] == ["visible", "thermal"]
+
+
+def test_views_are_made_anew_where_they_were_made_otherwise(folder: Path) -> None:
+    export(folder)
+    view = folder / VIEW / f"train/{STEMS[0]}.jpg"
+    level = round(cv2.imread(str(view), cv2.IMREAD_GRAYSCALE).mean())
+    view.write_bytes(b"as it was")
+    export(folder)
+    assert view.read_bytes() == b"as it was", "it is not written again for nothing"
+    write_exports(folder, NAMES, ThermalContract("mono16", (29000.0, 31000.0)), None)
+    assert cv2.imread(str(view), cv2.IMREAD_GRAYSCALE).mean() > level
+    aside = Registration(((1.0, 0, SIZE[0] / 2), (0, 1.0, 0), (0, 0, 1.0)), SIZE, SIZE)
+    write_exports(folder, NAMES, ThermalContract("mono16", (29000.0, 31000.0)), aside)
+    assert cv2.imread(str(view), cv2.IMREAD_GRAYSCALE)[:, : SIZE[0] // 4].max() < level, "nothing is seen there"
+    export(folder)
+    (folder / VIEW / MADE_WITH).write_text("{")  # of earlier versions it is not there at all
+    view.write_bytes(b"of nobody knows what")
+    export(folder)
+    assert round(cv2.imread(str(view), cv2.IMREAD_GRAYSCALE).mean()) == level
 
 
 def test_the_files_for_tools_are_none_of_the_set(folder: Path) -> None:

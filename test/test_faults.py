@@ -97,6 +97,11 @@ def test_noise_is_a_pair_s_own_and_the_same_every_time(pair: tuple[np.ndarray, n
     assert not np.array_equal(noisy(0, "a"), noisy(1, "a"))
 
 
+def test_a_name_that_is_no_utf_8_has_noise_of_its_own(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    seen = [Fault(noise=10, dark=0.5).apply(*pair, ThermalContract(), 0, stem)[0] for stem in ("\udce9", "\udcea")]
+    assert not np.array_equal(*seen)  # type: ignore[arg-type]
+
+
 def test_darkness_takes_light_and_leaves_noise() -> None:
     def linear(grey: np.ndarray) -> float:
         return float((((grey / 255 + 0.055) / 1.055) ** 2.4).mean())
@@ -132,6 +137,9 @@ def test_a_lost_camera_is_no_image_or_a_black_one(pair: tuple[np.ndarray, np.nda
         ("0012", ("", 12)),
         ("street-7", ("street-", 7)),
         ("FLIR_08863", ("FLIR_", 8863)),
+        ("visible/test/190500", ("visible/test/19", 500)),
+        ("set00/V000/I00019", ("set00/V000/I", 19)),
+        ("street7/left", None),
         ("left", None),
         ("3_left", None),
     ],
@@ -294,6 +302,18 @@ def run(monkeypatch: pytest.MonkeyPatch, predictor: Predictor, data: DataConfig,
     monkeypatch.setattr(evaluation, "Predictor", lambda *args, **kwargs: predictor)
     monkeypatch.setattr(sys, "argv", ["evaluate", "--model", "m", "--data", data.spec, "--split", "train", *words])
     evaluation.main()
+
+
+def test_another_thermal_contract_of_the_data_is_told(
+    predictor: Predictor, world: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data, _ = world
+    run(monkeypatch, predictor, data)
+    assert "thermal contract" not in capsys.readouterr().out
+    described = data.resolved | {"thermal_contract": {"source": "mono8", "scale": [10, 200], "palette_ok": True}}
+    run(monkeypatch, predictor, open_data(json.dumps(described)))
+    said = "thermal contract: of the model, {'source': 'mono8', 'scale': [0.0, 255.0]}; that of the data, "
+    assert capsys.readouterr().out.startswith(said + "{'source': 'mono8', 'scale': [10.0, 200.0]}, is not used\n")
 
 
 def test_command_line_sweeps_and_draws(

@@ -15,7 +15,7 @@ from test_pairs import write_world
 
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import DataConfig, find_pairs, list_pairs, read_labels
+from rscmd_model.datasets.pairs import DataConfig, find_pairs, left_out_line, list_pairs, read_labels
 from rscmd_model.datasets.two_labels import Boxes
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
@@ -127,6 +127,25 @@ def test_lists_in_another_order_go_by_name(tmp_path: Path) -> None:
     assert {stem.rpartition("/")[2]: rows for stem, rows in boxes(data).items()} == before
     with pytest.raises(UserError, match=r"or \.txt lists for every one"):
         change(file, val="visible/val")
+
+
+@pytest.mark.parametrize(("choice", "camera"), [("union", "thermal"), ("thermal", "thermal"), ("union", "visible")])
+def test_lists_without_a_label_file_of_a_camera_that_is_used(choice: str, camera: str, tmp_path: Path) -> None:
+    file = write_world(tmp_path, ("a",))
+    for split in ("train", "val"):
+        write_text(tmp_path / f"v_{split}.txt", f"visible/{split}/a.png\n")
+        write_text(tmp_path / f"t_{split}.txt", f"thermal/{split}/a.jpg\n")
+    sources = {"train": "v_train.txt", "val": "v_val.txt", "thermal": {"train": "t_train.txt", "val": "t_val.txt"}}
+    folders = {"visible": "labels/{}", "thermal": "labels/{}"} | {camera: "elsewhere"}
+    labels = {s: {c: folder.format(s) for c, folder in folders.items()} for s in ("train", "val")}
+    data = change(file, **sources, labels=labels, boxes=choice)
+    listed = f"{camera[0]}_train.txt"
+    with pytest.raises(
+        UserError, match=rf"not one image of .*/{listed} has a label file; .* would be .*/elsewhere/a.txt"
+    ):
+        find_pairs(data, "train")
+    other = "visible" if camera == "thermal" else "thermal"
+    assert boxes(change(file, boxes=other)) == {"visible/train/a": [[0, 0.4, 0.3, 0.6, 0.7]]}
 
 
 def test_two_label_sets(tmp_path: Path) -> None:
@@ -281,7 +300,10 @@ def test_label_studio(tmp_path: Path) -> None:
     ]
     skipped = task("visible/0001.jpg", region(), was_cancelled=True)
     write_tool(tmp_path, "label_studio", json.dumps([skipped]))
-    assert boxes(change(tmp_path / "data.yaml", names=["car"]))["0001"] == []
+    with pytest.raises(
+        UserError, match="1 x pair that is listed and that nobody has labelled, left out; whole pairs: 0"
+    ):
+        boxes(change(tmp_path / "data.yaml", names=["car"]))
     for tasks, says in (
         ([], "is no JSON export of Label Studio"),
         ([{"data": {"text": "hello"}}], "has no picture"),
@@ -292,6 +314,29 @@ def test_label_studio(tmp_path: Path) -> None:
         write_text(tmp_path / "labels.json", json.dumps(tasks))
         with pytest.raises(UserError, match=says):
             find_pairs(open_data(tmp_path / "data.yaml"), "train")
+
+
+@pytest.mark.parametrize("task_of_2", [{"annotations": []}, {"annotations": [{"result": [], "was_cancelled": True}]}])
+def test_a_pair_that_nobody_has_labelled_is_no_pair_without_objects(task_of_2: dict[str, Any], tmp_path: Path) -> None:
+    waiting = {**task("visible/sub/0002.jpg"), **task_of_2}
+    data = open_data(write_tool(tmp_path, "label_studio", json.dumps([task("visible/0001.jpg", region()), waiting])))
+    assert list(boxes(data)) == ["0001"]
+    report = check(data, near=None)
+    assert [problem.kind for problem in report.problems] == ["unlabelled"]
+    assert report.problems[0].text.endswith("visible/sub/0002.jpg, and nobody has labelled it")
+    assert [unused.file.name for unused in report.unused] == [], "neither image is told twice"
+    assert left_out_line(data, "train").startswith(
+        "train: 1 pairs are left out, since nobody has labelled them, first: "
+    )
+    write_text(tmp_path / "folds.csv", "name,fold\n0001,1\n")
+    folded = change(tmp_path / "data.yaml", fold={"list": "folds.csv", "held_out": "1", "of": ["train"]})
+    assert list(boxes(folded, "val")) == ["0001"]
+    # The other camera's task decides where its labels are used.
+    tasks = [task("visible/0001.jpg", region()), {**task("thermal/0001.png"), **task_of_2}]
+    file = write_tool(tmp_path, "label_studio", json.dumps(tasks))
+    assert list(boxes(change(file, boxes="visible"))) == ["0001"]
+    for choice in ("thermal", "union", None):
+        assert left_out_line(change(file, boxes=choice), "train")
 
 
 def test_a_name_of_another_folder_is_no_image_of_ours(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash
+from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash, trained_on_line
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair
@@ -100,6 +100,15 @@ def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
     (tmp_path / "visible/train/a.jpg").write_bytes((tmp_path / "visible/train/a.png").read_bytes())
     with pytest.raises(UserError, match="same stem"):
         find_pairs(data, "train")
+
+
+def test_scored_pairs_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    file = write_world(tmp_path)
+    assert trained_on_line(open_data(file), "val") == ""
+    assert trained_on_line(open_data(file), "train").startswith("train: 2 of the 2 scored pairs are in train: ")
+    (tmp_path / "visible/val/b.png").unlink()
+    (tmp_path / "visible/val/b.png").symlink_to(tmp_path / "visible/train/a.png")
+    assert trained_on_line(open_data(file), "val").startswith("val: 1 of the 2 scored pairs are in train: ")
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,7 @@ def test_the_table_sets_each_backbone_against_the_solo_one() -> None:
     assert [line.split()[1] for line in lines[1:]] == ["visible", "visible", "thermal"]
     assert lines[1].endswith("-5.0")
     assert lines[3].endswith("40.0" + " " * 14)  # no solo thermal detector to set it against
+    for order in (scores, scores[::-1]):  # of two the mean counts, whichever comes last
+        lines = format_table([ProbeScore("v2", "solo", "visible", 0.5, 0.20, "f"), *order]).splitlines()
+        assert next(line for line in lines if line.startswith("rscmd ")).endswith("+0.0")
+        assert lines[-1] == "against solo: the mean of 2 visible ones"

@@ -246,6 +246,11 @@ def test_replay_is_refused_where_one_reading_does_not_do_for_both(sites: Sites, 
     assert "leads back to the same data" in around or "nested too deep" in around
     with pytest.raises(UserError, match="is in the data already"):
         find_pairs(open_data(sites.second, replay=(str(sites.second), 2)), "train")
+    val = {"train": "visible/val", "thermal": {"train": "thermal/val"}, "labels": {"train": "labels/val"}}
+    description = yaml.safe_load(sites.second.read_text()) | {"path": str(sites.second.parent)} | val
+    (tmp_path / "val.yaml").write_text(yaml.safe_dump({k: v for k, v in description.items() if k != "val"}))
+    with pytest.raises(UserError, match=r"is in the data already \(val\): give those of another site"):
+        find_pairs(open_data(sites.second, replay=(str(tmp_path / "val.yaml"), 2)), "train")
     for form in ({"data": "x"}, "x", {"data": "x", "pairs": "none"}, {"data": "x", "pairs": 0}):
         description = yaml.safe_load(sites.first.read_text()) | {"replay": form}
         (tmp_path / "data.yaml").write_text(yaml.safe_dump(description))

@@ -76,7 +76,8 @@ class ListedPairs:
         """The pairs whose visible or thermal image the file names.
 
         A name is a path below the visible or the thermal folder, with or without folders before it. An image's partner
-        has the same path but for the suffix.
+        has the same path but for the suffix. A pair that nobody has labelled is left out, and is among the problems:
+        its objects are not known, which is another thing than to have none.
 
         Raises:
             UserError: a folder is missing, or the file cannot be read or lists an image twice.
@@ -106,12 +107,28 @@ class ListedPairs:
         pairs = []
         for stem, named in sorted(images.items()):
             found, problem = _partners(stem, named, folders)
+            if problem is None and not self._is_done(listed, entries[stem]):
+                text = f"{file} lists {found[0]}, and nobody has labelled it"
+                problem = Problem("unlabelled", found[0], text, partner=found[1])
             if problem is None:
                 visible, thermal = found
                 pairs.append(PairFiles(stem, visible, thermal, file, entries=(entries[stem][0], entries[stem][1])))
             else:
                 problems.append(problem)
         return Listing(tuple(pairs), tuple(problems))
+
+    def _is_done(self, listed: Listed, names: list[str | None]) -> bool:
+        """Whether somebody has labelled the images of a pair whose labels are used.
+
+        Args:
+            listed: of the file.
+            names: what the file calls the visible and the thermal image; None where it does not list it.
+        """
+        done = [None if name is None else listed.images[name].done for name in names]
+        if self.chosen and self.boxes.choice != "union":
+            used = done[_CAMERAS.index(self.boxes.choice)]
+            return any(done) if used is None else used
+        return False not in done
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:
         """As `Reader.labels`: the objects drawn on either image of the pair, as `boxes` says."""

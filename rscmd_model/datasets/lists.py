@@ -74,7 +74,7 @@ class ImageLists:
             if not both:
                 raise UserError(f"{split}: no image of {files[0]} has the name of one of {files[1]}")
             chosen = [(stems[0][stem], stems[1][stem]) for stem in both]
-        pairs, labelled = [], False
+        pairs = []
         for images in chosen:
             gone = [image for image in images if not image.is_file()]
             if gone:
@@ -85,16 +85,19 @@ class ImageLists:
             other = None
             if self.boxes.choice != "visible":
                 other = self._label(images[1], dict(self.thermal_labels).get(split))
-            labelled = labelled or label is not None or other is not None
             pairs.append(PairFiles(self._stem(images[0]), *images, label, other))
         for shared in ([p.label for p in pairs if p.label], [p.thermal_label for p in pairs if p.thermal_label]):
             if len(set(shared)) < len(shared):
                 file = next(file for file, count in Counter(shared).items() if count > 1)
                 raise UserError(f"{split}: several images have the label file {file}, for they have the same name")
-        if pairs and not labelled:
-            wanted = _beside(pairs[0].visible, dict(self.labels_in).get(split))
-            text = f"{split}: not one image of {files[0]} has a label file; the first one's would be {wanted}"
-            problems.append(Problem("foreign_labels", files[0], text))
+        for camera, file, found, folders in (  # each by itself: labels of one do not stand in for those of the other
+            ("visible", files[0], [(p.visible, p.label) for p in pairs], self.labels_in),
+            ("thermal", files[1], [(p.thermal, p.thermal_label) for p in pairs], self.thermal_labels),
+        ):
+            if self.boxes.choice in (camera, "union") and found and not any(label for _, label in found):
+                wanted = _beside(found[0][0], dict(folders).get(split))
+                text = f"{split}: not one image of {file} has a label file; the first one's would be {wanted}"
+                problems.append(Problem("foreign_labels", file, text))
         return Listing(tuple(sorted(pairs, key=lambda pair: pair.stem)), tuple(problems))
 
     def labels(self, pair: PairFiles, names: Mapping[int, str]) -> Labels:

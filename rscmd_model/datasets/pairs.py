@@ -32,6 +32,7 @@ REPORTED = {
     "repeated_box": "the same box twice, used once",
     "crowd": "COCO crowd region, left out",
     "no_box": "points, lines or other shapes that are no boxes, left out",
+    "unlabelled": "pair that is listed and that nobody has labelled, left out",
     "size_mismatch": "the two images differ in size; the thermal one is laid over the visible one",
     "orientation": "EXIF turns one image of the pair and not the other",
     "label_size": "the label file names another image size than the image has; its own is believed",
@@ -69,11 +70,13 @@ class Problem:
         kind: a key of `KINDS`.
         file: that it is about.
         text: a whole sentence that names the file.
+        partner: the other image, where both are left out for it.
     """
 
     kind: str
     file: Path
     text: str
+    partner: Path | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -125,7 +128,7 @@ class Listing:
 
     Attributes:
         pairs: the complete ones, in order of their stems.
-        problems: what is wrong with the rest.
+        problems: what is wrong with the rest, or why it is left out.
     """
 
     pairs: tuple[PairFiles, ...]
@@ -240,16 +243,58 @@ def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
         UserError: no such split or folder, no pairs, or images without a partner (their number and the first names).
     """
     listing = list_pairs(data, split)
-    if listing.problems:
-        counts = Counter(problem.kind for problem in listing.problems)
+    stopping = [problem for problem in listing.problems if data.stops(problem)]
+    if stopping or (listing.problems and not listing.pairs):
+        told = stopping or listing.problems
+        counts = Counter(problem.kind for problem in told)
         what = ", ".join(f"{count} x {KINDS[kind]}" for kind, count in counts.items())
         raise UserError(
             f"{data.name} {split}: {what}; whole pairs: {len(listing.pairs)}; "
-            + first([problem.text for problem in listing.problems])
+            + first([problem.text for problem in told])
         )
     if not listing.pairs:
         raise UserError(f"{data.name} {split}: no pairs in {data.root}")
     return list(listing.pairs)
+
+
+def left_out_line(data: DataConfig, split: str) -> str:
+    """How many pairs of a split are listed and not used, since nobody has labelled them, on one line; "" for none.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits.
+
+    Raises:
+        UserError: as `list_pairs`.
+    """
+    problems = [problem for problem in list_pairs(data, split).problems if problem.kind == "unlabelled"]
+    if not problems:
+        return ""
+    return f"{split}: {len(problems)} pairs are left out, since nobody has labelled them, first: {problems[0].text}"
+
+
+def pictures(pairs: Iterable[PairFiles]) -> set[Path]:
+    """The visible images of pairs, links followed: two pairs of one picture are one, whatever they are called."""
+    return {pair.visible.resolve() for pair in pairs}
+
+
+def trained_on_line(data: DataConfig, split: str) -> str:
+    """How many pairs of a split that is scored are in `train` as well, on one line; "" for none.
+
+    Args:
+        data: the data set.
+        split: name of one of its splits; `train` itself is trained on as a whole.
+
+    Raises:
+        UserError: as `find_pairs`.
+    """
+    if "train" not in data.splits:
+        return ""
+    scored, trained = find_pairs(data, split), pictures(find_pairs(data, "train"))
+    count = sum(bool(pictures([pair]) & trained) for pair in scored)
+    if not count:
+        return ""
+    return f"{split}: {count} of the {len(scored)} scored pairs are in train: their score says nothing of new pictures"
 
 
 def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Reader
+from rscmd_model.datasets.pairs import DataConfig, Labels, Listing, PairFiles, Place, Reader, pictures
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.text import is_path, utf_8
 
@@ -32,12 +32,14 @@ class Replayed:
         earlier: of the earlier one.
         count: how many of its pairs.
         name: of the earlier set, for messages.
+        splits: of the new site, none of whose pictures may come from the earlier one.
     """
 
     reader: Reader
     earlier: Reader
     count: int
     name: str
+    splits: tuple[str, ...] = (_SPLIT,)
 
     def places(self) -> tuple[Place, ...]:
         """The folders of the new site; of the other one most images are left aside on purpose."""
@@ -51,7 +53,7 @@ class Replayed:
         """The pairs of the new site, and of `train` those that are replayed.
 
         Raises:
-            UserError: as either layout; or the earlier set has fewer pairs, or its pairs are in the split already.
+            UserError: as either layout; or the earlier set has fewer pairs, or its pairs are in a split already.
         """
         own = self.reader.pairs(split)
         if split != _SPLIT:
@@ -63,9 +65,13 @@ class Replayed:
                 "give a smaller number"
             )
         chosen = sorted(there.pairs, key=lambda pair: hashlib.sha256(utf_8(pair.stem)).digest())[: self.count]
-        known = {pair.visible for pair in own.pairs}
-        if twice := next((pair for pair in chosen if pair.visible in known), None):
-            raise UserError(f"replay: {twice.visible} is in the data already: give those of another site")
+        for name in self.splits:
+            try:
+                known = pictures(self.reader.pairs(name).pairs)
+            except UserError:  # told where the split is wanted
+                continue
+            if twice := next((pair for pair in chosen if pictures([pair]) & known), None):
+                raise UserError(f"replay: {twice.visible} is in the data already ({name}): give those of another site")
         marked = [replace(pair, stem=f"{_MARK}{pair.stem}") for pair in chosen]
         together = sorted((*own.pairs, *marked), key=lambda pair: pair.stem)
         return Listing(tuple(together), (*own.problems, *there.problems))
@@ -120,7 +126,7 @@ def replay_of(config: DataConfig, given: Any, base: Path, where: str) -> tuple[D
             )
     if _SPLIT not in earlier.splits:
         raise UserError(f"replay: {earlier.name} has no split {_SPLIT!r}; it has {', '.join(earlier.splits)}")
-    reader = Replayed(config.reader, earlier.reader, int(given["pairs"]), earlier.name)
+    reader = Replayed(config.reader, earlier.reader, int(given["pairs"]), earlier.name, config.splits)
     # What was published of the whole splits does not hold for these.
     mixed = replace(config, reader=reader, published=(), old_boxes=())
     return mixed, {"data": earlier.spec, "pairs": reader.count}

@@ -67,7 +67,8 @@ def find_unused(data: DataConfig, listings: Mapping[str, Listing]) -> list[Unuse
     places = data.reader.places()
     folders = {place.folder for place in places}
     folders |= {folder.parent for folder in folders if _within(folder.parent, data.root)}
-    used = {str(problem.file) for listing in listings.values() for problem in listing.problems}
+    problems = [problem for listing in listings.values() for problem in listing.problems]
+    used = {str(file) for problem in problems for file in (problem.file, problem.partner) if file is not None}
     for listing in listings.values():
         for pair in listing.pairs:
             files = pair.visible, pair.thermal, pair.label, pair.thermal_label, pair.sidecar

@@ -13,6 +13,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rscmd_model.config import NO_AUGMENTATION, Augmentation, ModelConfig
@@ -149,8 +150,12 @@ def kind(config: ModelConfig) -> str:
 
 
 def format_table(scores: Sequence[ProbeScore]) -> str:
-    """A line for each probe; where the modality's solo detector was probed, the difference to it."""
-    solo = {s.modality: s.mAP50_95 for s in scores if s.kind == "solo"}
+    """A line for each probe; where solo detectors of the modality were probed, the difference to the mean of them."""
+    solos: dict[str, list[float]] = {}
+    for s in scores:
+        if s.kind == "solo":
+            solos.setdefault(s.modality, []).append(s.mAP50_95)
+    solo = {modality: fmean(figures) for modality, figures in solos.items()}
     width = max(len(s.model) for s in scores)
     wide = max(len("backbone of"), *(len(s.kind) for s in scores))
     lines = [f"{'model':{width}}  {'modality':8}  {'backbone of':{wide}}  mAP50  mAP50:95  against solo"]
@@ -158,6 +163,8 @@ def format_table(scores: Sequence[ProbeScore]) -> str:
         against = "" if s.kind == "solo" or s.modality not in solo else f"{100 * (s.mAP50_95 - solo[s.modality]):+.1f}"
         scores_here = f"{100 * s.mAP50:5.1f}  {100 * s.mAP50_95:8.1f}"
         lines.append(f"{s.model:{width}}  {s.modality:8}  {s.kind:{wide}}  {scores_here}  {against:>12}")
+    several = [f"{len(figures)} {modality} ones" for modality, figures in solos.items() if len(figures) > 1]
+    lines += [f"against solo: the mean of {' and of '.join(several)}"] if several else []
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ scored as one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rscmd_model.config import LINEAR_SPPF
-from rscmd_model.datasets.pairs import find_pairs
-from rscmd_model.errors import UserError
+from rscmd_model.datasets.pairs import PairFiles, find_pairs, left_out_line, split_hash, trained_on_line
+from rscmd_model.errors import UserError, quoted
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
 from rscmd_model.evaluation.ablation_tables import Row, median_cost, write_results
 from rscmd_model.evaluation.answers import ANSWERS, Answers, is_lost
@@ -48,7 +49,8 @@ def ablate(
         jobs: trainings side by side; with `ray`, None is one for each GPU or processor of the cluster.
         progress: called with lines to show, the tables at last.
         ray: "local", or HOST:PORT of a running cluster, whose machines train; None: this machine trains.
-        drives: of the scored pairs, for intervals; None for none.
+        drives: of the scored pairs, for intervals; None for none. Of one drive alone there are none either: whatever is
+            drawn is that drive.
         resamples: of the drives; 0 for no intervals.
 
     Raises:
@@ -63,6 +65,8 @@ def ablate(
         runs = ablation.runs(methods, seeds)
         missing = [run for run in runs if not ablation.is_finished(run)]
         progress(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before; {about}")
+        for line in _warnings(ablation):
+            progress(line)
         failed: dict[Run, str] = {}
         taught = [run for run in missing if ablation.teachers(run)]
         for part in ([run for run in missing if run not in taught], taught):  # teachers before those they teach
@@ -70,13 +74,17 @@ def ablate(
                 failed |= train_here(part, ablation, jobs or 1, progress)
             else:
                 failed |= train_with_ray(part, ablation, ray, jobs, progress)
-        drives = drives if resamples else None
-        if drives:
+        drives, note = drives if resamples else None, ""
+        if drives and drives.count < 2:
+            note = "No intervals: all scored pairs are of one drive, which says nothing of how far drives differ."
+            progress(note)
+            drives = None
+        elif drives:
             progress(f"intervals of 95 % from {resamples} resamples: {drives}")
+            also = "; of the seeds some are drawn as well" if seeds > 1 else ""
+            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}{also}."
         rows = read_rows([run for run in runs if run not in failed], ablation, drives, resamples)
         if rows:
-            also = "; of the seeds some are drawn as well" if seeds > 1 else ""
-            note = f"Intervals of 95 % by bootstrap, {resamples} resamples: {drives}{also}." if drives else ""
             write_results(ablation.out, rows, title, note)
             progress("\n" + (ablation.out / "table.md").read_text(encoding="utf-8"))
     if failed:
@@ -95,14 +103,34 @@ def _about(ablation: Ablation) -> tuple[str, str]:
     return f"{counts} pairs", f"{ablation.data.name}, {ablation.split}: {counts[ablation.split]} pairs"
 
 
+def _warnings(ablation: Ablation) -> list[str]:
+    """Lines about pairs that are not used, and about scored ones that are trained on as well."""
+    lines = [left_out_line(ablation.data, split) for split in _splits(ablation)]
+    if not ablation.folds:
+        lines.append(trained_on_line(ablation.data, ablation.split))
+    return [line for line in lines if line]
+
+
+def _splits(ablation: Ablation) -> list[str]:
+    """The splits that are trained on or scored, each once."""
+    return list(dict.fromkeys(("train", ablation.split)))
+
+
 def claim(ablation: Ablation) -> None:
     """Take the folder for this ablation: its recipe is written there, or stands there already.
 
     Raises:
         UserError: it holds an ablation of another recipe, whose runs must not be mixed with these.
     """
+    pairs = {split: find_pairs(ablation.data, split) for split in _splits(ablation)}
+    data = {
+        "description": ablation.data.resolved,
+        "pairs": {split: split_hash(found) for split, found in pairs.items()},
+        "labels": _labels_digest([pair for found in pairs.values() for pair in found]),
+    }
     recipe = {
         "data": ablation.data.spec,
+        **data,
         "split": ablation.split,
         "model": ablation.scale,
         "family": ablation.family,
@@ -112,22 +140,43 @@ def claim(ablation: Ablation) -> None:
         "folds": ablation.folds.digest() if ablation.folds else None,
         "incomplete": str(ablation.incomplete),
     }
+    recipe = json.loads(json.dumps(recipe))  # as it is read again
     file = ablation.out / "recipe.json"
     if not file.is_file():
         write_json(file, recipe)
         return
     try:
-        # Earlier ablations do not name what there was no choice of. Their yolov8 was another.
+        # Earlier ablations do not name what there was no choice of, nor what their data were. Their yolov8 was another.
         before = json.loads(file.read_text(encoding="utf-8"))
         if "weights" not in before and before.get("family", "yolov8") == "yolov8":
             before["family"] = LINEAR_SPPF
         before = {"weights": None, "folds": None, "batchnorm": "batch", "incomplete": "0", **before}
+        before = {
+            **{key: recipe[key] for key in data},
+            **before,
+        }
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
-    if before != json.loads(json.dumps(recipe)):
+    if before != recipe:
         changed = sorted(k for k in before.keys() | recipe.keys() if before.get(k) != recipe.get(k))
         words = " and ".join("scale" if key == "model" else key for key in changed)
         raise UserError(f"{ablation.out} holds an ablation with another {words}: choose another --out")
+
+
+def _labels_digest(pairs: Sequence[PairFiles]) -> str:
+    """SHA-256 over the label files and sidecars of pairs.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    known: dict[Path, str] = {}  # one file may hold the labels of all
+    lines = []
+    for pair in pairs:
+        for file in (pair.label, pair.thermal_label, pair.sidecar):
+            if file is not None and file not in known:
+                known[file] = digest(file)
+            lines.append("" if file is None else known[file])
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def digest(file: Path) -> str:
@@ -155,7 +204,8 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
         a row for each method, seed and answer.
 
     Raises:
-        UserError: what a run answered cannot be read.
+        UserError: what a run answered cannot be read, is about other pairs than those of the folds or drives, or has no
+            score, since no pair has an object.
     """
     together: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
@@ -169,6 +219,12 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
         answers = None
         if ablation.folds or drives:
             answers = Answers.together([Answers.load(folder / ANSWERS) for folder in folders])
+            wanted = ablation.folds.of if ablation.folds else drives.of if drives else {}
+            if other := sorted(set(answers.stems) ^ set(wanted)):
+                raise UserError(
+                    f"{folders[0]} was scored on other pairs than the data have now, {quoted(other[0])} among them: "
+                    "choose another --out"
+                )
         if ablation.folds and answers:
             figures = score_all(answers, ablation.data.names)
         else:
@@ -176,6 +232,8 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
         for branch, its in figures.items():
             if is_lost(branch) and not ablation.lost:
                 continue
+            if its["mAP50"] is None:
+                raise UserError(f"{folders[0]} has no score, since none of the scored pairs has an object")
             resampled = None
             if answers and drives:
                 matches = match(answers.truths, answers.found[branch], ablation.data.names, answers.sizes)

@@ -21,6 +21,7 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.pairs import PairFiles
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_model.text import utf_8
 
 # Noise of a sensor in linear light of 0 to 1: variance = SHOT_NOISE * light + READ_NOISE**2. The shot noise is the
 # middle of the range, and the read noise goes with it, that Brooks et al. found for cameras (Unprocessing Images for
@@ -155,7 +156,7 @@ def describe(fault: Fault, leave_out: str | None = None) -> str:
 
 
 def _random(seed: int, stem: str, what: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(f"{what} {stem}".encode())])
+    return np.random.default_rng([seed, zlib.crc32(utf_8(f"{what} {stem}"))])
 
 
 def shift_thermal(thermal: np.ndarray, shift: tuple[float, float], visible_size: tuple[int, int]) -> np.ndarray:
@@ -246,13 +247,15 @@ def counts_per_level(contract: ThermalContract, thermal: np.ndarray) -> float:
 def frame_of(stem: str) -> tuple[str, int] | None:
     """Sequence and number of a frame from its file stem, or None when the stem does not end in digits.
 
-    000012_03 is frame 3 of sequence "000012_". A stem of digits alone is read as LLVIP numbers its frames: the last
-    four digits are the frame and those before them the sequence, so 190001 is frame 1 of sequence "19".
+    000012_03 is frame 3 of sequence "000012_". A name of digits alone is read as LLVIP numbers its frames: the last
+    four digits are the frame and those before them the sequence, so 190001 is frame 1 of sequence "19". Folders before
+    the name are part of the sequence: night/190001 is frame 1 of "night/19".
     """
-    if stem.isdecimal() and len(stem) > 4:
-        return stem[:-4], int(stem[-4:])
-    match = re.fullmatch(r"(.*?)(\d+)", stem)
-    return (match[1], int(match[2])) if match else None
+    folder, slash, name = stem.rpartition("/")
+    if name.isdecimal() and len(name) > 4:
+        return folder + slash + name[:-4], int(name[-4:])
+    match = re.fullmatch(r"(.*?)(\d+)", name)
+    return (folder + slash + match[1], int(match[2])) if match else None
 
 
 def with_neighbours(

@@ -37,8 +37,13 @@ class Drives:
     of: Mapping[str, str]
     column: str | None
 
+    @property
+    def count(self) -> int:
+        """How many drives there are."""
+        return len(set(self.of.values()))
+
     def __str__(self) -> str:
-        count = len(set(self.of.values()))
+        count = self.count
         if self.column is None:
             return f"each of the {count} pairs is drawn by itself, since no column names its drive (--group COLUMN)"
         return f"{count} drives (column {self.column}) are drawn whole"

@@ -19,7 +19,7 @@ import cv2
 
 from rscmd_model.datasets.sidecars import Found
 from rscmd_model.errors import UserError
-from rscmd_model.files import whole_file
+from rscmd_model.files import whole_file, write_json
 from rscmd_model.imaging.draw import colour
 from rscmd_model.imaging.images import lay_over, read_thermal
 from rscmd_model.imaging.registration import Registration
@@ -31,6 +31,8 @@ UNSURE = "unsure"
 """The label of doubtful regions."""
 VIEW = "thermal_view"
 """Folder of the set with thermal pictures to look at: 8 bit, in the pixels of the visible ones."""
+MADE_WITH = "made_with.json"
+"""File in `VIEW` that says by which thermal contract and registration its pictures were made."""
 _GREY = "#808080"
 _SCORE = "score"
 _JPEG_QUALITY = 90
@@ -65,6 +67,9 @@ def write_exports(
 ) -> list[Path]:
     """Write the files for both tools, of all splits, as the set stands in its folder.
 
+    A picture in `VIEW` is made anew where the thermal picture is newer, and all are where they were made with another
+    contract or registration.
+
     Args:
         folder: of the set: visible/, thermal/, labels/ and sidecars/ with the splits below each.
         names: class names by number.
@@ -84,19 +89,28 @@ def write_exports(
     written = [cvat / "labels.json", studio / "config.xml"]
     write_cvat_labels(written[0], names)
     write_label_studio_config(written[1], names)
+    made_with = {
+        "thermal_contract": contract.to_dict(),
+        "registration": None if registration is None else registration.to_dict(),
+    }
+    known = folder / VIEW / MADE_WITH
+    anew = _said(known) != made_with
+    if anew:
+        _forget(known)  # until all are made: one that was broken off would leave views of both kinds
     for split in SPLITS:
         if not (folder / "visible" / split).is_dir():
             continue
         files = cvat / f"{split}.xml", studio / f"{split}.json"
         pictures = []
         for pair in standing(folder, split, names):
-            view = _write_view(folder, pair, contract, registration)
+            view = _write_view(folder, pair, contract, registration, anew)
             visible = pair.visible.relative_to(folder).as_posix()
             pictures.append(Picture(visible, view, pair.size, pair.labels, pair.unsure))
         write_cvat(files[0], pictures, names)
         where = folder.resolve().name if called is None else called
         write_label_studio(files[1], pictures, names, where, model)
         written += files
+    write_json(known, made_with)
     return written
 
 
@@ -253,15 +267,38 @@ def _task(picture: Picture, names: Mapping[int, str], folder: str, model: str) -
     return {"data": data, "predictions": [{**prediction, "result": result}]}
 
 
-def _write_view(folder: Path, pair: Standing, contract: ThermalContract, registration: Registration | None) -> str:
+def _said(file: Path) -> Any:
+    """What stands in a file of `MADE_WITH`; None where it is not there or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _forget(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {file}: {error.strerror}") from None
+
+
+def _write_view(
+    folder: Path, pair: Standing, contract: ThermalContract, registration: Registration | None, anew: bool
+) -> str:
     """Write the thermal picture as a person looks at it, unless it is there: browsers show 16 bits as black.
+
+    Args:
+        folder: of the set.
+        pair: whose picture.
+        contract, registration: as for `write_exports`.
+        anew: write it even if it is there.
 
     Returns:
         its path from the folder.
     """
     name = f"{VIEW}/{pair.split}/{pair.stem}.jpg"
     file = folder / name
-    if not file.exists() or file.stat().st_mtime < pair.thermal.stat().st_mtime:
+    if anew or not file.exists() or file.stat().st_mtime < pair.thermal.stat().st_mtime:
         plane = lay_over(contract.apply(read_thermal(pair.thermal, contract)), pair.size, registration)
         _, data = cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         with whole_file(file) as aside:

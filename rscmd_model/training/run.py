@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER, RANK
 
 from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation, ModelConfig, other_modality
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.datasets.pairs import find_pairs, trained_on_line
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.evaluation.answers import ANSWERS, lost_answer
@@ -214,6 +214,8 @@ def score_answers(model: Path, split: str, lost: bool = False) -> None:
     """Score every answer of a finished run's model as `rscmd_model.evaluate` does, on the device of its training.
 
     Prints the figures and writes scores.json beside the model, and before it answers.npz: the detections behind them.
+    Where no pair has an object, as in a fold without any, the figures are None: of the answers to all folds there is a
+    score all the same.
 
     Args:
         model: the run's model.safetensors.
@@ -231,11 +233,20 @@ def score_answers(model: Path, split: str, lost: bool = False) -> None:
     if lost and "fused" in predictor.config.answers:
         faults |= {lost_answer(camera): Fault(drop=camera, answer="zeros") for camera in MODALITIES}
     answers = answer_pairs(predictor, data, pairs, faults)
-    scores = {}
-    for answer, figures in score_all(answers, data.names).items():
-        print(f"{split}, {answer}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
-        scores[answer] = {**figures, "left_out": len(pairs) - len(answers.stems), **asdict(faults[answer])}
     answers.save(model.parent / ANSWERS)
+    if line := trained_on_line(data, split):
+        print(line)
+    every: dict[str, dict[str, Any]]
+    if any(map(len, answers.truths)):
+        every = score_all(answers, data.names)
+        for answer, figures in every.items():
+            print(f"{split}, {answer}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
+    else:
+        print(f"{split}: none of its {len(answers.stems)} pairs has an object, so it has no score of its own")
+        none: dict[str, Any] = {"mAP50": None, "mAP50_95": None, "per_class": {}, "pairs": len(answers.stems)}
+        every = dict.fromkeys(answers.found, none)
+    left_out = len(pairs) - len(answers.stems)
+    scores = {answer: {**every[answer], "left_out": left_out, **asdict(faults[answer])} for answer in every}
     write_json(model.parent / "scores.json", {"split": split, "pairs": len(pairs), "branches": scores})
 
 

@@ -32,7 +32,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
-from rscmd_model.datasets.pairs import count_problem, find_pairs, split_hash
+from rscmd_model.datasets.pairs import count_problem, find_pairs, left_out_line, split_hash, trained_on_line
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, write_json
@@ -143,8 +143,11 @@ class PairedTrainer(DetectionTrainer):
             for split, found in pairs.items():
                 if problem := count_problem(config, split, len(found)):
                     LOGGER.warning(problem.text)
-            if line := unused_line(config):
-                LOGGER.warning(line)
+                if line := left_out_line(config, split):
+                    LOGGER.warning(line)
+            for line in (trained_on_line(config, self.args.split) if self.args.val else "", unused_line(config)):
+                if line:
+                    LOGGER.warning(line)
             write_description(config, pairs, self.save_dir / "data.yaml")
         return {
             "config": config,
