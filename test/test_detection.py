@@ -22,6 +22,7 @@ from rscmd_model.inference.predictor import StageTimes
 from rscmd_ros.cameras.conversions import stamp_ns
 from rscmd_ros.node.detection import PairDetector
 from rscmd_ros.node.parameters import Settings
+from rscmd_ros.node.worker import DroppedError
 from rscmd_ros.pairing.frames import Arrival, Frame, Pair
 
 
@@ -92,6 +93,28 @@ def test_tracks_are_in_the_message_and_weak_boxes_are_not():
     detector.reset()
     detector.detect(Pair(*frames(3), 0))
     assert [d.id for d in published[-1].detections] == ["1", "2"]
+
+
+def test_an_answer_that_nobody_wants_any_more_is_neither_published_nor_tracked():
+    detector, _, published = make(tracker="bytetrack", confidence_threshold=0.25)
+    detector.detect(Pair(*frames(0), 0))
+    with pytest.raises(DroppedError):
+        detector.detect(Pair(*frames(-9), 0), drop)
+    detector.detect(Pair(*frames(1), 0))
+    assert [[d.id for d in answer.detections] for answer in published] == [["1", "2"]] * 2
+    assert detector.wanted()
+    detector.settings = replace(detector.settings, enable=False)
+    assert not detector.wanted()
+    detector.settings = replace(detector.settings, enable=True, lazy=True)
+    watchers = 0
+    detector._publisher = SimpleNamespace(get_subscription_count=lambda: watchers)
+    assert not detector.wanted()
+    watchers = 1
+    assert detector.wanted()
+
+
+def drop() -> None:
+    raise DroppedError("discarded")
 
 
 def test_a_lone_thermal_frame_is_answered_in_the_visible_frame_once_that_is_known():

@@ -76,6 +76,63 @@ def test_a_failing_job_does_not_end_the_worker():
     assert check_counts(worker)["done"] == 1
 
 
+def test_a_job_asks_before_its_result_goes_out():
+    """It may have been worked on for long when the worker is stopped, or when nobody wants results any more."""
+    bench, wanted, out = Bench(), True, []
+
+    def work(job: int) -> None:
+        bench.work(job)
+        worker.check()
+        out.append(job)
+
+    worker: Worker[int] = Worker(work, bench.failed, wanted=lambda: wanted)
+    assert worker.busy_for() == 0
+    worker.submit(1)
+    assert bench.started.acquire(timeout=PATIENCE)
+    assert worker.busy_for() > 0
+    worker.submit(2)
+    wanted = False
+    worker.submit(3)
+    bench.may_end.release()  # 2 is not even begun
+    until_idle(worker)
+    wanted = True
+    worker.submit(4)
+    assert bench.started.acquire(timeout=PATIENCE)
+    assert not worker.stop(timeout=0.01)
+    bench.may_end.release()
+    assert worker.stop(timeout=PATIENCE)
+    assert (bench.taken, out, bench.failures) == ([1, 4], [], [])
+    counts = check_counts(worker)
+    assert (counts["skipped"], counts["discarded"]) == (3, 1)
+
+
+def until_idle(worker: Worker[int]) -> None:
+    idle = threading.Event()
+    for _ in range(3000):
+        if worker.counts()["in_hand"] == 0:
+            return
+        idle.wait(0.01)
+    raise AssertionError(worker.counts())
+
+
+def test_the_books_of_a_worker_that_hangs_are_closed():
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from rscmd_ros.node.diagnostics import JOB_KINDS, Tally
+
+    bench, tally = Bench(), Tally()
+    worker: Worker[int] = Worker(bench.work, bench.failed, JOB_KINDS)
+    worker.submit(1, "lone")
+    assert bench.started.acquire(timeout=PATIENCE)
+    worker.submit(2, "pairs")
+    assert not worker.stop(timeout=0.01)
+    tally.close_worker(worker)
+    bench.may_end.release()
+    assert worker.stop(timeout=PATIENCE)
+    for kind in JOB_KINDS:
+        counts = tally.work(None)[kind]
+        assert (counts["submitted"], counts["discarded"], counts["in_hand"]) == (1, 1, 0)
+
+
 def test_long_work_is_left_behind_when_the_process_is_to_end():
     stopping, let_go = threading.Event(), threading.Event()
     assert run_unless(stopping, lambda: 7) == 7

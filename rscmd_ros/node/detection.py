@@ -141,12 +141,25 @@ class PairDetector:
         if self._tracker is not None:
             self._tracker.reset()
 
-    def detect(self, job: Pair | Frame) -> None:
+    @property
+    def watched(self) -> bool:
+        """Whether somebody subscribes to anything that needs the model to run."""
+        return any(topic is not None and topic.get_subscription_count() for topic in (self._publisher, self._overlay))
+
+    def wanted(self) -> bool:
+        """Whether an answer is to be made at all."""
+        return self.settings.enable and (not self.settings.lazy or self.watched)
+
+    def detect(self, job: Pair | Frame, check: Callable[[], None] = lambda: None) -> None:
         """Answer a pair, or a lone frame by its own branch. Payloads are `Arrival`s.
 
         A pair is answered in the pixels and under the header of the image of parameter `output_frame`. So is that
         camera's lone frame. The other one's lone frame is answered in the same pixels and under the same frame_id as
         before the loss, with its own stamp; where there was nothing before, in its own pixels under its own header.
+
+        Args:
+            job: the pair or frame.
+            check: called once the model has answered; what it raises keeps the answer from being published.
         """
         frames = (job.visible, job.thermal) if isinstance(job, Pair) else (job,)
         arrivals: dict[Stream, Arrival] = {}
@@ -164,7 +177,7 @@ class PairDetector:
         size = self._seen["visible"][1] if visible is None and "visible" in self._seen else None
         registration = self._registration(thermal is not None)
         headers = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
-        found, identities = self._find(visible, thermal, size, registration, frames[0].stamp / 1e9)
+        found, identities = self._find(visible, thermal, size, registration, frames[0].stamp / 1e9, check)
         started = time.monotonic_ns()
         header, shown, which = self._place(found, headers, registration)
         answer = detections_to_msg(shown, self.predictor.names, header)
@@ -271,6 +284,7 @@ class PairDetector:
         size: tuple[int, int] | None,
         registration: Registration | None,
         stamp: float,
+        check: Callable[[], None],
     ) -> tuple[Detections, list[str]]:
         """What is to be published, and the identity of each, empty where there is none."""
         settings, tracker = self.settings, self._tracker
@@ -285,6 +299,7 @@ class PairDetector:
             size=size,
             registration=registration,
         )
+        check()  # before the tracker learns of it, which by now may belong to the worker after this one
         for stage, ms in asdict(times).items():
             self.stages[stage].note(ms)
         if wanted:
