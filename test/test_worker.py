@@ -1,13 +1,17 @@
-"""The worker that always takes the newest job, the loader that can be left behind, and what is said of topics."""
+"""The worker that takes the newest job, the loader that can be left behind, and what is said of topics and silence."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from rscmd_ros.node.worker import Latencies, StoppedError, Worker, run_unless
+from rscmd_ros.pairing.fallback import Fallback
+from rscmd_ros.pairing.frames import STREAMS
+from rscmd_ros.pairing.nearest import make_pairer
 
 PATIENCE = 30.0
 
@@ -186,3 +190,102 @@ def test_throttle_keeps_subjects_apart():
     throttle = Throttle(seconds=1000.0)
     assert [throttle.allows(subject) for subject in ("a", "b", "a", "b", "c")] == [True, True, False, False, True]
     assert [Throttle(seconds=0.0).allows("a") for _ in range(2)] == [True, True]
+
+
+class Watched:
+    """What a node's condition finds, second by second of made-up time; both cameras send at `every` tenth of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("rclpy", reason="rclpy is not installed")
+        from rscmd_ros.node.condition import Condition, Facts
+        from rscmd_ros.node.diagnostics import Tally
+        from rscmd_ros.node.parameters import Settings
+
+        self.steps, self.n = 1000, 0
+        monkeypatch.setattr("rscmd_ros.node.condition.time.monotonic", lambda: self.steps / 10)
+        self.condition, self.facts = Condition(), Facts
+        graph = {"get_fully_qualified_name": "/d", "get_node_names_and_namespaces": []}
+        self.known = {
+            "node": SimpleNamespace(count_publishers=lambda _: 0, **{k: lambda v=v: v for k, v in graph.items()}),
+            "state": "active", "mode": "fused", "settings": Settings(), "topics": dict.fromkeys(STREAMS),
+            "subscribed": {}, "tally": Tally(), "watched": False, "offset_measured": None, "offset_in_use": 0,
+        }  # fmt: skip
+        self.busy, self.every = 0.0, 1
+        self.detector = SimpleNamespace(published_at=None, failure=None)
+        self.pairer = make_pairer(slop=50 * MS)
+        self.fallback = Fallback("both", timeout=5000 * MS, shutter=0, branches=STREAMS, now=self.steps * 100 * MS)
+
+    def run(
+        self, seconds: int, stamps: dict[str, Callable[[int], int]], answers: bool = False, clock: int | None = None
+    ) -> list[str]:
+        """What is said in the end, where each stream's `stamps` are a function of the time, in ns."""
+        causes = []
+        for step in range(10 * seconds):
+            self.steps += 1
+            now = self.steps * 100 * MS
+            for stream in STREAMS if self.steps % self.every == 0 else ():
+                self.n += 1
+                self.fallback.frame(stream, self.n, now)
+                pairs = self.pairer.add(stream, stamps.get(stream, int)(now), None, now)
+                if pairs and answers:
+                    self.detector.published_at = self.steps / 10
+            if step % 10 == 9:
+                worker = SimpleNamespace(busy_for=lambda: self.busy)
+                parts = {"detector": self.detector, "pairer": self.pairer, "worker": worker, "fallback": self.fallback}
+                causes = self.condition._causes(self.facts(now=clock or now, **self.known, **parts))
+        return [cause.text for cause in causes]
+
+
+MS = 1_000_000
+
+
+def test_silence_is_told_with_the_counter_that_takes_the_frames(monkeypatch):
+    watched = Watched(monkeypatch)
+    assert watched.run(5, {}, answers=True) == []
+    constant = {"thermal": lambda now: 105_000 * MS}
+    assert watched.run(2, constant) == []  # not yet
+    (said,) = watched.run(2, constant)
+    assert "both cameras send, and nothing has been published for 4 s: 40 of 40 thermal frames" in said
+    assert said.endswith("counter thermal.duplicate")
+    assert "thermal frames have a stamp seen before" in said
+    assert watched.run(3, {}, answers=True) == []
+    watched.busy = 4.0
+    (said,) = watched.run(5, {})
+    assert "the worker has been at one pair for 4 s" in said
+
+
+def test_of_counters_that_grow_the_cause_goes_before_the_consequence():
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from rscmd_ros.node.causes import silence_problem
+
+    visible = {"received": 600, "paired": 0, "too_far": 280, "reset": 310, "late": 10, "pending": 90}
+    thermal = {"received": 90, "paired": 0, "too_far": 90, "reset": 0, "late": 0, "pending": 0}
+    said = silence_problem(10.0, {"visible": visible, "thermal": thermal}, None)
+    assert ": 310 of 600 visible frames waited when time jumped back" in said
+    assert silence_problem(10.0, {"visible": visible | {"reset": 0}, "thermal": thermal}, None).endswith(
+        "thermal.too_far"
+    )
+    assert silence_problem(10.0, {"thermal": {"received": 90}}, None).endswith("for 10 s")
+
+
+def test_silence_is_no_news_where_nothing_is_wanted_or_a_camera_is_slow(monkeypatch):
+    from rscmd_ros.node.parameters import Settings
+
+    watched = Watched(monkeypatch)
+    watched.known["settings"] = Settings(lazy=True)
+    assert watched.run(8, {}) == []
+    watched.known["watched"] = True
+    assert len(watched.run(8, {})) == 1
+    assert watched.run(1, {}, answers=True) == []
+    watched.every = 20
+    assert watched.run(4, {}) == []  # of pairs every two seconds
+    assert len(watched.run(4, {})) == 1
+
+
+def test_a_clock_that_stands_still_is_named(monkeypatch):
+    watched = Watched(monkeypatch)
+    assert watched.run(2, {}, answers=True, clock=5) == []
+    (said,) = watched.run(4, {}, answers=True, clock=5)
+    assert "ROS time has stood still" in said
+    assert "'use_sim_time' is true and nothing publishes /clock" in said
+    assert watched.run(4, {}, answers=True) == []
