@@ -127,7 +127,7 @@ class Settings:
     stream_timeout: float = _parameter(
         1.0,
         "A camera that has shown nothing new for so many s (silent, or repeating its picture), while the other went "
-        "on, is lost. At least three periods of that camera are waited for.",
+        "on, is lost. At least three periods of that camera are waited for, once its first five images have told them.",
         low=0.05,
         high=60.0,
         live=True,
