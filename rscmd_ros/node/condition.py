@@ -79,7 +79,7 @@ class Condition:
     def restart(self) -> None:
         """Begin anew, at activation."""
         self.mismatched: dict[Stream, str] = {}
-        """The QoS policy in which a publisher of a stream offers too little."""
+        """The QoS policy in which a publisher of a stream offers too little; forgotten with its next image."""
         self._since = self._apart_since = time.monotonic()
         self._watching: int | None = None
         self._refused: dict[tuple[Stream, str], str] = {}

@@ -295,6 +295,7 @@ class DetectorNode(LifecycleNode):
     def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
         if self._intake is None or self._intake.fallback is None:
             return  # unsubscribed, and this one was already on its way
+        self._condition.mismatched.pop(stream, None)  # a publisher whose images arrive offers enough
         try:
             self._intake.receive(stream, msg, self._now())
         except ConversionError as error:

@@ -24,8 +24,6 @@ _LEAST_QUEUE_OF_MIDDLEWARE = 10
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What parameters qos_overrides.TOPIC.subscription.POLICY can change of the image subscriptions."""
 
-_OVERRIDE = "qos_overrides.{}.subscription.{}"
-
 
 def image_qos(reliability: str, queue_size: int) -> QoSProfile:
     """What is asked of an image topic: reliability best_effort or reliable, and so many messages kept."""
@@ -36,9 +34,13 @@ def image_qos(reliability: str, queue_size: int) -> QoSProfile:
     )
 
 
+def _override(topic: str, policy: QoSPolicyKind) -> str:
+    return f"qos_overrides.{topic}.subscription.{policy.name.lower()}"
+
+
 def overrides_of(topics: Sequence[str]) -> list[str]:
     """The names of the parameters that override the QoS of these image topics."""
-    return [_OVERRIDE.format(topic, policy.name.lower()) for topic in topics for policy in OVERRIDABLE]
+    return [_override(topic, policy) for topic in topics for policy in OVERRIDABLE]
 
 
 def image_names(node: Node, stream: str, transport: str) -> list[str]:
@@ -111,6 +113,8 @@ class Inputs:
     def _subscribe(self, node: Node, stream: Stream, camera: Camera, settings: Settings) -> None:
         names = image_names(node, stream, camera.transport)
         follow_overrides(node, names)
+        # Those given alone: rclpy keeps what each had at the first subscription, and it would win over the parameters.
+        given = [policy for policy in OVERRIDABLE if _override(names[0], policy) in node._parameter_overrides]
 
         def mismatch(event: Any) -> None:
             self._mismatched(stream, qos_policy_name_from_kind(event.last_policy_kind))
@@ -121,7 +125,7 @@ class Inputs:
             partial(self._image, stream),
             image_qos(getattr(settings, f"{stream}_reliability"), settings.queue_size),
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+            qos_overriding_options=QoSOverridingOptions(given),
         )
         if camera.calibrated:
             latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
