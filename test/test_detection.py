@@ -19,7 +19,7 @@ from rscmd_model.detections import Detections
 from rscmd_model.errors import out_of_memory
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.predictor import StageTimes
-from rscmd_ros.cameras.conversions import stamp_ns
+from rscmd_ros.cameras.conversions import stamp_ns, time_msg
 from rscmd_ros.node.detection import PairDetector
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.node.worker import DroppedError
@@ -148,6 +148,25 @@ def test_boxes_in_thermal_pixels_keep_their_frame_when_the_thermal_camera_is_los
     assert published[-1].header.frame_id == "thermal_optical"
     assert stamp_ns(published[-1].header) == visible.stamp
     assert [detection.bbox for detection in published[-1].detections] == both
+
+
+@pytest.mark.parametrize("offset", [-900_000_000 * MS, 800 * MS])
+def test_a_lone_frame_goes_by_the_clock_of_the_frame_it_is_answered_in(offset: int):
+    """Or its stamps would jump by the offset when a camera is lost, and every track begin anew."""
+    for output, lone, sign in (("visible", 1, -1), ("thermal", 0, 1)):
+        detector, _, published = make(output_frame=output, tracker="bytetrack", confidence_threshold=0.25)
+        visible, thermal = frames(0)
+        thermal = replace(thermal, stamp=thermal.stamp + offset)
+        thermal.payload.msg.header.stamp = time_msg(thermal.stamp)
+        detector.detect(Pair(visible, thermal, 2 * MS))
+        frame = replace((visible, thermal)[lone], offset=offset)
+        for _ in range(2):
+            frame = replace(frame, stamp=frame.stamp + 100 * MS)
+            frame.payload.msg.header.stamp = time_msg(frame.stamp)
+            detector.detect(frame)
+            assert published[-1].header.frame_id == f"{output}_optical"
+            assert stamp_ns(published[-1].header) == frame.stamp + sign * offset
+        assert [[d.id for d in answer.detections] for answer in published] == [["1", "2"]] * 3
 
 
 def test_hold_repeats_the_last_fused_answer_under_its_own_stamp():
