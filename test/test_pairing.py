@@ -397,6 +397,9 @@ def test_lone_frames_are_counted_once_and_never_go_back(policy):
     seen = counts(pairer, "visible")
     assert (seen["alone"], seen["duplicate"], seen["late"], seen["invalid"]) == (5, 1, 1, 1)
     assert counts(pairer, "thermal")["frozen"] == 1
+    resets, waiting = pairer.resets, pairer.add("visible", start + SECOND, None, start)
+    pairer.clear()  # as at a deactivate, when no time has jumped
+    assert (pairer.resets, waiting, counts(pairer, "visible")["reset"]) == (resets, [], seen.get("reset", 0) + 1)
     later = start - 2 * SECOND
     pairer.add("visible", later, "v", later)
     pairs = [*pairer.add("thermal", later + MS, "t", later), *pairer.flush()]

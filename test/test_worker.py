@@ -183,6 +183,17 @@ def test_what_keeps_images_from_coming_is_named():
     assert "best effort but asked for reliable" in topic_problem("/a", [publisher(image, reliable=False)], "reliable")
 
 
+def test_no_offset_is_advised_that_cannot_be_set():
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    from rscmd_ros.node.causes import slop_problem
+
+    said = [slop_problem(50.0, offset, {"visible": 9, "thermal": 9}) for offset in (-10_000.0, -900_000.0, 90.0)]
+    assert "behind visible ones" in said[0]
+    assert said[0].endswith("set thermal_offset_ms to -10000, or use_measured_offset")
+    assert said[1].endswith("from one clock, or set use_measured_offset")
+    assert said[2].endswith("or set thermal_offset_ms to 90")  # the other one would do nothing
+
+
 def test_throttle_keeps_subjects_apart():
     pytest.importorskip("rclpy", reason="rclpy is not installed")
     from rscmd_ros.node.diagnostics import Throttle

@@ -9,6 +9,8 @@ from typing import Any
 from rclpy.qos import QoSReliabilityPolicy
 
 from rscmd_model.errors import shown
+from rscmd_ros.node.parameters import TABLE
+from rscmd_ros.pairing.clock_offset import LATENCY_DOUBT
 
 IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 """By transport."""
@@ -114,9 +116,12 @@ def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str,
     measured = ""
     if offset_ms is not None:
         side = "ahead of" if offset_ms > 0 else "behind"
+        can_be_set = abs(offset_ms) <= TABLE["thermal_offset_ms"].metadata["high"]
+        ways = [f"thermal_offset_ms to {offset_ms:.0f}"] if can_be_set else []
+        ways += ["use_measured_offset"] if abs(offset_ms) * 1e6 > LATENCY_DOUBT else []  # which heeds no less
         measured = (
             f"; thermal stamps are {abs(offset_ms):.0f} ms {side} visible ones that arrive together: let both cameras "
-            f"take their time from one clock, or set thermal_offset_ms to {offset_ms:.0f}, or use_measured_offset"
+            f"take their time from one clock, or set {', or '.join(ways)}"
         )
     return f"no two stamps lie within slop_ms {slop_ms:g} ({counts} frames lately){measured}"
 

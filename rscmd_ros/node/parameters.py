@@ -168,8 +168,8 @@ class Settings:
     use_measured_offset: bool = _parameter(
         False,
         "Take off thermal stamps what the node measures (thermal_ahead_ms in its diagnostics) where that lies more "
-        "than 200 ms from thermal_offset_ms: for a camera whose clock was never set. What is less may be the cameras' "
-        "latency and is left alone.",
+        "than 200 ms from thermal_offset_ms, and from then on until it lies within 100 ms: for a camera whose clock "
+        "was never set. What is less may be the cameras' latency and is left alone.",
         live=True,
     )
     reuse: bool = _parameter(

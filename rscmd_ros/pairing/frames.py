@@ -200,8 +200,13 @@ class Pairer(ABC):
         """Decide everything: no frame will follow. Afterwards nothing is pending."""
 
     @abstractmethod
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
+
+    def reset(self) -> None:
+        """Begin anew because time did: `clear`, and counted in `resets`."""
+        self.resets += 1
+        self.clear()
 
     def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
         """Take in a frame for which no partner is to be waited for.
