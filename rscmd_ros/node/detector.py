@@ -338,6 +338,7 @@ class DetectorNode(LifecycleNode):
             self._report()
 
     def _each_second(self) -> None:
+        self._inputs.look_for_latched(self)
         if (
             self._worker is not None
             and self._intake is not None

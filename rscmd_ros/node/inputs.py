@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rscmd_ros.cameras.camera import Camera, image_topic, info_topic
 from rscmd_ros.cameras.rig import Rig
+from rscmd_ros.node.outputs import LATCHED
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.pairing.frames import Stream
 
@@ -85,6 +86,8 @@ class Inputs:
         self._image, self._info, self._mismatched = image, info, mismatched
         self._images: dict[Stream, Subscription] = {}
         self._infos: list[Subscription] = []
+        self._latched: dict[Stream, str] = {}
+        """The camera_infos of which no publisher that keeps its last one has been seen yet."""
 
     def open(self, node: Node, rig: Rig, settings: Settings) -> None:
         """Subscribe to both cameras.
@@ -95,11 +98,25 @@ class Inputs:
         for stream, camera in rig.cameras.items():
             self._subscribe(node, stream, camera, settings)
 
+    def look_for_latched(self, node: Node) -> None:
+        """Subscribe to what a publisher of a camera_info published before, where it keeps its last one.
+
+        That takes a subscription of its own, made once such a publisher is there: every other publisher would warn of
+        it, and send it nothing.
+        """
+        for stream, topic in list(self._latched.items()):
+            offered = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+            kept = [qos for qos in offered if qos.durability == LATCHED.durability]
+            if any(qos.reliability == LATCHED.reliability for qos in kept):
+                take, quiet = partial(self._info, stream), SubscriptionEventCallbacks(use_default_callbacks=False)
+                self._infos.append(node.create_subscription(CameraInfo, topic, take, LATCHED, event_callbacks=quiet))
+                del self._latched[stream]
+
     def close(self, node: Node) -> None:
         """Unsubscribe."""
         for subscription in (*self._images.values(), *self._infos):
             node.destroy_subscription(subscription)
-        self._images, self._infos = {}, []
+        self._images, self._infos, self._latched = {}, [], {}
 
     def topic(self, node: Node, stream: Stream) -> str:
         """The name of a stream's image topic: that in force, or before that without its transport's suffix."""
@@ -129,6 +146,6 @@ class Inputs:
         )
         if camera.calibrated:
             latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-            camera.info_topic = info_name(node, stream)
+            camera.info_topic = self._latched[stream] = info_name(node, stream)
             take = partial(self._info, stream)
             self._infos.append(node.create_subscription(CameraInfo, camera.info_topic, take, latest))
