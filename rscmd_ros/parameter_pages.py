@@ -85,7 +85,7 @@ def to_markdown() -> str:
         "that stands twice in a section, of which the last value counts.",
         "",
         "QoS of the image topics is overridden by `qos_overrides.TOPIC.subscription.POLICY`, POLICY one of `history`,",
-        "`depth`, `reliability` and `durability`, read at the first activation. TOPIC is the full name,",
+        "`depth`, `reliability` and `durability`, on the command line or in a file. TOPIC is the full name,",
         "`/visible/image` or in a namespace `/front/visible/image`; where it is remapped, or ends in `/compressed`,",
         "either name will do, and that in force wins.",
         "",

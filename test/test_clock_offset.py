@@ -116,3 +116,18 @@ def test_only_what_is_surely_an_offset_is_corrected():
     assert estimator.correction(0, 0, 25 * MS) == measured
     assert estimator.correction(0, measured - 20 * MS, 25 * MS) == measured - 20 * MS  # near enough: no new pairer
     assert estimator.correction(measured + 100 * MS, 0, 25 * MS) == measured + 100 * MS  # may be latency: as it is set
+
+
+def test_an_offset_at_the_doubt_does_not_come_and_go():
+    estimator, in_use, changes = ClockOffset(), 0, 0
+    visible = delayed(camera("visible", 30, seconds=120, latency_ms=30), mean_ms=8)
+    thermal = delayed(camera("thermal", 30, seconds=120, phase_ms=10, latency_ms=10), mean_ms=8, seed=1)
+    events = sorted([*visible, *((arrival, stream, stamp + 180 * MS) for arrival, stream, stamp in thermal)])
+    for n, (arrival, stream, stamp) in enumerate(events):
+        estimator.add(stream, stamp, arrival)
+        if n % 60 == 0 and (wanted := estimator.correction(0, in_use, 25 * MS)) != in_use:
+            in_use, changes = wanted, changes + 1
+    assert abs(estimator.estimate() - LATENCY_DOUBT) < 10 * MS
+    assert changes <= 1
+    feed(estimator, *[[(a + 120 * SECOND, s, t + 120 * SECOND) for a, s, t in events] for events in (visible, thermal)])
+    assert estimator.correction(0, in_use or LATENCY_DOUBT, 25 * MS) == 0  # the clock was set

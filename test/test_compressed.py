@@ -93,6 +93,24 @@ def test_visible_jpeg_comes_back_up_to_its_loss(format: str, options: tuple[int,
     assert np.abs(compressed_to_visible(msg, NO_LIMITS).astype(int) - PICTURE).mean() < 3
 
 
+@pytest.mark.parametrize("label", ["nv21", "nv12", "RGB8", "yuv420", "bayer_of_ours8", "\n"])
+def test_a_label_that_names_no_encoding_of_ours_spoils_no_picture(label: str) -> None:
+    jpeg = message(PICTURE, f"{label}; jpeg compressed bgr8", "jpg")
+    np.testing.assert_array_equal(
+        compressed_to_visible(jpeg, NO_LIMITS), compressed_to_visible(message(PICTURE, "jpeg", "jpg"), NO_LIMITS)
+    )
+    four = message(cv2.cvtColor(PICTURE, cv2.COLOR_BGR2BGRA), "8UC4; png compressed bgra8")
+    np.testing.assert_array_equal(compressed_to_visible(four, NO_LIMITS), PICTURE)
+    grey = COUNTS.astype(np.uint8)
+    for image in (grey, COUNTS):
+        msg = message(image, f"{label}; png compressed ")
+        assert (compressed_to_visible(msg, NO_LIMITS) == compressed_to_visible(message(image, ""), NO_LIMITS)).all()
+        np.testing.assert_array_equal(compressed_to_thermal(msg, NO_LIMITS), image)
+    # The mosaic of an 8-bit picture, whatever depth its label says.
+    twice = [compressed_to_visible(message(grey, f"bayer_grbg{n}; png compressed "), NO_LIMITS) for n in (8, 16)]
+    np.testing.assert_array_equal(*twice)
+
+
 def test_an_exif_tag_turns_the_picture_as_it_does_in_training() -> None:
     turned = with_orientation(encode(PICTURE, "jpg"), 6)
     msg = message(turned, "jpeg")
@@ -131,6 +149,7 @@ def test_a_palette_is_taken_by_its_luma_when_that_is_wanted() -> None:
     [
         (message(COUNTS.astype(np.uint8), "mono16; jpeg compressed mono8", "jpg"), ["8 of its 16 bits", "png"]),
         (message(b"\0" * 12 + encode(COUNTS, "png"), "16UC1; compressedDepth png"), ["depth images", "/compressed"]),
+        (message(COUNTS, "32FC1; png compressed "), ["compressed from encoding '32FC1'", "16 bits at"]),
         (message(COUNTS.astype(np.uint8), "mono16; png compressed "), ["says encoding 'mono16'", "has 8 bits"]),
         (message(encode(COUNTS, "tiff"), "mono16; tiff compressed "), ["tiff compressed", "neither PNG nor JPEG"]),
         (message(b"", "png"), ["no data"]),

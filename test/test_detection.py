@@ -19,9 +19,10 @@ from rscmd_model.detections import Detections
 from rscmd_model.errors import out_of_memory
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.inference.predictor import StageTimes
-from rscmd_ros.cameras.conversions import stamp_ns
+from rscmd_ros.cameras.conversions import stamp_ns, time_msg
 from rscmd_ros.node.detection import PairDetector
 from rscmd_ros.node.parameters import Settings
+from rscmd_ros.node.worker import DroppedError
 from rscmd_ros.pairing.frames import Arrival, Frame, Pair
 
 
@@ -94,6 +95,28 @@ def test_tracks_are_in_the_message_and_weak_boxes_are_not():
     assert [d.id for d in published[-1].detections] == ["1", "2"]
 
 
+def test_an_answer_that_nobody_wants_any_more_is_neither_published_nor_tracked():
+    detector, _, published = make(tracker="bytetrack", confidence_threshold=0.25)
+    detector.detect(Pair(*frames(0), 0))
+    with pytest.raises(DroppedError):
+        detector.detect(Pair(*frames(-9), 0), drop)
+    detector.detect(Pair(*frames(1), 0))
+    assert [[d.id for d in answer.detections] for answer in published] == [["1", "2"]] * 2
+    assert detector.wanted()
+    detector.settings = replace(detector.settings, enable=False)
+    assert not detector.wanted()
+    detector.settings = replace(detector.settings, enable=True, lazy=True)
+    watchers = 0
+    detector._publisher = SimpleNamespace(get_subscription_count=lambda: watchers)
+    assert not detector.wanted()
+    watchers = 1
+    assert detector.wanted()
+
+
+def drop() -> None:
+    raise DroppedError("discarded")
+
+
 def test_a_lone_thermal_frame_is_answered_in_the_visible_frame_once_that_is_known():
     detector, known, published = make()
     visible, thermal = frames(0)
@@ -125,6 +148,25 @@ def test_boxes_in_thermal_pixels_keep_their_frame_when_the_thermal_camera_is_los
     assert published[-1].header.frame_id == "thermal_optical"
     assert stamp_ns(published[-1].header) == visible.stamp
     assert [detection.bbox for detection in published[-1].detections] == both
+
+
+@pytest.mark.parametrize("offset", [-900_000_000 * MS, 800 * MS])
+def test_a_lone_frame_goes_by_the_clock_of_the_frame_it_is_answered_in(offset: int):
+    """Or its stamps would jump by the offset when a camera is lost, and every track begin anew."""
+    for output, lone, sign in (("visible", 1, -1), ("thermal", 0, 1)):
+        detector, _, published = make(output_frame=output, tracker="bytetrack", confidence_threshold=0.25)
+        visible, thermal = frames(0)
+        thermal = replace(thermal, stamp=thermal.stamp + offset)
+        thermal.payload.msg.header.stamp = time_msg(thermal.stamp)
+        detector.detect(Pair(visible, thermal, 2 * MS))
+        frame = replace((visible, thermal)[lone], offset=offset)
+        for _ in range(2):
+            frame = replace(frame, stamp=frame.stamp + 100 * MS)
+            frame.payload.msg.header.stamp = time_msg(frame.stamp)
+            detector.detect(frame)
+            assert published[-1].header.frame_id == f"{output}_optical"
+            assert stamp_ns(published[-1].header) == frame.stamp + sign * offset
+        assert [[d.id for d in answer.detections] for answer in published] == [["1", "2"]] * 3
 
 
 def test_hold_repeats_the_last_fused_answer_under_its_own_stamp():

@@ -124,7 +124,21 @@ def test_both_lost_is_none():
 
 def test_a_slow_camera_is_not_lost_between_two_frames():
     assert Rig(thermal_ms=900).run(9).run(0).modes == ["fused"]
-    assert Rig(thermal_ms=2000).run(9).run(20).modes[-1] == "fused"
+    rig = Rig(thermal_ms=2000).run(11)  # the first five frames tell its period, and until then it counts as lost
+    known = len(rig.modes)
+    assert rig.run(20).modes[known - 1 :] == ["fused"]
+    assert rig.fallback.shutters + rig.fallback.losses["thermal"] == 4
+
+
+def test_outages_are_no_periods():
+    rig = Rig().run(3)
+    for _ in range(5):
+        rig.run(4, thermal="silent").run(2).run(4, thermal="frozen").run(2)
+    assert rig.fallback.watch["thermal"].patience(SECOND) == SECOND
+    still = Rig().run(0.3)  # a made-up world where something moves now and then only
+    for _ in range(8):
+        still.run(4, visible="frozen", thermal="frozen").run(0.2)
+    assert still.fallback.watch["visible"].patience(SECOND) == SECOND
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("vision_msgs", reason="vision_msgs is not installed")
 
 from detector_process import MS, Cameras, Detector, check_ledger
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from test_node import NAMES, random_model
@@ -212,5 +212,27 @@ def test_rectified_registered_and_in_thermal_pixels(model: Path, tmp_path: Path,
         cameras.detections.clear()
         cameras.spin_until(answered, "detections by a sound calibration")
         assert "Traceback" not in detector.text
+    finally:
+        detector.close()
+
+
+def test_a_camera_info_that_was_sent_once_before_the_start_is_received(
+    model: Path, tmp_path: Path, cameras: Cameras
+) -> None:
+    latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    publisher = cameras.node.create_publisher(CameraInfo, "/visible/camera_info", latched)
+    publisher.publish(camera_info((160, 96), 150.0, (-0.2, 0.05, 0.0, 0.0, 0.0)))
+    detector = Detector(tmp_path, model=model, device="cpu", visible_rectify="true", **BEST)
+    try:
+        detector.wait_for("active: listening")
+        for stream in ("visible", "thermal"):
+            advertise(cameras, stream, Image, f"/{stream}/image")
+        cameras.play(lambda: bool(cameras.detections), "answers")
+        resets = cameras.fresh_counts()["time_resets"]
+        for transition in ("deactivate", "activate"):
+            assert cameras.change(transition)
+        cameras.detections.clear()
+        cameras.play(lambda: bool(cameras.detections), "answers after a second activation")
+        assert cameras.fresh_counts()["time_resets"] == resets
     finally:
         detector.close()

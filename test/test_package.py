@@ -190,7 +190,7 @@ def test_an_environment_that_is_gone_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "gone") in line
 
 
-def test_the_unit_ends_launch_by_sigint() -> None:
+def test_the_unit_ends_launch_by_sigint_and_starts_it_again() -> None:
     """By SIGTERM, systemd's own choice, ros2 launch ends and leaves the node running (ros2/launch#666)."""
     unit = ConfigParser(interpolation=None)
     unit.optionxform = str
@@ -198,6 +198,8 @@ def test_the_unit_ends_launch_by_sigint() -> None:
     service = unit["Service"]
     # mixed: to launch alone, for the node is told by launch; what is left in the end is killed.
     assert (service["KillSignal"], service["KillMode"]) == ("SIGINT", "mixed")
+    # ros2 launch ends with 0 when its node has crashed, which is no failure to systemd.
+    assert (service["Restart"], int(service["RestartSec"]) > 0) == ("always", True)
     shell, option, script = shlex.split(service["ExecStart"])
     assert (shell, option) == ("/bin/bash", "-c")
     words = shlex.split(script.rpartition("&& exec ")[2])

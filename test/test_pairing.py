@@ -385,6 +385,9 @@ def test_lone_frames_are_counted_once_and_never_go_back(policy):
     pairer.flush()
     check_ledger(pairer)
     start = 10 * SECOND
+    apart = make_pairer(policy, slop=10 * MS, thermal_offset=3 * SECOND)
+    stamps = [apart.alone(stream, start, None, start).stamp_by("visible") for stream in STREAMS]
+    assert stamps == [start, start - 3 * SECOND]
     handed = [pairer.alone("visible", start + n * 100 * MS, n, start) for n in (0, 1, 1, 3, 2, 4)]
     assert [frame.payload if frame else None for frame in handed] == [0, 1, None, 3, None, 4]
     assert pairer.alone("visible", 0, None, start) is None
@@ -394,6 +397,9 @@ def test_lone_frames_are_counted_once_and_never_go_back(policy):
     seen = counts(pairer, "visible")
     assert (seen["alone"], seen["duplicate"], seen["late"], seen["invalid"]) == (5, 1, 1, 1)
     assert counts(pairer, "thermal")["frozen"] == 1
+    resets, waiting = pairer.resets, pairer.add("visible", start + SECOND, None, start)
+    pairer.clear()  # as at a deactivate, when no time has jumped
+    assert (pairer.resets, waiting, counts(pairer, "visible")["reset"]) == (resets, [], seen.get("reset", 0) + 1)
     later = start - 2 * SECOND
     pairer.add("visible", later, "v", later)
     pairs = [*pairer.add("thermal", later + MS, "t", later), *pairer.flush()]

@@ -20,6 +20,7 @@ from rscmd_model.imaging.extrinsics import registration_at_depth, rotation
 from rscmd_model.imaging.lens import Lens
 from rscmd_model.imaging.registration import Registration, map_points
 from rscmd_model.imaging.thermal import ThermalContract
+from rscmd_ros.cameras import camera as camera_module
 from rscmd_ros.cameras.camera import Camera, image_topic, info_topic
 from rscmd_ros.cameras.conversions import ConversionError
 from rscmd_ros.node.detection import make_rig
@@ -222,6 +223,18 @@ def test_extrinsics_that_make_no_sense_are_named() -> None:
     ):
         with pytest.raises(UserError, match=words):
             registration_at_depth(lens, lens, pose, depth)
+
+
+def test_a_camera_info_that_changes_leaves_the_one_before_until_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker reads it at any moment: a zoom or an autofocus sends another with every image."""
+    camera, seen = Camera("visible", rectify=True), []
+    camera.info(info(LENSES["visible"]))
+    make = camera_module._lens
+    monkeypatch.setattr(camera_module, "_lens", lambda msg: (seen.append(camera.known_lens()), make(msg))[1])
+    zoomed = replace(LENSES["visible"], camera=(700, 0, 320, 0, 700, 240, 0, 0, 1))
+    camera.info(info(zoomed))
+    assert seen == [LENSES["visible"]]
+    assert camera.known_lens() == zoomed
 
 
 def test_two_camera_infos_that_make_no_registration_are_refused_when_they_come() -> None:

@@ -255,6 +255,36 @@ def test_the_override_by_the_name_in_force_wins():
         assert node._parameter_overrides["qos_overrides./cam.subscription.depth"].value == 4
 
 
+def test_what_is_asked_of_a_topic_is_what_the_parameters_say_at_every_activation():
+    """Save for the policies that were overridden: rclpy keeps those of the first subscription."""
+    with detector("-p", "qos_overrides./thermal/image.subscription.depth:=3") as node:
+        from rclpy.qos import QoSReliabilityPolicy
+
+        from rscmd_ros.node.detection import make_rig
+        from rscmd_ros.node.parameters import Settings
+
+        for reliability, depth in (("best_effort", 30), ("reliable", 50)):
+            settings = Settings(visible_reliability=reliability, thermal_reliability=reliability, queue_size=depth)
+            node._inputs.open(node, make_rig(settings, None), settings)
+            asked = {stream: known.qos_profile for stream, known in node._inputs._images.items()}
+            wanted = getattr(QoSReliabilityPolicy, reliability.upper())
+            assert [qos.reliability for qos in asked.values()] == [wanted, wanted]
+            assert {stream: qos.depth for stream, qos in asked.items()} == {"visible": depth, "thermal": 3}
+            node._inputs.close(node)
+
+
+def test_a_publisher_that_offered_too_little_is_forgotten_with_the_next_image():
+    from types import SimpleNamespace
+
+    with detector() as node:
+        for stream in ("visible", "thermal"):
+            node._note_mismatch(stream, "RELIABILITY")
+        node._intake = SimpleNamespace(fallback=object(), receive=lambda *_: None, stop=lambda: None)
+        node._receive("thermal", SimpleNamespace())
+        assert node._condition.mismatched == {"visible": "RELIABILITY"}
+        node._intake = None
+
+
 @pytest.mark.parametrize(
     ("words", "topic"),
     [
@@ -303,6 +333,7 @@ def test_parameters_set_later(capfd):
             ("fallback", "x\n[INFO] forged\x1b", r"is 'x\n[INFO] forged\x1b'; choose one of both"),
             ("slop\n_ms" + "y" * 10**6, 1.0, r"parameter 'slop\n_msyyyy"),
             ("slop", 1.0, "did you mean 'slop_ms'?"),
+            ("qos_overrides./visible/image.subscription.depth", 9, "are read at the start alone"),
         ):
             result = node.set_parameters_atomically([Parameter(name, value=value)])
             assert not result.successful

@@ -134,11 +134,12 @@ class Camera:
         told = (msg.width, msg.height, msg.distortion_model, *map(tuple, (d, msg.k, msg.r, msg.p)), _roi(msg.roi))
         if told == self._told:
             return
-        self._told, self.lens = told, None
+        self._told = told
         try:
-            self.lens = _lens(msg)
+            self.lens = _lens(msg)  # the one before stays until this one is made, for the worker reads it meanwhile
         except UserError as error:
             self._fault = f"camera_info of the {self.stream} camera cannot be used: {error}"
+            self.lens = None
             raise ConversionError(self._fault) from None
 
     def known_lens(self) -> Lens:
@@ -147,10 +148,10 @@ class Camera:
         Raises:
             ConversionError: no camera_info has come yet, or it cannot be used.
         """
-        if self.lens is None:
+        if (lens := self.lens) is None:
             where = f" on {self.info_topic}" if self.info_topic else ""
             raise ConversionError(self._fault or f"no camera_info of the {self.stream} camera has come yet{where}")
-        return self.lens
+        return lens
 
     def _fitting_lens(self, size: tuple[int, int]) -> Lens:
         lens = self.known_lens()

@@ -4,7 +4,9 @@ Size, depth and channels stand in the picture's own bytes, and are judged before
 are decoded: the fewer decoders a stranger's bytes can reach, the better.
 
 The `format` field reads "ENCODING; CODEC compressed TARGET", as "rgb8; jpeg compressed bgr8"; in a PNG TARGET is empty
-for what is not colour, "mono16; png compressed ". Publishers of other origin write only "jpeg" or "png".
+for what is not colour, "mono16; png compressed ". Publishers of other origin write only "jpeg" or "png", or an encoding
+that names what the camera made (nv21, 8UC4) and nothing of the picture. So the field tells the order of the channels
+and the pattern of a mosaic where it is known, how many bits thermal counts had, and no more.
 """
 
 from __future__ import annotations
@@ -32,16 +34,10 @@ def check_compressed_visible(msg: Any, limits: Limits) -> PictureHeader:
     """Make sure that this sensor_msgs/CompressedImage can be read as a visible image, without decoding it.
 
     Raises:
-        ConversionError: `compressedDepth` or another codec, an encoding that `image_to_visible` does not take, data
-            that are cut short, or an image beyond the limits.
+        ConversionError: `compressedDepth` or another codec, an encoding of more than 16 bits, data that are cut short,
+            or an image beyond the limits.
     """
-    encoding, header = _check(msg, "visible", limits)
-    if encoding and encoding not in VISIBLE_ENCODINGS:
-        accepted = ", ".join(VISIBLE_ENCODINGS)
-        raise ConversionError(
-            f"visible image was compressed from encoding '{shown(encoding)}'; accepted are {accepted}"
-        )
-    return header
+    return _check(msg, "visible", limits)[1]
 
 
 def check_compressed_thermal(msg: Any, limits: Limits, palette_ok: bool = False) -> tuple[str, PictureHeader]:
@@ -65,9 +61,8 @@ def check_compressed_thermal(msg: Any, limits: Limits, palette_ok: bool = False)
             f"thermal image of encoding '{encoding}' is compressed to JPEG, which keeps 8 of its 16 bits: set the "
             "publisher's parameter <image topic>.compressed.format to png, or use the raw topic"
         )
-    colour = header.channels > 1 or (bool(encoding) and encoding not in THERMAL_ENCODINGS)
-    if colour and not (palette_ok and header.channels == 3 and header.depth == 8):
-        raise refuse_palette(encoding, f"{header.codec} of {header.channels} channels" if header.channels > 1 else "")
+    if header.channels > 1 and not (palette_ok and header.channels == 3 and header.depth == 8):
+        raise refuse_palette(encoding, f"{header.codec} of {header.channels} channels")
     if header.depth not in (8, 16):
         raise ConversionError(f"thermal image is a {header.codec} of {header.depth} bits; expected 8 or 16")
     if encoding in THERMAL_ENCODINGS and header.depth != 8 * THERMAL_ENCODINGS[encoding]:
@@ -94,8 +89,10 @@ def compressed_to_visible(msg: Any, limits: Limits) -> np.ndarray:
     encoding, sent_as = _parts(msg.format)
     image = _pixels(msg, header, "visible")
     if image.ndim == 2:
-        mosaic = encoding.startswith("bayer_") and header.codec == "png"
-        return pixels_to_visible(image, encoding if mosaic else f"mono{8 * image.itemsize}")
+        pattern = encoding.rstrip("0123456789") if encoding.startswith("bayer_") and header.codec == "png" else ""
+        depth = 8 * image.itemsize
+        known = f"{pattern}{depth}" in VISIBLE_ENCODINGS
+        return pixels_to_visible(image, f"{pattern}{depth}" if known else f"mono{depth}")
     # As image_transport's own subscriber reads it: channels named in the order of RGB lie in the file the wrong way.
     swapped = encoding in VISIBLE_ENCODINGS and VISIBLE_ENCODINGS[encoding].colour and not sent_as.startswith("bgr")
     order = ("rgb" if swapped else "bgr") + ("a" if image.shape[2] == 4 else "")
@@ -143,7 +140,13 @@ def _check(msg: Any, stream: str, limits: Limits) -> tuple[str, PictureHeader]:
             f"{stream} image of {len(msg.data)} bytes decodes to {header.nbytes / 1e6:.0f} MB, and parameter "
             f"'max_decoded_megabytes' allows {limits.decoded_bytes / 1e6:g}"
         )
-    return _parts(msg.format)[0], header
+    encoding = _parts(msg.format)[0]
+    if encoding.startswith(("32", "64")):  # nobody knows how its numbers were made to fit
+        raise ConversionError(
+            f"{stream} image was compressed from encoding '{shown(encoding)}', and a {header.codec} holds 16 bits at "
+            "most: publish an encoding of 8 or 16 bits"
+        )
+    return encoding, header
 
 
 def _pixels(msg: Any, header: PictureHeader, stream: str) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import Any
 from rclpy.qos import QoSReliabilityPolicy
 
 from rscmd_model.errors import shown
+from rscmd_ros.node.parameters import TABLE
+from rscmd_ros.pairing.clock_offset import LATENCY_DOUBT
 
 IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 """By transport."""
@@ -114,11 +116,68 @@ def slop_problem(slop_ms: float, offset_ms: float | None, unpaired: Mapping[str,
     measured = ""
     if offset_ms is not None:
         side = "ahead of" if offset_ms > 0 else "behind"
+        can_be_set = abs(offset_ms) <= TABLE["thermal_offset_ms"].metadata["high"]
+        ways = [f"thermal_offset_ms to {offset_ms:.0f}"] if can_be_set else []
+        ways += ["use_measured_offset"] if abs(offset_ms) * 1e6 > LATENCY_DOUBT else []  # which heeds no less
         measured = (
             f"; thermal stamps are {abs(offset_ms):.0f} ms {side} visible ones that arrive together: let both cameras "
-            f"take their time from one clock, or set thermal_offset_ms to {offset_ms:.0f}, or use_measured_offset"
+            f"take their time from one clock, or set {', or '.join(ways)}"
         )
     return f"no two stamps lie within slop_ms {slop_ms:g} ({counts} frames lately){measured}"
+
+
+_FATES = {
+    "duplicate": "have a stamp seen before (a driver that repeats its stamps, or two publishers on the topic)",
+    "late": "are older than the newest of their camera (a driver that mixes up their order)",
+    "reset": "waited when time jumped back (two publishers whose clocks differ, or a clock that is set over and over)",
+    "frozen": "repeat an old picture",
+    "invalid": "cannot be used",
+    "too_far": "have no partner within slop_ms",
+    "superseded": "have a partner within slop_ms that went to a nearer frame, or that output had moved past",
+}
+"""What it means for frames to end in a counter. The last two may be the consequence of any of those before."""
+
+
+def silence_problem(seconds: float, grown: Mapping[str, Mapping[str, int]], busy: float | None) -> str:
+    """That both cameras send and nothing is published, with what most probably keeps it back.
+
+    Args:
+        seconds: how long nothing has been published.
+        grown: for each stream how its counters have grown meanwhile.
+        busy: how long the worker has been at one job, s, where that explains it; otherwise None.
+    """
+    what = f"both cameras send, and nothing has been published for {seconds:.0f} s"
+    if busy is not None:
+        return f"{what}: the worker has been at one pair for {busy:.0f} s (a device or driver that hangs, or overload)"
+    consequences = ("too_far", "superseded")
+    # By share, for the cameras' rates differ. What is no consequence goes first where it takes a half of its stream.
+    refused = max(
+        (
+            (name not in consequences and 2 * n >= counts["received"], n / counts["received"], n, stream, name)
+            for stream, counts in grown.items()
+            for name, n in counts.items()
+            if name in _FATES and n
+        ),
+        default=None,
+    )
+    if refused is None:
+        return what
+    *_, n, stream, name = refused
+    return f"{what}: {n} of {grown[stream]['received']} {stream} frames {_FATES[name]}; counter {stream}.{name}"
+
+
+def clock_problem(seconds: float, published: bool) -> str:
+    """That the clock of ROS does not move while images come.
+
+    Args:
+        seconds: how long it has stood still.
+        published: whether anybody publishes /clock.
+    """
+    source = "the time on /clock stays the same" if published else "nothing publishes /clock"
+    return (
+        f"ROS time has stood still for {seconds:.0f} s while images come, so a lost camera is not noticed: parameter "
+        f"'use_sim_time' is true and {source}"
+    )
 
 
 def branch_problem(stream: str) -> str:

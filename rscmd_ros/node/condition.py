@@ -16,7 +16,9 @@ from rscmd_ros.node.causes import (
     IMAGE_TYPES,
     Cause,
     branch_problem,
+    clock_problem,
     mismatch_problem,
+    silence_problem,
     slop_problem,
     state_cause,
     topic_problem,
@@ -31,6 +33,10 @@ from rscmd_ros.pairing.frames import STREAMS, Pairer, Stream
 _GRACE_FOR_PUBLISHERS = 5.0
 """Discovery takes its time: so long after watching began a topic without a publisher or an image is no news."""
 _TIME_TO_MEASURE = 8.0
+_ANSWER_IS_DUE = 3.0
+_PERIODS = 3
+"""So many frames of each camera may come without an answer, however slow it is."""
+_CLOCK_STANDS = 3.0
 _QUIET = 2.0
 _FAILURE_IS_NEWS = 5.0
 _WARN_EVERY = 10.0
@@ -73,11 +79,15 @@ class Condition:
     def restart(self) -> None:
         """Begin anew, at activation."""
         self.mismatched: dict[Stream, str] = {}
-        """The QoS policy in which a publisher of a stream offers too little."""
+        """The QoS policy in which a publisher of a stream offers too little; forgotten with its next image."""
         self._since = self._apart_since = time.monotonic()
         self._watching: int | None = None
         self._refused: dict[tuple[Stream, str], str] = {}
         self._course: deque[tuple[int, ...]] = deque(maxlen=4)
+        self._due: tuple[float, dict[str, dict[str, int]]] | None = None
+        """Since when an answer is due, in s of the steady clock, and the frames counted by then; None: none is."""
+        self._ticked: tuple[int, float, int] | None = None
+        """The time last seen on the clock in use, when that was in s of the steady clock, and the frames by then."""
 
     def refuse(self, stream: Stream, error: UserError, where: str = "") -> None:
         """Note why a message was refused, for the next report; of each kind of reason the last.
@@ -140,6 +150,7 @@ class Condition:
             return [*causes, cause]
         if not facts.settings.enable:
             causes.append(Cause("disabled", f"parameter 'enable' is false: ros2 param set {name} enable true"))
+        causes += self._clock_causes(facts)
         for stream in STREAMS:
             causes += self._stream_causes(facts, stream)
         if facts.fallback is not None and (branch := facts.fallback.lacks_branch()) is not None:
@@ -148,7 +159,8 @@ class Condition:
         failure = facts.detector.failure if facts.detector is not None else None
         if failure is not None and time.monotonic() - failure[0] < _FAILURE_IS_NEWS:
             causes.append(Cause("inference", failure[1]))
-        return causes
+        silence = self._silence_causes(facts)  # looked at in any case, for it counts from report to report
+        return causes or silence
 
     def _stream_causes(self, facts: Facts, stream: Stream) -> list[Cause]:
         topic, fallback = facts.topics[stream], facts.fallback
@@ -193,6 +205,41 @@ class Condition:
             return []  # the estimate is on its way, and a warning that names it is worth waiting for
         measured = offset / 1e6 if explains and offset is not None else None
         return [Cause("slop", slop_problem(facts.settings.slop_ms, measured, dict(zip(STREAMS, too_far))))]
+
+    def _clock_causes(self, facts: Facts) -> list[Cause]:
+        """Time that stands still while images come: no camera is ever taken for lost then."""
+        now, frames = time.monotonic(), facts.tally.frames(facts.pairer)
+        received = sum(counts["received"] for counts in frames.values())
+        if self._ticked is None or self._ticked[0] != facts.now:
+            self._ticked = facts.now, now, received
+        _, since, before = self._ticked
+        if received <= before or now - since < _CLOCK_STANDS:
+            return []
+        return [Cause("clock", clock_problem(now - since, facts.node.count_publishers("/clock") > 0))]
+
+    def _silence_causes(self, facts: Facts) -> list[Cause]:
+        """That both cameras send and nothing is published, whatever keeps it back."""
+        now, frames, fallback = time.monotonic(), facts.tally.frames(facts.pairer), facts.fallback
+        wanted = facts.settings.enable and (facts.watched or not facts.settings.lazy)
+        both_live = fallback is not None and all(fallback.health(stream, facts.now) == "live" for stream in STREAMS)
+        answered = facts.detector.published_at if facts.detector is not None else None
+        if not wanted or not both_live or not frames:
+            self._due = None
+            return []
+        if self._due is None or (answered is not None and answered > self._due[0]):
+            self._due = now, frames
+        since, before = self._due
+        grown = {
+            stream: {name: n - before[stream][name] for name, n in counts.items()} for stream, counts in frames.items()
+        }
+        waited = now - since
+        # Of stamps that lie apart there is more to say, and it takes longer to know.
+        apart = all(counts["too_far"] and not counts["paired"] for counts in grown.values())
+        due = _TIME_TO_MEASURE + 2 if apart else _ANSWER_IS_DUE
+        if waited < due or min(counts["received"] for counts in grown.values()) < _PERIODS:
+            return []
+        busy = facts.worker.busy_for() if facts.worker is not None else 0.0
+        return [Cause("silence", silence_problem(waited, grown, busy if 2 * busy > waited else None))]
 
     def _remarks(self, facts: Facts) -> list[str]:
         """What is worth saying and no fault."""

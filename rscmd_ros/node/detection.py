@@ -24,7 +24,7 @@ from rscmd_model.errors import one_line, out_of_memory
 from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_ros.cameras.camera import Camera
-from rscmd_ros.cameras.conversions import ConversionError, Limits, detections_to_msg, visible_to_image
+from rscmd_ros.cameras.conversions import ConversionError, Limits, detections_to_msg, time_msg, visible_to_image
 from rscmd_ros.cameras.rig import Rig
 from rscmd_ros.node.diagnostics import Throttle
 from rscmd_ros.node.overlay import draw_overlay
@@ -141,12 +141,26 @@ class PairDetector:
         if self._tracker is not None:
             self._tracker.reset()
 
-    def detect(self, job: Pair | Frame) -> None:
+    @property
+    def watched(self) -> bool:
+        """Whether somebody subscribes to anything that needs the model to run."""
+        return any(topic is not None and topic.get_subscription_count() for topic in (self._publisher, self._overlay))
+
+    def wanted(self) -> bool:
+        """Whether an answer is to be made at all."""
+        return self.settings.enable and (not self.settings.lazy or self.watched)
+
+    def detect(self, job: Pair | Frame, check: Callable[[], None] = lambda: None) -> None:
         """Answer a pair, or a lone frame by its own branch. Payloads are `Arrival`s.
 
         A pair is answered in the pixels and under the header of the image of parameter `output_frame`. So is that
         camera's lone frame. The other one's lone frame is answered in the same pixels and under the same frame_id as
-        before the loss, with its own stamp; where there was nothing before, in its own pixels under its own header.
+        before the loss, with its own stamp brought to the clock of that camera by the offset in use; where there was
+        nothing before, in its own pixels under its own header.
+
+        Args:
+            job: the pair or frame.
+            check: called once the model has answered; what it raises keeps the answer from being published.
         """
         frames = (job.visible, job.thermal) if isinstance(job, Pair) else (job,)
         arrivals: dict[Stream, Arrival] = {}
@@ -164,9 +178,11 @@ class PairDetector:
         size = self._seen["visible"][1] if visible is None and "visible" in self._seen else None
         registration = self._registration(thermal is not None)
         headers = {stream: arrival.msg.header for stream, arrival in arrivals.items()}
-        found, identities = self._find(visible, thermal, size, registration, frames[0].stamp / 1e9)
+        # Tracks go by the clock of the visible camera, whoever answers.
+        seconds = frames[0].stamp_by("visible") / 1e9
+        found, identities = self._find(visible, thermal, size, registration, seconds, check)
         started = time.monotonic_ns()
-        header, shown, which = self._place(found, headers, registration)
+        header, shown, which = self._place(found, frames[0], headers, registration)
         answer = detections_to_msg(shown, self.predictor.names, header)
         for detection, index in zip(answer.detections, which):
             detection.id = identities[index]
@@ -242,22 +258,22 @@ class PairDetector:
             self.failed(error)
 
     def _place(
-        self, found: Detections, headers: Mapping[Stream, Header], registration: Registration | None
+        self, found: Detections, first: Frame, headers: Mapping[Stream, Header], registration: Registration | None
     ) -> tuple[Header, Detections, list[int]]:
         """The header of the answer, the detections in the pixels that it names, and which of `found` they are.
 
         `found` is in pixels of the visible image; of the thermal one when no visible image has been seen and there is
-        no registration.
+        no registration. `first` is the visible frame, or the lone one.
         """
-        own: Stream = "visible" if "visible" in headers else "thermal"
-        frame = self.rig.frame
+        own, frame = first.stream, self.rig.frame
+        stamp = time_msg(first.stamp_by(frame))
         sizes = {stream: size for stream, (_, size) in self._seen.items()}
         if frame in headers:
             header = headers[frame]
         elif frame in self._seen:
-            header = Header(stamp=headers[own].stamp, frame_id=self._seen[frame][0])
+            header = Header(stamp=stamp, frame_id=self._seen[frame][0])
         elif own == "thermal" and registration is not None:  # in visible pixels; the name of that frame is not known
-            return Header(stamp=headers[own].stamp), found, list(range(len(found)))
+            return Header(stamp=stamp), found, list(range(len(found)))
         else:
             frame, header = own, headers[own]
         if "visible" not in sizes:
@@ -271,6 +287,7 @@ class PairDetector:
         size: tuple[int, int] | None,
         registration: Registration | None,
         stamp: float,
+        check: Callable[[], None],
     ) -> tuple[Detections, list[str]]:
         """What is to be published, and the identity of each, empty where there is none."""
         settings, tracker = self.settings, self._tracker
@@ -285,6 +302,7 @@ class PairDetector:
             size=size,
             registration=registration,
         )
+        check()  # before the tracker learns of it, which by now may belong to the worker after this one
         for stage, ms in asdict(times).items():
             self.stages[stage].note(ms)
         if wanted:

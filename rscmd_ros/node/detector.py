@@ -232,7 +232,7 @@ class DetectorNode(LifecycleNode):
         assert self._outputs is not None
         assert self._intake is not None
         self._detector.reset()
-        self._worker = Worker(self._detector.detect, self._detector.failed, JOB_KINDS)
+        self._worker = _start_worker(self._detector)
         self._intake.start(self._detector.predictor.modalities, self._now())
         self._condition.restart()
         try:
@@ -295,6 +295,7 @@ class DetectorNode(LifecycleNode):
     def _receive(self, stream: Stream, msg: Image | CompressedImage) -> None:
         if self._intake is None or self._intake.fallback is None:
             return  # unsubscribed, and this one was already on its way
+        self._condition.mismatched.pop(stream, None)  # a publisher whose images arrive offers enough
         try:
             self._intake.receive(stream, msg, self._now())
         except ConversionError as error:
@@ -315,14 +316,9 @@ class DetectorNode(LifecycleNode):
             self.get_logger().info(self._condition.mode_change(mode, fallback, self._now(), self._topic))
             self._mode.tell(mode)
 
-    def _wanted(self) -> bool:
-        """Whether an answer is to be made at all."""
-        watched = self._outputs is not None and self._outputs.watched
-        return self._settings.enable and (watched or not self._settings.lazy)
-
     def _hold(self) -> None:
         """Repeat the last answer."""
-        if self._detector is not None and self._wanted():
+        if self._detector is not None and self._detector.wanted():
             self._detector.hold()
 
     def _submit(self, job: Pair | Frame) -> None:
@@ -330,7 +326,7 @@ class DetectorNode(LifecycleNode):
             return
         if isinstance(job, Pair):
             self._tally.paired(job)
-        self._worker.submit(job, "pairs" if isinstance(job, Pair) else "lone", wanted=self._wanted())
+        self._worker.submit(job, "pairs" if isinstance(job, Pair) else "lone")
 
     # Telling
 
@@ -342,6 +338,7 @@ class DetectorNode(LifecycleNode):
             self._report()
 
     def _each_second(self) -> None:
+        self._inputs.look_for_latched(self)
         if (
             self._worker is not None
             and self._intake is not None
@@ -363,7 +360,7 @@ class DetectorNode(LifecycleNode):
             topics={stream: self._topic(stream) for stream in STREAMS},
             subscribed=self._inputs.reliabilities(),
             tally=self._tally,
-            watched=self._outputs is not None and self._outputs.watched,
+            watched=self._detector is not None and self._detector.watched,
             detector=self._detector,
             pairer=intake.pairer if intake is not None else None,
             worker=self._worker,
@@ -375,3 +372,11 @@ class DetectorNode(LifecycleNode):
         if warning:
             self.get_logger().warning(warning)
         self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))
+
+
+def _start_worker(detector: PairDetector) -> Worker[Pair | Frame]:
+    """A worker whose jobs ask it, and not the one after it, before they publish. Its thread does not hold the node."""
+    worker: Worker[Pair | Frame] = Worker(
+        lambda job: detector.detect(job, worker.check), detector.failed, JOB_KINDS, detector.wanted
+    )
+    return worker

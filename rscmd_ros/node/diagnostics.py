@@ -53,8 +53,11 @@ class Tally:
         self.dt.note(abs(pair.dt) / 1e6)
 
     def close_worker(self, worker: Worker[Any]) -> None:
-        """Take over the counts of a worker that ends."""
-        self._work = self.work(worker)
+        """Take over the counts of a worker that was stopped. What it still has in hand will not be published."""
+        self._work = {
+            kind: {**counts, "discarded": counts["discarded"] + counts["in_hand"], "in_hand": 0}
+            for kind, counts in self.work(worker).items()
+        }
 
     def close_pairer(self, pairer: Pairer) -> None:
         """Take over the counts of a pairer that has nothing waiting any more."""

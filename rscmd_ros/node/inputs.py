@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rscmd_ros.cameras.camera import Camera, image_topic, info_topic
 from rscmd_ros.cameras.rig import Rig
+from rscmd_ros.node.outputs import LATCHED
 from rscmd_ros.node.parameters import Settings
 from rscmd_ros.pairing.frames import Stream
 
@@ -23,8 +24,6 @@ _LEAST_QUEUE_OF_MIDDLEWARE = 10
 
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What parameters qos_overrides.TOPIC.subscription.POLICY can change of the image subscriptions."""
-
-_OVERRIDE = "qos_overrides.{}.subscription.{}"
 
 
 def image_qos(reliability: str, queue_size: int) -> QoSProfile:
@@ -36,9 +35,13 @@ def image_qos(reliability: str, queue_size: int) -> QoSProfile:
     )
 
 
+def _override(topic: str, policy: QoSPolicyKind) -> str:
+    return f"qos_overrides.{topic}.subscription.{policy.name.lower()}"
+
+
 def overrides_of(topics: Sequence[str]) -> list[str]:
     """The names of the parameters that override the QoS of these image topics."""
-    return [_OVERRIDE.format(topic, policy.name.lower()) for topic in topics for policy in OVERRIDABLE]
+    return [_override(topic, policy) for topic in topics for policy in OVERRIDABLE]
 
 
 def image_names(node: Node, stream: str, transport: str) -> list[str]:
@@ -83,6 +86,8 @@ class Inputs:
         self._image, self._info, self._mismatched = image, info, mismatched
         self._images: dict[Stream, Subscription] = {}
         self._infos: list[Subscription] = []
+        self._latched: dict[Stream, str] = {}
+        """The camera_infos of which no publisher that keeps its last one has been seen yet."""
 
     def open(self, node: Node, rig: Rig, settings: Settings) -> None:
         """Subscribe to both cameras.
@@ -93,11 +98,25 @@ class Inputs:
         for stream, camera in rig.cameras.items():
             self._subscribe(node, stream, camera, settings)
 
+    def look_for_latched(self, node: Node) -> None:
+        """Subscribe to what a publisher of a camera_info published before, where it keeps its last one.
+
+        That takes a subscription of its own, made once such a publisher is there: every other publisher would warn of
+        it, and send it nothing.
+        """
+        for stream, topic in list(self._latched.items()):
+            offered = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+            kept = [qos for qos in offered if qos.durability == LATCHED.durability]
+            if any(qos.reliability == LATCHED.reliability for qos in kept):
+                take, quiet = partial(self._info, stream), SubscriptionEventCallbacks(use_default_callbacks=False)
+                self._infos.append(node.create_subscription(CameraInfo, topic, take, LATCHED, event_callbacks=quiet))
+                del self._latched[stream]
+
     def close(self, node: Node) -> None:
         """Unsubscribe."""
         for subscription in (*self._images.values(), *self._infos):
             node.destroy_subscription(subscription)
-        self._images, self._infos = {}, []
+        self._images, self._infos, self._latched = {}, [], {}
 
     def topic(self, node: Node, stream: Stream) -> str:
         """The name of a stream's image topic: that in force, or before that without its transport's suffix."""
@@ -111,6 +130,8 @@ class Inputs:
     def _subscribe(self, node: Node, stream: Stream, camera: Camera, settings: Settings) -> None:
         names = image_names(node, stream, camera.transport)
         follow_overrides(node, names)
+        # Those given alone: rclpy keeps what each had at the first subscription, and it would win over the parameters.
+        given = [policy for policy in OVERRIDABLE if _override(names[0], policy) in node._parameter_overrides]
 
         def mismatch(event: Any) -> None:
             self._mismatched(stream, qos_policy_name_from_kind(event.last_policy_kind))
@@ -121,10 +142,10 @@ class Inputs:
             partial(self._image, stream),
             image_qos(getattr(settings, f"{stream}_reliability"), settings.queue_size),
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=mismatch),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
+            qos_overriding_options=QoSOverridingOptions(given),
         )
         if camera.calibrated:
             latest = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-            camera.info_topic = info_name(node, stream)
+            camera.info_topic = self._latched[stream] = info_name(node, stream)
             take = partial(self._info, stream)
             self._infos.append(node.create_subscription(CameraInfo, camera.info_topic, take, latest))

@@ -68,7 +68,7 @@ class Intake:
     def stop(self) -> None:
         """Watch no more; frames still waiting are counted `reset`."""
         self.fallback = None
-        self.pairer.reset()
+        self.pairer.clear()
 
     def take(self, settings: Settings) -> None:
         """Go by these settings from now on."""

@@ -64,11 +64,6 @@ class Outputs:
         for publisher in (self._vision_info, self._label_info):
             node.destroy_publisher(publisher)
 
-    @property
-    def watched(self) -> bool:
-        """Whether somebody subscribes to anything that needs the model to run."""
-        return bool(self.detections.get_subscription_count() or self.overlay.get_subscription_count())
-
     def describe(self, stamp: Any, predictor: Predictor, wanted: Sequence[str], threshold: float) -> None:
         """Publish what the model is and which classes come out.
 

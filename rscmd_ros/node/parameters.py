@@ -127,7 +127,7 @@ class Settings:
     stream_timeout: float = _parameter(
         1.0,
         "A camera that has shown nothing new for so many s (silent, or repeating its picture), while the other went "
-        "on, is lost. At least three periods of that camera are waited for.",
+        "on, is lost. At least three periods of that camera are waited for, once its first five images have told them.",
         low=0.05,
         high=60.0,
         live=True,
@@ -168,8 +168,8 @@ class Settings:
     use_measured_offset: bool = _parameter(
         False,
         "Take off thermal stamps what the node measures (thermal_ahead_ms in its diagnostics) where that lies more "
-        "than 200 ms from thermal_offset_ms: for a camera whose clock was never set. What is less may be the cameras' "
-        "latency and is left alone.",
+        "than 200 ms from thermal_offset_ms, and from then on until it lies within 100 ms: for a camera whose clock "
+        "was never set. What is less may be the cameras' latency and is left alone.",
         live=True,
     )
     reuse: bool = _parameter(

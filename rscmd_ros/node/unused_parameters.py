@@ -168,6 +168,8 @@ def _hint(name: str, used: Sequence[str]) -> str:
     name, last = name[:_LONGEST_NAME], name[:_LONGEST_NAME].rpartition(".")[2]
     if name.startswith(_QOS):
         there = [other for other in used if other.startswith(_QOS)]
+        if not there:
+            return "; overrides of QoS are read at the start alone, from the command line and parameter files"
         near = difflib.get_close_matches(name, there, n=1, cutoff=0.8)
         return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(there)}"
     for wanted in (name.replace(".", "_"), last):

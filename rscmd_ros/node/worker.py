@@ -21,6 +21,10 @@ class StoppedError(Exception):
     """The process was asked to end while something long was under way."""
 
 
+class DroppedError(Exception):
+    """The result of a job is not wanted any more. Its text says in which of `ENDINGS` the job is counted."""
+
+
 def run_unless(
     stopping: threading.Event, work: Callable[[], Result], meanwhile: Callable[[], None] = lambda: None
 ) -> Result:
@@ -61,35 +65,43 @@ class Worker(Generic[Job]):
     submitted == done + failed + replaced + discarded + skipped + in hand.
 
     Args:
-        work: called without any lock held; an exception counts the job as failed and the thread goes on.
+        work: called without any lock held; an exception counts the job as failed and the thread goes on. It calls
+            `check` before its result goes out.
         failed: called with such an exception, in the worker's thread.
         kinds: what jobs are counted apart.
+        wanted: tells whether results are wanted at all; asked for every job when it is submitted, when it is taken and
+            by `check`, from any thread.
     """
 
     def __init__(
-        self, work: Callable[[Job], None], failed: Callable[[Exception], None], kinds: tuple[str, ...] = ("jobs",)
+        self,
+        work: Callable[[Job], None],
+        failed: Callable[[Exception], None],
+        kinds: tuple[str, ...] = ("jobs",),
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._work = work
         self._failed = failed
         self._kinds = kinds
+        self._wanted = wanted
         self._change = threading.Condition()
         self._waiting: tuple[Job, str] | None = None
         self._busy: str | None = None
+        self._busy_since = 0.0
         self._stopping = False
         self._counts = {kind: dict.fromkeys(("submitted", *ENDINGS), 0) for kind in kinds}
         # A daemon, because the process must be able to end while a computation that nothing can interrupt goes on.
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job, kind: str | None = None, *, wanted: bool = True) -> None:
-        """Make this the next job, in place of one that still waits.
+    def submit(self, job: Job, kind: str | None = None) -> None:
+        """Make this the next job, in place of one that still waits; one that is not wanted is only counted.
 
         Args:
             job: for `work`.
             kind: one of the worker's; None for the first.
-            wanted: False only counts the job, as `skipped`.
         """
-        kind = kind or self._kinds[0]
+        kind, wanted = kind or self._kinds[0], self._wanted()
         with self._change:
             self._counts[kind]["submitted"] += 1
             if self._stopping or not wanted:
@@ -99,6 +111,22 @@ class Worker(Generic[Job]):
                 self._counts[self._waiting[1]]["replaced"] += 1
             self._waiting = job, kind
             self._change.notify()
+
+    def check(self) -> None:
+        """To be called by a job before its result goes out, in the worker's thread.
+
+        Raises:
+            DroppedError: the worker was stopped meanwhile, or results are not wanted any more.
+        """
+        if self._stopping:
+            raise DroppedError("discarded")
+        if not self._wanted():
+            raise DroppedError("skipped")
+
+    def busy_for(self) -> float:
+        """How long the job in hand has been worked on, s; 0 where none is."""
+        with self._change:
+            return time.monotonic() - self._busy_since if self._busy is not None else 0.0
 
     def counts(self, kind: str | None = None) -> dict[str, int]:
         """The counters of a kind (None: the first), and `in_hand`: jobs waiting or being worked on."""
@@ -132,10 +160,13 @@ class Worker(Generic[Job]):
                 if self._waiting is None:
                     return
                 (job, kind), self._waiting = self._waiting, None
-                self._busy = kind
+                self._busy, self._busy_since = kind, time.monotonic()
             ending = "done"
             try:
+                self.check()  # it may have waited for long
                 self._work(job)
+            except DroppedError as dropped:
+                ending = str(dropped)
             except Exception as error:  # whatever one pair does, the next must be served
                 ending = "failed"
                 self._failed(error)

@@ -23,6 +23,9 @@ from rscmd_ros.pairing.frames import STREAMS, Stream
 LATENCY_DOUBT = 200_000_000
 """ns; a smaller estimate may come from the cameras' different latencies alone and is no ground to shift stamps."""
 
+_DOUBT_ONCE_IN_USE = LATENCY_DOUBT // 2
+"""ns; the estimate moves by some ms all the time, and one that lies at the doubt would come and go."""
+
 _BLOCK = 1_000_000_000
 _BLOCKS = 10
 _ENOUGH = 3
@@ -84,7 +87,8 @@ class ClockOffset:
             The offset, ns.
         """
         estimate = self.estimate()
-        if estimate is None or abs(estimate - manual) <= LATENCY_DOUBT:
+        doubt = LATENCY_DOUBT if in_use == manual else _DOUBT_ONCE_IN_USE
+        if estimate is None or abs(estimate - manual) <= doubt:
             return manual
         return in_use if abs(estimate - in_use) <= tolerance else estimate
 

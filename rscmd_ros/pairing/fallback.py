@@ -1,8 +1,9 @@
 """Which camera answers while the other one is lost: a state machine without ROS. All times are integer ns of one clock.
 
 A camera is lost once it has shown nothing new for the timeout (silent, or repeating one and the same picture) while the
-other went on. Three of its own periods are allowed at least, so that a slow camera is not taken for a lost one. Two
-cameras that repeat their pictures together show a world without movement, and neither is lost.
+other went on. Three of its own periods are allowed at least, once four of them are known, so that a slow camera is not
+taken for a lost one. Two cameras that repeat their pictures together show a world without movement, and neither is
+lost.
 
 A thermal camera closes its shutter now and then to correct its image (flat-field correction): it repeats a picture or
 sends nothing, for some 3 s at most. So the first seconds of a loss are called `shutter`, unless its publisher is gone.
@@ -69,13 +70,16 @@ class StreamWatch:
             Whether it ends a loss of the stream.
         """
         lost = self.fresh is not None and now - self.fresh > self.patience(timeout)
+        repeated = self.arrival != self.fresh
         self.arrival = now
         self._arrivals.append(now)
         if picture == self._print:
             return False
         if self.fresh is None or lost:
             self.live_since = now
-        else:
+        # A gap that counted as a loss may be the period of a slow camera; the median bears with those that are none.
+        # It is none for sure where the picture was repeated meanwhile.
+        if self.fresh is not None and not (lost and repeated):
             self._gaps.append(now - self.fresh)
             self._period = median(self._gaps) if len(self._gaps) >= 4 else 0
         self.fresh, self._print = now, picture

@@ -58,11 +58,19 @@ class Frame:
         stream: that it came on.
         stamp: of its header, ns.
         payload: whatever the caller wants back.
+        offset: how late thermal stamps were taken to be when it was handed out alone, ns. (Of a pair its dt tells.)
     """
 
     stream: Stream
     stamp: int
     payload: object
+    offset: int = 0
+
+    def stamp_by(self, camera: Stream) -> int:
+        """Its stamp by the clock of a camera, ns, as far as the offset tells."""
+        if camera == self.stream:
+            return self.stamp
+        return self.stamp - self.offset if camera == "visible" else self.stamp + self.offset
 
 
 @dataclass(frozen=True)
@@ -192,8 +200,13 @@ class Pairer(ABC):
         """Decide everything: no frame will follow. Afterwards nothing is pending."""
 
     @abstractmethod
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
+
+    def reset(self) -> None:
+        """Begin anew because time did: `clear`, and counted in `resets`."""
+        self.resets += 1
+        self.clear()
 
     def alone(self, stream: Stream, stamp: int, payload: Any, now: int) -> Frame | None:
         """Take in a frame for which no partner is to be waited for.
@@ -215,7 +228,7 @@ class Pairer(ABC):
             self.ledger.count(stream, "duplicate" if verdict == "same" else "late")
             return None
         self.ledger.count(stream, "alone")
-        return Frame(stream, stamp, payload)
+        return Frame(stream, stamp, payload, self._offset)
 
     def invalid(self, stream: Stream, counter: Counter = "invalid") -> None:
         """Count a frame that was received but cannot be used.

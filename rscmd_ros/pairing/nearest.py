@@ -84,9 +84,8 @@ class NearestPairer(Pairer):
         """Decide everything: no frame will follow. Afterwards nothing is pending."""
         return self._matching.close()
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget all frames waiting (each counted `reset`) and everything known about time."""
-        self.resets += 1
         self._matching.clear()
         self._forget_time()
 

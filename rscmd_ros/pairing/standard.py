@@ -86,9 +86,8 @@ class StandardPairer(Pairer):
             queue.clear()
         return self._take_stock()
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Empty the queues, each frame counted `reset`."""
-        self.resets += 1
         for stream, queue in zip(STREAMS, self._sync.queues):
             self.ledger.count(stream, "reset", len(self._waiting[stream]))
             self._waiting[stream].clear()
