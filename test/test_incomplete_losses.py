@@ -190,7 +190,7 @@ def test_modality_dropout_takes_the_complete_samples_alone() -> None:
     model.augmentation = Augmentation(modality_dropout=1.0)
     features = model.predict(batch["img"], lost=batch["lost"]).features
     for _ in range(8):
-        out = model._drop_modalities(batch["img"], features, batch["lost"])
+        _, out = model._drop_modalities(batch["img"], features, batch["lost"])
         changed = [[not torch.equal(out[m][0][i], features[m][0][i]) for m in MODALITIES] for i in range(4)]
         assert changed[:2] == [[False, False]] * 2
         assert [sum(sample) for sample in changed[2:]] == [1, 1]
