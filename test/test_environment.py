@@ -224,6 +224,7 @@ def test_the_oldest_versions_stand_before_all_else_of_an_environment(tree: Tree)
     command.write_text(f"#!{tree.folder}/.venv/bin/python\nimport sys, rscmd_one, rscmd_two\n")
     command.open("a").write("print(sys.prefix, rscmd_one.version, rscmd_two.version)\n")
     command.chmod(0o755)
+    (tree.folder / ".venv/bin/__pycache__").mkdir()  # of a command that was imported
     made = subprocess.run([*tree.command(), "--oldest"], env=tree.environ(), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert f"{tree.folder / '.venv'} is up to date" in made.stdout

@@ -333,6 +333,8 @@ def replaced(site: str, there: Set[str]) -> Set[str]:
 def adopt_commands(source: str, target: str, python: str) -> None:
     """Has the commands of another environment in this one too; those in Python are run by this one's."""
     for name in sorted(set(os.listdir(source)) - set(os.listdir(target))):
+        if os.path.isdir(os.path.join(source, name)):  # what Python compiled of em.py, a command that is imported too
+            continue
         with open(os.path.join(source, name), "rb") as file:
             first, rest = file.readline(), file.read()
         if re.match(rb"#!.*/python[0-9.]*\s*$", first):
