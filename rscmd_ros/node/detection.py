@@ -249,7 +249,8 @@ class PairDetector:
         assert visible is not None
         assert thermal is not None
         sizes = visible.shape[:2], thermal.shape[:2], registration is None
-        if self.settings.fallback in ("hold", "off") or sizes in self._ready_for or len(self._ready_for) == _MOST_SIZES:
+        never_alone = self.settings.fallback in ("hold", "off") or self._stopping.is_set()
+        if never_alone or sizes in self._ready_for or len(self._ready_for) == _MOST_SIZES:
             return
         self._ready_for.add(sizes)
         try:
