@@ -31,7 +31,7 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs, left_out_line
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, left_out_line, list_pairs, whole_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_protocol(args)
 
     data = open_given(args)
-    pairs = find_pairs(data, args.split)
+    listing = list_pairs(data, args.split)
+    pairs = whole_pairs(data, args.split, listing)
     predictor = Predictor(
         args.model,
         device=args.device,
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         registration=data.registration,
         palette_ok=data.thermal_contract.palette_ok,
     )
-    if line := left_out_line(data, args.split):
+    if line := left_out_line(args.split, listing):
         print(line)
     given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, predictor.thermal))
     if given != used:

@@ -325,7 +325,7 @@ def test_a_pair_that_nobody_has_labelled_is_no_pair_without_objects(task_of_2: d
     assert [problem.kind for problem in report.problems] == ["unlabelled"]
     assert report.problems[0].text.endswith("visible/sub/0002.jpg, and nobody has labelled it")
     assert [unused.file.name for unused in report.unused] == [], "neither image is told twice"
-    assert left_out_line(data, "train").startswith(
+    assert left_out_line("train", list_pairs(data, "train")).startswith(
         "train: 1 pairs are left out, since nobody has labelled them, first: "
     )
     write_text(tmp_path / "folds.csv", "name,fold\n0001,1\n")
@@ -336,7 +336,7 @@ def test_a_pair_that_nobody_has_labelled_is_no_pair_without_objects(task_of_2: d
     file = write_tool(tmp_path, "label_studio", json.dumps(tasks))
     assert list(boxes(change(file, boxes="visible"))) == ["0001"]
     for choice in ("thermal", "union", None):
-        assert left_out_line(change(file, boxes=choice), "train")
+        assert left_out_line("train", list_pairs(change(file, boxes=choice), "train"))
 
 
 def test_a_name_of_another_folder_is_no_image_of_ours(tmp_path: Path) -> None:

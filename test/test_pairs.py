@@ -103,12 +103,16 @@ def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
 
 
 def test_scored_pairs_that_are_trained_on_are_told(tmp_path: Path) -> None:
-    file = write_world(tmp_path)
-    assert trained_on_line(open_data(file), "val") == ""
-    assert trained_on_line(open_data(file), "train").startswith("train: 2 of the 2 scored pairs are in train: ")
+    data = open_data(write_world(tmp_path))
+
+    def told(split: str) -> str:
+        return trained_on_line(split, find_pairs(data, split), find_pairs(data, "train"))
+
+    assert told("val") == ""
+    assert told("train").startswith("train: 2 of the 2 scored pairs are in train: ")
     (tmp_path / "visible/val/b.png").unlink()
     (tmp_path / "visible/val/b.png").symlink_to(tmp_path / "visible/train/a.png")
-    assert trained_on_line(open_data(file), "val").startswith("val: 1 of the 2 scored pairs are in train: ")
+    assert told("val").startswith("val: 1 of the 2 scored pairs are in train: ")
 
 
 @pytest.mark.parametrize(

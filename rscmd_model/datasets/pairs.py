@@ -240,9 +240,22 @@ def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
         split: name of one of its splits.
 
     Raises:
-        UserError: no such split or folder, no pairs, or images without a partner (their number and the first names).
+        UserError: as `list_pairs` and `whole_pairs`.
     """
-    listing = list_pairs(data, split)
+    return whole_pairs(data, split, list_pairs(data, split))
+
+
+def whole_pairs(data: DataConfig, split: str, listing: Listing) -> list[PairFiles]:
+    """The pairs of a listing that nothing stops a training over.
+
+    Args:
+        data: the data set.
+        split: that was listed.
+        listing: of the split, by `list_pairs`.
+
+    Raises:
+        UserError: no pairs, or images without a partner (their number and the first names).
+    """
     stopping = [problem for problem in listing.problems if data.stops(problem)]
     if stopping or (listing.problems and not listing.pairs):
         told = stopping or listing.problems
@@ -257,17 +270,9 @@ def find_pairs(data: DataConfig, split: str) -> list[PairFiles]:
     return list(listing.pairs)
 
 
-def left_out_line(data: DataConfig, split: str) -> str:
-    """How many pairs of a split are listed and not used, since nobody has labelled them, on one line; "" for none.
-
-    Args:
-        data: the data set.
-        split: name of one of its splits.
-
-    Raises:
-        UserError: as `list_pairs`.
-    """
-    problems = [problem for problem in list_pairs(data, split).problems if problem.kind == "unlabelled"]
+def left_out_line(split: str, listing: Listing) -> str:
+    """How many pairs of a split are listed and not used, since nobody has labelled them, on one line; "" for none."""
+    problems = [problem for problem in listing.problems if problem.kind == "unlabelled"]
     if not problems:
         return ""
     return f"{split}: {len(problems)} pairs are left out, since nobody has labelled them, first: {problems[0].text}"
@@ -278,20 +283,10 @@ def pictures(pairs: Iterable[PairFiles]) -> set[Path]:
     return {pair.visible.resolve() for pair in pairs}
 
 
-def trained_on_line(data: DataConfig, split: str) -> str:
-    """How many pairs of a split that is scored are in `train` as well, on one line; "" for none.
-
-    Args:
-        data: the data set.
-        split: name of one of its splits; `train` itself is trained on as a whole.
-
-    Raises:
-        UserError: as `find_pairs`.
-    """
-    if "train" not in data.splits:
-        return ""
-    scored, trained = find_pairs(data, split), pictures(find_pairs(data, "train"))
-    count = sum(bool(pictures([pair]) & trained) for pair in scored)
+def trained_on_line(split: str, scored: Sequence[PairFiles], trained: Iterable[PairFiles]) -> str:
+    """How many pairs of a split that is scored are trained on as well, on one line; "" for none."""
+    known = pictures(trained)
+    count = sum(bool(pictures([pair]) & known) for pair in scored)
     if not count:
         return ""
     return f"{split}: {count} of the {len(scored)} scored pairs are in train: their score says nothing of new pictures"

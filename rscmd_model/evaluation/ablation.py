@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rscmd_model.config import LINEAR_SPPF
-from rscmd_model.datasets.pairs import PairFiles, find_pairs, left_out_line, split_hash, trained_on_line
+from rscmd_model.datasets.pairs import PairFiles, find_pairs, left_out_line, list_pairs, split_hash, trained_on_line
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
 from rscmd_model.evaluation.ablation_tables import Row, median_cost, write_results
@@ -105,9 +105,10 @@ def _about(ablation: Ablation) -> tuple[str, str]:
 
 def _warnings(ablation: Ablation) -> list[str]:
     """Lines about pairs that are not used, and about scored ones that are trained on as well."""
-    lines = [left_out_line(ablation.data, split) for split in _splits(ablation)]
+    listings = {split: list_pairs(ablation.data, split) for split in _splits(ablation)}
+    lines = [left_out_line(split, listing) for split, listing in listings.items()]
     if not ablation.folds:
-        lines.append(trained_on_line(ablation.data, ablation.split))
+        lines.append(trained_on_line(ablation.split, listings[ablation.split].pairs, listings["train"].pairs))
     return [line for line in lines if line]
 
 
@@ -150,11 +151,8 @@ def claim(ablation: Ablation) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         if "weights" not in before and before.get("family", "yolov8") == "yolov8":
             before["family"] = LINEAR_SPPF
-        before = {"weights": None, "folds": None, "batchnorm": "batch", "incomplete": "0", **before}
-        before = {
-            **{key: recipe[key] for key in data},
-            **before,
-        }
+        usual = {"weights": None, "folds": None, "batchnorm": "batch", "incomplete": "0"}
+        before = {**usual, **{key: recipe[key] for key in data}, **before}
     except (TypeError, ValueError):
         raise UserError(f"{file} is no recipe of an ablation: choose another --out") from None
     if before != recipe:

@@ -97,18 +97,11 @@ def needed(package: str, why: str, how: str = "") -> Any:
     """
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name == package:
-            raise UserError(
-                f"{why} needs {package}, which is not installed: {how or f'pip install {package}'}"
-            ) from None
-        broken: Exception = error
     except (ImportError, OSError) as error:  # the second is what ctypes raises over a library
-        broken = error
-    raise UserError(
-        f"{why} needs {package}, which is installed and cannot be imported ({shown(first_line(broken), 300)}): mend "
-        "or install it again"
-    ) from None
+        told = f"installed and cannot be imported ({shown(first_line(error), 300)}): mend or install it again"
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            told = f"not installed: {how or f'pip install {package}'}"
+        raise UserError(f"{why} needs {package}, which is {told}") from None
 
 
 def threads() -> int:

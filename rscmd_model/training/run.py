@@ -234,7 +234,7 @@ def score_answers(model: Path, split: str, lost: bool = False) -> None:
         faults |= {lost_answer(camera): Fault(drop=camera, answer="zeros") for camera in MODALITIES}
     answers = answer_pairs(predictor, data, pairs, faults)
     answers.save(model.parent / ANSWERS)
-    if line := trained_on_line(data, split):
+    if line := trained_on_line(split, pairs, find_pairs(data, "train")):
         print(line)
     every: dict[str, dict[str, Any]]
     if any(map(len, answers.truths)):

@@ -32,7 +32,14 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
-from rscmd_model.datasets.pairs import count_problem, find_pairs, left_out_line, split_hash, trained_on_line
+from rscmd_model.datasets.pairs import (
+    count_problem,
+    left_out_line,
+    list_pairs,
+    split_hash,
+    trained_on_line,
+    whole_pairs,
+)
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, write_json
@@ -138,16 +145,17 @@ class PairedTrainer(DetectionTrainer):
         if beyond := [c for c in self.args.classes or () if c >= len(config.names)]:
             raise UserError(f"classes={beyond[0]}: the data have classes 0 to {len(config.names) - 1}")
         names = {0: "item"} if self.args.single_cls else config.names  # the parent's word
-        pairs = {split: find_pairs(config, split) for split in ("train", self.args.split)}
+        listings = {split: list_pairs(config, split) for split in ("train", self.args.split)}
+        pairs = {split: whole_pairs(config, split, listing) for split, listing in listings.items()}
         if RANK in {-1, 0}:
             for split, found in pairs.items():
                 if problem := count_problem(config, split, len(found)):
                     LOGGER.warning(problem.text)
-                if line := left_out_line(config, split):
-                    LOGGER.warning(line)
-            for line in (trained_on_line(config, self.args.split) if self.args.val else "", unused_line(config)):
-                if line:
-                    LOGGER.warning(line)
+            lines = [left_out_line(split, listing) for split, listing in listings.items()]
+            if self.args.val:
+                lines.append(trained_on_line(self.args.split, pairs[self.args.split], pairs["train"]))
+            for line in filter(None, [*lines, unused_line(config)]):
+                LOGGER.warning(line)
             write_description(config, pairs, self.save_dir / "data.yaml")
         return {
             "config": config,

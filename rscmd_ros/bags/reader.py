@@ -68,7 +68,7 @@ class Bag:
 
     def holds(self, topic: str, msgtype: str) -> bool:
         """Whether the bag has messages of a type on this topic. What else is there stands in `notes` from now on."""
-        if topic not in self._topics:
+        if not self.has(topic):
             return False
         if (types := self._types(topic)) == {msgtype} and self.count(topic):
             return True

@@ -149,7 +149,8 @@ def remarks(pairing: Pairing, truths: FrameTruths | None) -> list[str]:
     """What of a bag, or of its truth, is not scored; each a sentence to show to the user."""
     found, there = [], pairing.visible_frames
     # A file of truth may be of several recordings: what lies outside of this one is none of its frames.
-    due = [stamp for stamp in (truths.by_stamp if truths else ()) if there and min(there) <= stamp <= max(there)]
+    first, last = min(there, default=0), max(there, default=-1)
+    due = [stamp for stamp in (truths.by_stamp if truths else ()) if first <= stamp <= last]
     if lost := len(due) - len(there.keys() & due):
         found.append(
             f"{lost} of the truth's {len(due)} stamps within the recording are those of no visible frame that can be "
