@@ -8,7 +8,7 @@ from test_objective import gradients, make_batch, make_model, total_norm
 
 from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.errors import UserError
-from rscmd_model.methods import parse_method
+from rscmd_model.methods import method_config, parse_method
 from rscmd_model.methods.base import Features
 from rscmd_model.methods.instruct import CASES, Instruct
 from rscmd_model.network.model import RscmdModel
@@ -24,10 +24,10 @@ def instructed(settings: str = "", told: bool = False) -> tuple[RscmdModel, Inst
     return model, method
 
 
-@pytest.mark.parametrize("fusion", ["sum", "mean", "adapt"])
+@pytest.mark.parametrize("fusion", ["sum", "mean", "adapt", "present"])
 def test_zero_biases_and_no_dropout_are_sum(fusion: str) -> None:
     """Losses, gradients, running statistics and the random state, bit for bit."""
-    plain, batch = make_model(parse_method(f"sum+fusion={fusion}")), make_batch()
+    plain, batch = make_model(parse_method(f"sum+fusion={fusion.replace('present', 'mean')}")), make_batch()
     model, _ = instructed(f"dropout=0+fusion={fusion}")
     state = torch.random.get_rng_state()
     for one in (plain, model):
@@ -40,7 +40,7 @@ def test_zero_biases_and_no_dropout_are_sum(fusion: str) -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("fusion", ["sum", "mean", "adapt"])
+@pytest.mark.parametrize("fusion", ["sum", "mean", "adapt", "present"])
 def test_a_lost_camera_is_left_out_and_its_case_is_told(fusion: str) -> None:
     """What h reads of each sample is what the answer of its case reads."""
     model, method = instructed(f"dropout=0.7+fusion={fusion}", told=True)
@@ -79,6 +79,17 @@ def test_what_is_read_of_a_lone_camera_is_its_features_and_its_bias() -> None:
             for found, f, fused in zip(seen[-1], features[m], pair):
                 torch.testing.assert_close(found, factor * f + CASES.index(m) + 1)
                 torch.testing.assert_close(found, fused + CASES.index(m) + 1)
+
+
+def test_from_weights_a_lone_camera_is_read_at_the_scale_of_both() -> None:
+    """Half of its features, in which a branch of a plain detector finds nothing, are not."""
+    config = method_config("instruct", head_classes=80)
+    assert config.settings == {"fusion": "present"}
+    method = make_model(config).method
+    features = [torch.rand(2, c, 4, 4) for c in (64, 128, 256)]
+    (alone, both) = (method.joined(dict.fromkeys(cameras, features)) for cameras in (["thermal"], MODALITIES))
+    for read in (alone, both):
+        torch.testing.assert_close(read, features)
 
 
 @pytest.mark.parametrize("camera", MODALITIES)

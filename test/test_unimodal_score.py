@@ -33,7 +33,9 @@ def forward(model: RscmdModel, batch: dict[str, Any]) -> TrainingStep:
 def by_hand(model: RscmdModel, step: TrainingStep, modality: str) -> Tensor:
     """The sum of the scores, anchor by anchor, from a copy of the model that is run as any other answer."""
     batch, scored = step.batch, step.scored["fused"]
-    given = {m: [f.detach() * (m == modality) for f in levels] for m, levels in step.features.items()}
+    own = [f.detach() for f in step.features[modality]]
+    other = own if model.method.settings.fusion == "mean" else [torch.zeros_like(f) for f in own]
+    given = {m: own if m == modality else other for m in step.features}
     logits = deepcopy(model).answers_to(given, batch["img"], ["fused"])["fused"]["scores"].detach()
     total = torch.zeros(())
     for pair, anchor in scored.positives.nonzero().tolist():

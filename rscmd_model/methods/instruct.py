@@ -4,8 +4,9 @@
 
 b_case is one number for each channel and stride, zero at the start, so with both cameras a model begins as `sum`. Such
 a bias is trained only where its case occurs: in a share `dropout` of the samples one camera, drawn evenly, is left out
-of the sum, as if there were no such image. A lone camera is answered by the fused branch, from f_m + b_m (with
-fusion=mean from f_m / 2 + b_m), and one backbone.
+of the sum, as if there were no such image. A lone camera is answered by the fused branch, from f_m + b_m, and one
+backbone. With fusion=mean it is answered from f_m / 2 + b_m, of which a branch that starts from weights finds nothing
+at first; so a start from weights takes fusion=present, the mean of those features that are there.
 
 After RADAR (arXiv 2410.01737, ACM MM 2025), of which a summary was at hand and no code: there instructions (learned
 tokens), chosen by which input is missing, and a hyper-network adapt a network to what is missing. This is the idea, and
@@ -21,15 +22,18 @@ batch. Those of fusion=adapt see no sample that is left out: it is left out behi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rscmd_model.config import MODALITIES, Augmentation
 from rscmd_model.errors import UserError
-from rscmd_model.methods.base import Features, number
+from rscmd_model.methods.base import Features, choice, number
 from rscmd_model.methods.sum import Sum, SumSettings
 
 if TYPE_CHECKING:
@@ -45,9 +49,11 @@ class InstructSettings(SumSettings):
     """Settings of `Instruct` besides those of `Sum`.
 
     Attributes:
+        fusion: as there, or "present": the mean of the features that are there, which is "mean" where both are.
         dropout: share of the samples, 0 to 1, that are trained without one of the cameras.
     """
 
+    fusion: str = choice("sum", "mean", "adapt", "present")
     dropout: float = number(0.3, least=0, most=1)
 
 
@@ -59,6 +65,7 @@ class Instruct(Sum):
     """
 
     Settings = InstructSettings
+    from_weights: ClassVar[Mapping[str, Any]] = {"fusion": "present"}
 
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__(settings, channels)
@@ -103,7 +110,17 @@ class Instruct(Sum):
             out = (cases == place).view(-1, 1, 1, 1)
             # Not masked_fill, which gives up the layout (channels last) that makes convolutions fast.
             there[lost] = [torch.where(out, f.new_zeros(()), f) for f in there[lost]]
-        return self.told(self.joined(there), cases)
+        fused = self.joined(there)
+        if self.settings.fusion == "present":
+            lone = (cases != BOTH).view(-1, 1, 1, 1)
+            fused = [torch.where(lone, 2 * f, f) for f in fused]
+        return self.told(fused, cases)
+
+    def joined(self, features: dict[str, Features]) -> Features:
+        """As in `Sum`; with fusion=present the mean of the features that are given."""
+        if self.settings.fusion != "present":
+            return super().joined(features)
+        return [reduce(add, levels) / len(levels) for levels in zip(*features.values())]
 
     def told(self, fused: Features, case: int | Tensor) -> Features:
         """Add the bias of a case, or of each sample's own, to features (B, C, H, W)."""

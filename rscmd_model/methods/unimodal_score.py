@@ -7,8 +7,10 @@ assigned to: one assignment for both modalities, or the ratio would compare diff
 of the fused branch when it reads f_m and zeros in the place of the other modality's features. A classifier's softmax
 would be 1 for a single class, whatever the modality sees; hence the sigmoid.
 
-The zeros are not neutral: the branch has biases, and finds something in two modalities of zeros, too. BatchNorm of the
-branch uses the statistics of what it reads here, since its running ones are of both modalities together.
+The zeros are not neutral: the branch has biases, and finds something in two modalities of zeros, too. With fusion=mean
+they would halve f_m besides, and a branch that starts from weights finds nothing in half of what it knows: there f_m
+stands in both places. BatchNorm of the branch uses the statistics of what it reads here, since its running ones are of
+both modalities together; where a training holds these still, it uses them.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def assigned_classes(scored: Scored, batch: dict[str, Any]) -> Tensor:
 
 
 def alone(model: RscmdModel, modality: str, x: Tensor, features: dict[str, Features]) -> Any:
-    """What the fused branch answers when it reads one modality's features, and zeros for the other's.
+    """What the fused branch answers when it reads one modality's features, and nothing of the other's.
 
     No gradient is kept. BatchNorm uses the statistics of this batch and leaves its own as they are; where a training
     holds them still, it uses its own.
@@ -151,7 +153,9 @@ def alone(model: RscmdModel, modality: str, x: Tensor, features: dict[str, Featu
         x: (B, 4, H, W), the batch of stacks.
         features: of each modality.
     """
-    given = {m: f if m == modality else [torch.zeros_like(level) for level in f] for m, f in features.items()}
+    own = features[modality]
+    other = own if model.method.settings.fusion == "mean" else [torch.zeros_like(level) for level in own]
+    given = {m: own if m == modality else other for m in features}
     with torch.no_grad(), _statistics_kept(model.branch("fused"), model.method):
         return model.branch("fused")(model.method.fuse(model, x, given))
 
