@@ -23,7 +23,7 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import checks
 
-from rscmd_model.config import FAMILIES, SCALES
+from rscmd_model.config import FAMILIES, MODALITIES, SCALES
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.ablation import Ablation, claim
@@ -502,3 +502,19 @@ def test_batchnorm_is_frozen_unless_asked_otherwise(
     model, _ = load_model(tmp_path / "run/model.safetensors")
     statistics = model.backbones["visible"].b8.cv1.bn.running_var
     assert not torch.equal(statistics, plain["yolov8"].model[8].cv1.bn.running_var.float())
+
+
+def test_layers_without_statistics_in_the_file_take_those_of_the_batches(
+    folder: Path, plain: dict[str, nn.Module], world: Path, tmp_path: Path
+) -> None:
+    """At mean 0 and variance 1, which are no data's, they would not normalise at all."""
+    place = {"data": str(world), "project": str(tmp_path), "name": "run", "imgsz": 64}
+    trainer = PairedTrainer(overrides={"model": "rscmd", **place})
+    trainer.start_from(method_config("sum", fusion="adapt", head_classes=80), folder / "yolov8n.pt")
+    model = trainer.model
+    model.frozen_statistics = True
+    model.train()
+    learn = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training}
+    assert learn == {f"method.adapters.{m}.{level}.bn" for m in MODALITIES for level in range(3)}
+    again = trainer.get_model(weights=model)  # as from a checkpoint
+    assert (again.frozen_statistics, again.new_norms) == (True, model.new_norms)

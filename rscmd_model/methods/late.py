@@ -1,6 +1,7 @@
 """`late`: two detectors of one camera each in one model, whose answers are joined box by box. Nothing is fused before.
 
-What joins them is `inference.late_fusion`, and it is not trained. Each stream is the control of its camera.
+What joins them is `inference.late_fusion`, and it is not trained. Each stream is the control of its camera, but for one
+thing: the trainer clips the gradients of both by their common norm.
 """
 
 from __future__ import annotations

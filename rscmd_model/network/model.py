@@ -59,6 +59,7 @@ class RscmdModel(BaseModel):
     Attributes:
         teachers: the single-camera controls that the method learns from, where it does; see `Teachers`.
         frozen_statistics: whether a training leaves BatchNorm's running statistics as they are, and normalises by them.
+        new_norms: names of the BatchNorm layers to which this does not apply, since their statistics are no data's yet.
         kept: what a training keeps of an earlier one; None where it keeps nothing.
         old: the model that a training goes on from, where its answers are taught; None where they are not.
 
@@ -69,6 +70,7 @@ class RscmdModel(BaseModel):
     """
 
     frozen_statistics = False
+    new_norms: tuple[str, ...] = ()
     teachers: Teachers | None = None
     kept: Kept | None = None
     old: OldAnswers | None = None
@@ -116,10 +118,11 @@ class RscmdModel(BaseModel):
             self.config = replace(self.config, family=LINEAR_SPPF)
 
     def train(self, mode: bool = True) -> RscmdModel:
-        """As torch's; with `frozen_statistics` BatchNorm normalises by its running statistics and leaves them."""
+        """As torch's; with `frozen_statistics` BatchNorm normalises by its running statistics and leaves them, but for
+        `new_norms`."""
         super().train(mode)
-        for norm in self.modules() if mode and self.frozen_statistics else ():
-            if isinstance(norm, nn.BatchNorm2d):
+        for name, norm in self.named_modules() if mode and self.frozen_statistics else ():
+            if isinstance(norm, nn.BatchNorm2d) and name not in self.new_norms:
                 norm.eval()
         return self
 

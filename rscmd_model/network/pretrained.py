@@ -26,6 +26,7 @@ class Loaded:
         classes: names of the classes whose outputs are the file's.
         unknown: names of the classes whose outputs kept their random start.
         kept: names of the tensors that kept their start, or a part of it.
+        new_norms: names of the BatchNorm layers whose statistics did.
         other: names of the model's convolutions that are followed by another activation than in the file.
     """
 
@@ -34,6 +35,10 @@ class Loaded:
     unknown: tuple[str, ...]
     kept: tuple[str, ...]
     other: tuple[str, ...] = ()
+
+    @property
+    def new_norms(self) -> tuple[str, ...]:
+        return tuple(name.removesuffix(".running_var") for name in self.kept if name.endswith(".running_var"))
 
     def __str__(self) -> str:
         lines = [f"{part}: {came:,} of {there:,} numbers" for part, (came, there) in self.parts.items()]

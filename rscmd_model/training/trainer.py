@@ -207,7 +207,8 @@ class PairedTrainer(DetectionTrainer):
         if weights is not None:
             model.load_state_dict(weights.float().state_dict())
             model.augmentation = getattr(weights, "augmentation", model.augmentation)  # older checkpoints have none
-            model.frozen_statistics, model.kept = weights.frozen_statistics, weights.kept
+            model.frozen_statistics, model.new_norms = weights.frozen_statistics, weights.new_norms
+            model.kept = weights.kept
             model.teachers, model.old = weights.teachers, weights.old
             model.reopen()
         return model
@@ -258,7 +259,9 @@ class PairedTrainer(DetectionTrainer):
             self.model.load_state_dict(weights.model.state_dict())
         elif weights is not None:
             detector = weights if isinstance(weights, Detector) else read_detector(weights)
-            LOGGER.info(f"{detector.file}: {load_weights(self.model, detector)}")
+            loaded = load_weights(self.model, detector)
+            self.model.new_norms = loaded.new_norms
+            LOGGER.info(f"{detector.file}: {loaded}")
         if teachers:
             self.model.teachers = Teachers(teachers)
             self.model.teachers.check(config, self.model.names, self.data["split_hash"])
