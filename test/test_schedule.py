@@ -98,6 +98,16 @@ def test_a_start_from_weights_leaves_the_draws_alone(tmp_path: Path) -> None:
     assert "method" not in loaded.parts, "the draws are no weights that the file could have"
 
 
+def test_a_training_that_goes_on_draws_by_its_own_seed() -> None:
+    model = make_model(method_config("rsc", schedule="one"))
+    model.method.draws.copy_(torch.tensor([1, 99]))  # of the finished model
+    torch.manual_seed(7)
+    model.method.start(model, list)
+    assert model.method.draws.tolist() == [7, 0]
+    assert model.method.taught_in_turn == ("fused", *MODALITIES)
+    assert len(model.method.taught) == 2
+
+
 @pytest.mark.parametrize("md", ["project", "map"])
 def test_it_is_refused_where_both_gradients_are_compared(md: str) -> None:
     for md_from in (0.0, 0.5):

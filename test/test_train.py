@@ -80,6 +80,7 @@ def test_every_method_trains_and_writes_its_files(method: str, tmp_path: Path) -
     model, header = load_model(file)
     assert header.config == config
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all(count for name, count in model.method.named_buffers() if name.endswith("counted"))
     assert (tmp_path / "run" / "weights" / "last.pt").is_file()
     assert before == sorted(p.name for p in (tmp_path / "data").rglob("*")), "training wrote into the data folder"
 

@@ -182,6 +182,11 @@ class Method(nn.Module):
         return self.shipped(self.settings)
 
     @property
+    def taught_in_turn(self) -> tuple[str, ...]:
+        """The answers that bear a loss in some of the batches."""
+        return self.taught
+
+    @property
     def unimodal(self) -> tuple[str, ...]:
         """Those of `taught` that read one camera alone, whose name they bear."""
         return tuple(name for name in self.taught if name in self.modalities)

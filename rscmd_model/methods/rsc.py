@@ -16,7 +16,7 @@ and each sample teaches one).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,7 +55,8 @@ class RscSettings(BranchSettings):
         rsc: whose weights give the unimodal answers. "own" (a branch for each modality) or "shared" (the fused branch,
             without further parameters).
         teach: what the modalities' own losses teach. "backbone" (the backbones too) or "head" (their necks and heads
-            alone, which leaves the fused answer as `sum` trains it).
+            alone, which leaves the fused answer as `sum` trains it, but for the clipping of all gradients by their
+            common norm).
         schedule: which unimodal losses a batch has: "all", or "one" of them, drawn evenly and counted twice.
     """
 
@@ -88,7 +89,7 @@ class Rsc(Sum):
     def __init__(self, settings: Any, channels: tuple[int, int, int]) -> None:
         super().__init__(settings, channels)
         if self.in_turn:
-            self.register_buffer("draws", torch.tensor([torch.initial_seed() % 2**63, 0]))
+            self.register_buffer("draws", _first_draw())
 
     @property
     def in_turn(self) -> bool:
@@ -96,12 +97,22 @@ class Rsc(Sum):
         return getattr(self.settings, "schedule", "all") == "one"
 
     @property
+    def taught_in_turn(self) -> tuple[str, ...]:
+        """See `Method.taught_in_turn`."""
+        return super().taught
+
+    @property
     def taught(self) -> tuple[str, ...]:
         """The fused answer, and each modality's or, with `schedule=one`, that of the modality drawn for this batch."""
         if not self.in_turn:
-            return super().taught
+            return self.taught_in_turn
         start, batches = self.draws.tolist()
         return ("fused", random.Random(f"{start} {batches}").choice(self.modalities))
+
+    def start(self, model: RscmdModel, pairs: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """A training that goes on from a finished model has draws of its own."""
+        if self.in_turn:
+            self.draws.copy_(_first_draw())
 
     @classmethod
     def shipped(cls, settings: Any) -> tuple[str, ...]:
@@ -140,3 +151,7 @@ class Rsc(Sum):
         self.draws[1] += 1
         drawn = {m: 2 * found.pop(m) for m in self.modalities if m in found}
         return {**found, **{m: drawn.get(m, torch.zeros_like(found["box"])) for m in self.modalities}}
+
+
+def _first_draw() -> Tensor:
+    return torch.tensor([torch.initial_seed() % 2**63, 0])

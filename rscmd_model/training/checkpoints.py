@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from ultralytics.utils.torch_utils import strip_optimizer
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from rscmd_model.evaluation.answers import ANSWERS
 from rscmd_model.files import whole_file
@@ -30,6 +30,10 @@ def forget_earlier_run(trainer: PairedTrainer) -> None:
 def write_model(trainer: PairedTrainer) -> None:
     """Write the moving average of the weights, as it is now, as the run's `model.safetensors`."""
     data = trainer.data["config"]
+    counts = dict(trainer.ema.ema.method.named_buffers())
+    for name, value in unwrap_model(trainer.model).method.named_buffers():
+        if not value.is_floating_point():  # of which the moving average takes no notice
+            counts[name].copy_(value)
     header = ModelHeader(
         config=trainer.ema.ema.config,
         names=trainer.data["names"],

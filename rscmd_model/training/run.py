@@ -102,7 +102,7 @@ def train(
         trainer.start_from(config, weights, augmentation, teachers)
         trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
         trainer.model.old = OldAnswers(old.file, old.sha256) if old else None
-        if old and (left := set(trainer.model.config.answers) - set(trainer.model.method.taught)):
+        if old and (left := set(trainer.model.config.answers) - set(trainer.model.method.taught_in_turn)):
             LOGGER.warning(
                 f"--distil: method {trainer.model.config.method} does not compute the answers of "
                 f"{' and '.join(sorted(left))} while it trains, and the finished model's are not taught to them"
