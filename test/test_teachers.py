@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.errors import UserError
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_config, needs_teachers, parse_method
 from rscmd_model.methods.distances import channel_wise, correlation, standardised
 from rscmd_model.methods.g2d import answer_distance
@@ -313,7 +314,14 @@ def test_a_teacher_that_cannot_teach_is_refused(
     change: Callable[[dict[str, Path]], dict[str, Path]], message: str, files: dict[str, Path]
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Teachers({**files, **change(files)}).check(parse_method("m2d"), NAMES, "abc")
+        Teachers({**files, **change(files)}).check(parse_method("m2d"), NAMES, "abc", ThermalContract())
+
+
+def test_a_teacher_that_reads_thermal_images_otherwise_is_refused(files: dict[str, Path]) -> None:
+    teachers = Teachers(files)
+    teachers.check(parse_method("m2d"), NAMES, "abc", ThermalContract(palette_ok=True))
+    with pytest.raises(UserError, match=r"thermal.safetensors reads thermal images by .* train it on the same data"):
+        teachers.check(parse_method("m2d"), NAMES, "abc", ThermalContract(scale=(0, 60)))
 
 
 @pytest.mark.parametrize("setting", ["m2d+lambda_m2d", "lif+lambda_lif", "g2d+lambda_feature", "g2d+lambda_logit"])

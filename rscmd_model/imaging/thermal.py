@@ -8,7 +8,7 @@ contract suits which camera.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -108,6 +108,10 @@ class ThermalContract:
         scale = list(self.scale)
         plain: dict[str, Any] = {"source": self.source, "scale": {"percentile": scale} if self.percentile else scale}
         return {**plain, "palette_ok": True} if self.palette_ok else plain
+
+    def reads_as(self, other: ThermalContract) -> bool:
+        """Whether both make the same of an image; what they take in does not matter."""
+        return replace(self, palette_ok=False) == replace(other, palette_ok=False)
 
     def counts(self, image: np.ndarray) -> np.ndarray:
         """The counts of an image as cameras and files deliver it: one plane of this contract's type, unscaled.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rscmd_model.config import MODALITIES, ModelConfig
 from rscmd_model.errors import UserError
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods.base import Features
 from rscmd_model.network.frozen_model import FrozenModel
 
@@ -55,16 +56,17 @@ class Teachers:
         """
         return self if hasattr(self, "_models") else Teachers(self.files, self.digests)
 
-    def check(self, config: ModelConfig, names: Mapping[int, str], split_hash: str) -> None:
+    def check(self, config: ModelConfig, names: Mapping[int, str], split_hash: str, thermal: ThermalContract) -> None:
         """Check that they can teach a student.
 
         Args:
             config: of the student.
             names: its classes.
             split_hash: of the pairs that it is trained on. A teacher that saw others may know the pairs to be scored.
+            thermal: how its data's thermal images are read.
 
         Raises:
-            UserError: another size, other classes or another training split.
+            UserError: another size, other classes, another training split or another thermal contract.
         """
         for m, model in self._models.items():
             told, header = f"teacher {self.files[m]}", model.header
@@ -76,6 +78,11 @@ class Teachers:
             if header.data.get("split_hash") != split_hash:
                 raise UserError(
                     f"{told} was trained on another training split than this one: train it on the same data"
+                )
+            if m == "thermal" and not header.thermal.reads_as(thermal):
+                raise UserError(
+                    f"{told} reads thermal images by {header.thermal.to_dict()}, and the data have the thermal "
+                    f"contract {thermal.to_dict()}: train it on the same data"
                 )
 
     def features(self, x: Tensor) -> dict[str, Features]:

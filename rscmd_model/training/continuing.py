@@ -8,7 +8,7 @@ site, see `network/memory.py`; `hold` makes an optimizer's steps obey it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ class Finished:
                 f"{self.file} finds {several(ours)}, and {data.name} has {several(theirs)}: give the data the same "
                 "names in the same order, or start a new model (--weights)"
             )
-        before, now = (replace(contract, palette_ok=False) for contract in (self.header.thermal, data.thermal_contract))
-        if before != now:
+        before, now = self.header.thermal, data.thermal_contract
+        if not before.reads_as(now):
             raise UserError(
                 f"{self.file} reads thermal images by {before.to_dict()}, and {data.name} has the thermal contract "
                 f"{now.to_dict()}: one model has one, so give data.yaml the model's as thermal_contract"

@@ -264,7 +264,8 @@ class PairedTrainer(DetectionTrainer):
             LOGGER.info(f"{detector.file}: {loaded}")
         if teachers:
             self.model.teachers = Teachers(teachers)
-            self.model.teachers.check(config, self.model.names, self.data["split_hash"])
+            thermal = self.data["config"].thermal_contract
+            self.model.teachers.check(config, self.model.names, self.data["split_hash"], thermal)
         self.model.method.start(self.model, self.sample)
 
     def sample(self) -> list[dict[str, Any]]:
