@@ -25,9 +25,9 @@ from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import METHODS, method_config, needs_teachers
 from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.options import parse_options
+from rscmd_model.training.mixed_precision import is_good_at_amp
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
-from rscmd_model.training.trainer import is_good_at_amp
 
 QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}
 PLAIN = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}

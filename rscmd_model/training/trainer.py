@@ -2,7 +2,7 @@
 
 What each of ultralytics' options does here stands in `options.py`; the rest, such as multi-GPU, plots and loggers, is
 as its users know it. It also runs under torchrun, on one node or several, on GPUs or CPUs. This file, `resume.py`,
-`checkpoints.py` and `paired_dataset.py` are the ones that name its internals.
+`checkpoints.py`, `mixed_precision.py` and `paired_dataset.py` are the ones that name its internals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
@@ -21,7 +20,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import ultralytics.engine.trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -56,12 +54,11 @@ from rscmd_model.training.disk_cache import cache_of, remove_cache
 from rscmd_model.training.fixed_pairs import FixedPairs
 from rscmd_model.training.freezing import frozen_parts
 from rscmd_model.training.incomplete import check_incomplete, run_table
+from rscmd_model.training.mixed_precision import checked_by_name
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.resume import EpochLoader, begin_epoch, drop_rows_after, keep_exact_state, take_exact_state
 
 _SAMPLE, _SAMPLE_BATCH = 64, 16  # pairs that a method may measure on before it begins
-# GPUs that ultralytics.utils.checks.check_amp knows to train badly in mixed precision.
-_BAD_AT_AMP = re.compile(r"1660|1650|1630|T400|T550|T600|T1000|T1200|T2000|K40m", re.IGNORECASE)
 
 
 class PairedTrainer(DetectionTrainer):
@@ -318,12 +315,8 @@ class PairedTrainer(DetectionTrainer):
             forget_earlier_run(self)
         if isinstance(self.model, RscmdModel):  # in a process that the parent started, it comes from another one
             self.model.reopen()
-        # The parent's check fetches a model from the net, with YOLO_OFFLINE, too, to compare its answers.
-        checked, ultralytics.engine.trainer.check_amp = ultralytics.engine.trainer.check_amp, is_good_at_amp
-        try:
+        with checked_by_name():
             super()._setup_train()
-        finally:
-            ultralytics.engine.trainer.check_amp = checked
         # What the model file would refuse, before hours of training and not after.
         check_names(self.data["names"])
         check_image_size(int(self.args.imgsz))
@@ -447,13 +440,3 @@ class PairedTrainer(DetectionTrainer):
         if self.fitness is not None and not math.isfinite(self.fitness):
             raise UserError(f"the validation of epoch {epoch + 1} has no finite score: lower lr0")
         return False
-
-
-def is_good_at_amp(model: nn.Module) -> bool:
-    """Whether the device of a model may train in mixed precision: not the processor, nor a GPU that is known for it."""
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        return False
-    if bad := bool(_BAD_AT_AMP.search(torch.cuda.get_device_name(device))):
-        LOGGER.warning(f"amp is off: on {torch.cuda.get_device_name(device)} it is known to give losses that are NaN")
-    return not bad
