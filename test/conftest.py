@@ -6,6 +6,7 @@ the tests; its child processes inherit them and LD_LIBRARY_PATH, and are not res
 """
 
 import fcntl
+import gc
 import logging
 import multiprocessing
 import os
@@ -95,6 +96,20 @@ LONGEST = (
     "evaluate_bag",
 )
 FIRST = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before a file's first test: what is there by now, mostly modules, is not searched for garbage in the tests.
+
+    ultralytics has all of it searched at the end of every training.
+    """
+    if item.path not in _begun:
+        _begun.add(item.path)
+        gc.collect()
+        gc.freeze()
+
+
+_begun: set[Path] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
