@@ -25,12 +25,14 @@ from small_bags import write as write_small
 from rscmd_model.datasets.sidecars import label_text, read_sidecar
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
+from rscmd_model.files import write_json
 from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.labelling.label_set import LabelSet
 from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags.journal import JOURNAL, Entry, Journal, rounded
 from rscmd_ros.bags.labelling import RECORD, LabelJob, Labelled, label_bag
 from rscmd_ros.bags.pairs import BagPair, load_pictures, pair_up
+from rscmd_ros.bags.placing import partial_of, put_in_place, refuse_existing, replaced_of
 from rscmd_ros.bags.reader import open_bag, typestore
 from rscmd_ros.bags.sampling import Sampling, Thinning, make_plan, small
 from rscmd_ros.bags.topics import COMPRESSED_IMAGE, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
@@ -331,12 +333,52 @@ def test_corrections_come_back_and_outlive_another_model(
 def test_a_swap_that_was_broken_off_loses_nothing(labelled: tuple[LabelJob, Labelled], tmp_path: Path) -> None:
     task, _ = labelled
     mine = dataclasses.replace(task, out=tmp_path / "set")
-    shutil.copytree(task.out, tmp_path / "set.old")
+    shutil.copytree(task.out, tmp_path / ".set.replaced")
     shutil.copytree(task.out, mine.partial)
-    first = next(iter(LabelSet(tmp_path / "set.old").pairs()))
+    first = next(iter(LabelSet(tmp_path / ".set.replaced").pairs()))
     first.labels.write_text("1 0.5 0.5 0.25 0.25\n")
     assert run(mine, force=True).persons == 1
-    assert (mine.out / first.labels.relative_to(tmp_path / "set.old")).read_text() == "1 0.5 0.5 0.25 0.25\n"
+    assert (mine.out / first.labels.relative_to(tmp_path / ".set.replaced")).read_text() == "1 0.5 0.5 0.25 0.25\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+
+
+def test_a_folder_that_a_person_put_beside_a_set_is_left_alone(tmp_path: Path) -> None:
+    """Whatever its name, and also where the call is refused."""
+    out, beside = tmp_path / "set", tmp_path / "set.old"
+    for folder in (out, beside):
+        folder.mkdir()
+        write_json(folder / RECORD, {"settings": {}})
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing(out, force=False)
+    partial_of(out).mkdir()
+    put_in_place(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "set.old"}
+    shutil.rmtree(out)
+    refuse_existing(out, force=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"set.old"}
+
+
+def test_a_replacement_that_was_broken_off_is_recovered_and_a_refusal_removes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    replaced_of(out).mkdir()
+    write_json(replaced_of(out) / RECORD, {"settings": {}})
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing(out, force=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+    shutil.copytree(out, replaced_of(out))  # broken off after the second rename
+    with pytest.raises(UserError, match="exists already"):
+        refuse_existing(out, force=False)
+    assert replaced_of(out).exists()
+    partial_of(out).mkdir()
+    put_in_place(out)
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
+
+
+def test_the_folder_that_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", "/"):
+        with pytest.raises(UserError, match="choose another --out"):
+            run(job(Path("bag"), Path("model"), Path(out)))
 
 
 def test_16_bit_thermal_and_visible_without_loss(models: dict[str, Path], world: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from rscmd_model.assemble import main as assemble
 from rscmd_model.datasets.sidecars import Found, Sidecar, label_line
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
+from rscmd_model.files import sha256_of, write_json
 from rscmd_model.imaging.registration import load_registration
 from rscmd_model.labelling.drift import SUREST, share_found, surest
 from rscmd_model.network.header import read_header
 from rscmd_model.synthetic.writing import write_world
-from rscmd_ros.bags.self_training import STATE, Round, _verdict
+from rscmd_ros.bags.labelling import RECORD, LabelJob
+from rscmd_ros.bags.placing import replaced_of
+from rscmd_ros.bags.self_training import STATE, Round, SelfTraining, _label, _verdict
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.register_bag import main as register
@@ -93,6 +97,21 @@ def test_options_that_it_sets_itself_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--rounds"):
         self_train(["bag", "--model", "m.safetensors", "--out", str(tmp_path / "out"), "--rounds", "0"])
     assert not (tmp_path / "out").exists()
+
+
+def given(out: Path, model: Path, **more: Any) -> SelfTraining:
+    return SelfTraining(LabelJob(out.parent / "bag", model, out / "data"), None, out, **more)
+
+
+def test_a_set_whose_replacement_was_broken_off_is_found_again(tmp_path: Path) -> None:
+    """Stopped between the two renames, when a set of this very round has its other name."""
+    out, model = tmp_path / "out", tmp_path / "m.safetensors"
+    model.write_bytes(b"a model")
+    write_json(replaced_of(out / "data") / RECORD, {"settings": {"model": sha256_of(model)}})
+    told: list[str] = []
+    assert _label(given(out, model), 1, None, told.append) == out / "data/data.yaml"
+    assert told == [f"{out / 'data'} is labelled already"]
+    assert [path.name for path in out.iterdir()] == ["data"]
 
 
 def found(score: float, x: float = 0.5, label: int = 0) -> Found:

@@ -27,7 +27,7 @@ from rscmd_ros.bags.files import stamp_of
 from rscmd_ros.bags.job import BATCH
 from rscmd_ros.bags.journal import Journal
 from rscmd_ros.bags.pairs import pair_up
-from rscmd_ros.bags.placing import RECORD, begin, partial_of, persons_pairs, put_in_place, refuse_existing
+from rscmd_ros.bags.placing import RECORD, begin, named, partial_of, persons_pairs, put_in_place, refuse_existing
 from rscmd_ros.bags.reader import Bag, open_bag
 from rscmd_ros.bags.sampling import Plan, Sampling, make_plan
 from rscmd_ros.bags.topics import IMAGE, THERMAL_TOPIC, VISIBLE_TOPIC
@@ -140,6 +140,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
         UserError: the bag, the model or the registration cannot be used, something is there already, a run with other
             settings was broken off, or nothing was found. `out` is then as it was.
     """
+    job = dataclasses.replace(job, out=named(job.out))
     refuse_existing(job.out, force)
     with open_bag(job.bag) as bag:
         bag.require(job.visible_topic, IMAGE, "--visible-topic")

@@ -1,11 +1,13 @@
 """Where a labelled set grows and how it gets its name: nothing half-made ever has it, and no work of a person is lost.
 
 A set grows in OUT.partial, where a run that was broken off goes on. An earlier set at OUT is replaced only when asked
-for, and what a person did in it is taken over.
+for, and what a person did in it is taken over. For that moment it is called .OUT.replaced, a name that nobody gives
+to a folder of his own.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +30,44 @@ _MEANT = {
 }
 
 
+def named(out: Path) -> Path:
+    """A folder by its own name, which `.` and `..` have not: other names are made of it.
+
+    Raises:
+        UserError: it is the root of the file system.
+    """
+    out = out if out.name not in ("", "..") else Path(os.path.abspath(out))
+    if not out.name:
+        raise UserError(f"{out} has no name to put another beside it; choose another --out")
+    return out
+
+
 def partial_of(out: Path) -> Path:
     """Where a set grows."""
     return out.with_name(out.name + ".partial")
 
 
+def replaced_of(out: Path) -> Path:
+    """What an earlier set is called while another takes its place."""
+    return out.with_name(f".{out.name}.replaced")
+
+
+def recover(out: Path) -> None:
+    """Give an earlier set its name back, where a replacement was broken off between its two renames.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    old = replaced_of(out)
+    if old.is_dir() and not out.exists():
+        try:
+            old.rename(out)
+        except OSError as error:
+            raise UserError(f"cannot rename {old} to {out}: {error.strerror or error}") from None
+
+
 def refuse_existing(out: Path, force: bool) -> None:
-    """Make sure that a set may be made at `out`; and first end a replacement that was broken off.
+    """Make sure that a set may be made at `out`; what was broken off is recovered first, and nothing is removed.
 
     Args:
         out: folder of the set.
@@ -43,12 +76,7 @@ def refuse_existing(out: Path, force: bool) -> None:
     Raises:
         UserError: something else is there, or a set and `force` is not given.
     """
-    old = _old(out)
-    if (old / RECORD).is_file():
-        if out.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(out)
+    recover(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} exists and is not a folder; choose another --out")
     if not out.exists():
@@ -139,10 +167,12 @@ def put_in_place(out: Path) -> None:
     Raises:
         UserError: a folder cannot be renamed.
     """
-    folder, old = partial_of(out), _old(out)
+    folder, old = partial_of(out), replaced_of(out)
     try:
         (folder / ".lock").unlink(missing_ok=True)
         if out.exists():
+            if old.exists():  # of a replacement that was broken off at its very end
+                shutil.rmtree(old)
             for path in sorted(out.iterdir()):
                 if path.name not in _OURS:
                     path.rename(folder / path.name)
@@ -152,7 +182,3 @@ def put_in_place(out: Path) -> None:
             shutil.rmtree(old)
     except OSError as error:
         raise UserError(f"cannot put {folder} in the place of {out}: {error.strerror or error}") from None
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(out.name + ".old")

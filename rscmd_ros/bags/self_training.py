@@ -23,6 +23,7 @@ from rscmd_model.labelling.label_set import DESCRIPTION, LabelSet
 from rscmd_model.text import read_json
 from rscmd_ros.bags.evaluation import read_model_header
 from rscmd_ros.bags.labelling import RECORD, LabelJob, label_bag
+from rscmd_ros.bags.placing import recover
 
 if TYPE_CHECKING:
     from rscmd_model.inference.predictor import Predictor
@@ -205,6 +206,7 @@ def _teacher(given: SelfTraining, number: int) -> Path:
 def _label(given: SelfTraining, number: int, threads: int | None, progress: Callable[[str], None]) -> Path:
     """The set of a round: labelled by the model of the round before, with a person's labels where there are some."""
     job = replace(given.job, model=_teacher(given, number))
+    recover(job.out)
     record = job.out / RECORD
     if record.exists() and read_json(record).get("settings", {}).get("model") == sha256_of(job.model):
         progress(f"{job.out} is labelled already")
