@@ -25,6 +25,7 @@ from rscmd_model.imaging.registration import Registration
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.labelling import corrections
 from rscmd_model.labelling.corrections import Corrections, correct
+from rscmd_model.labelling.label_set import LabelSet
 from rscmd_model.labelling.label_tools import (
     MADE_WITH,
     UNSURE,
@@ -35,6 +36,7 @@ from rscmd_model.labelling.label_tools import (
     write_label_studio,
 )
 from rscmd_model.labelling.standing import pixel_box, standing
+from rscmd_ros.bags.labelling import _after
 
 NAMES = {0: "person", 1: "car & van"}
 CONTRACT = ThermalContract(source="mono16", scale=(0, 65535))
@@ -321,6 +323,38 @@ def test_labels_changed_by_hand_stay_unless_the_file_says_something_new(folder: 
     assert correct(folder, from_cvat(folder, {}), NAMES).unchanged == 2
     assert correct(folder, from_cvat(folder, {STEMS[0]: []}), NAMES).removed == 1
     assert (labels.read_text(), read_sidecar(sidecar_file)) == ("", Sidecar(person=True))
+
+
+def test_an_export_from_before_any_relabelling_changes_nothing(folder: Path) -> None:
+    """Also when the last model said the same as the one before it, and after a person's correction."""
+    files, sidecar_file = [], paths(folder)[1]
+    for number in range(4):
+        export(folder)
+        files.append(from_cvat(folder, {}, name=f"{number}.xml"))
+        said = Sidecar(MODEL.labels[: number % 3], MODEL.ignore)  # of 1 and 2 objects, and of none twice
+        for again in (said, said):
+            LabelSet(folder).write_labels("train", STEMS[0], _after(again, LabelSet(folder).pair("train", STEMS[0])))
+    before = sidecar_file.read_bytes()
+    for file in files:
+        counts = correct(folder, file, NAMES)
+        assert counts.kept + counts.unchanged == 2, file
+    assert sidecar_file.read_bytes() == before
+    export(folder)
+    assert correct(folder, from_cvat(folder, {STEMS[0]: []}), NAMES).corrected == 1
+    before = sidecar_file.read_bytes()
+    for file in files:
+        assert correct(folder, file, NAMES).kept == 1, file
+    assert sidecar_file.read_bytes() == before
+
+
+def test_what_is_confirmed_stays_as_it_was_written(folder: Path) -> None:
+    labels, sidecar_file = paths(folder)
+    labels.write_text("0 0.1 0.1 0.3 0.1 0.2 0.5\n")
+    export(folder)
+    assert correct(folder, from_studio(folder, STEMS[:1]), NAMES).confirmed == 1
+    assert labels.read_text() == "0 0.1 0.1 0.3 0.1 0.2 0.5\n"
+    assert read_sidecar(sidecar_file).person
+    assert correct(folder, from_studio(folder, STEMS[:1]), NAMES).unchanged == 1
 
 
 def test_polygons_written_by_hand_are_boxes(folder: Path) -> None:

@@ -57,7 +57,8 @@ class Sidecar:
         labels: the lines of the label file.
         ignore: regions in which something may be: neither object nor background.
         person: whether a person looked at the pair's labels, which are then the whole truth but for `ignore`.
-        before: what a model had said, where a person has looked at it since.
+        before: what a model had said, where a person has looked at it or another model has labelled since; its own
+            `before` is what had been said before that, and so on.
     """
 
     labels: tuple[Found, ...] = ()
@@ -134,9 +135,8 @@ def read_sidecar(path: Path) -> Sidecar:
         version = data["version"]
         if version != _VERSION:
             raise UserError(f"{path} has version {version!r}, and {_VERSION} is read: update rscmd_model")
-        before = data.get("before")
-        return _sidecar(data, None if before is None else _sidecar(before))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return _sidecar(data)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} is no sidecar of labels ({type(error).__name__}: {first_line(error)}): label the bag anew, or "
             "leave out 'sidecars' in data.yaml to take every label as sure"
@@ -152,9 +152,10 @@ def _content(sidecar: Sidecar) -> dict[str, Any]:
     return content if sidecar.before is None else {**content, "before": _content(sidecar.before)}
 
 
-def _sidecar(data: Any, before: Sidecar | None = None) -> Sidecar:
+def _sidecar(data: Any) -> Sidecar:
     labels, ignore = (tuple(_found(item) for item in data[name]) for name in ("labels", "ignore"))
-    return Sidecar(labels, ignore, bool(data["person"]), before)
+    before = data.get("before")
+    return Sidecar(labels, ignore, bool(data["person"]), None if before is None else _sidecar(before))
 
 
 def _found(item: Any) -> Found:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rscmd_model.datasets.entries import Entry, Shape
@@ -96,7 +96,7 @@ def correct(folder: Path, file: Path, names: Mapping[int, str]) -> Corrections:
     pairs = _pairs(folder, entries, file)
     counts = Corrections(listed=len(entries))
     index = {name: number for number, name in names.items()}
-    plans: list[tuple[Standing, _Given]] = []
+    plans: list[tuple[Standing, _Given, bool]] = []
     for stem, (picture, entry) in sorted(entries.items()):
         if not entry.done:
             counts.waiting += 1
@@ -108,14 +108,14 @@ def correct(folder: Path, file: Path, names: Mapping[int, str]) -> Corrections:
             counts.confirmed += confirms
             counts.unchanged += not confirms
             if confirms:
-                plans.append((pair, given))
+                plans.append((pair, given, True))
         elif any(_same(given, _Given(*_pixels(old.labels, old.ignore, pair.size))) for old in _exported(pair.sidecar)):
             counts.kept += 1
         else:
             counts.corrected += 1
-            plans.append((pair, given))
-    for pair, given in plans:
-        _write(pair, given, counts)
+            plans.append((pair, given, False))
+    for pair, given, confirmed in plans:
+        _write(pair, given, confirmed, counts)
     return counts
 
 
@@ -201,9 +201,11 @@ def _inside(shape: Shape, size: tuple[int, int]) -> tuple[float, float, float, f
     return (left, top, right, bottom) if min(right - left, bottom - top) >= 1 else None
 
 
-def _exported(sidecar: Sidecar | None) -> list[Sidecar]:
-    """What a tool may have been given before a person changed the labels in the folder."""
-    return [] if sidecar is None else [old for old in (sidecar, sidecar.before) if old is not None]
+def _exported(sidecar: Sidecar | None) -> Iterator[Sidecar]:
+    """What a tool may have been given before the labels in the folder were changed: all that was ever said."""
+    while sidecar is not None:
+        yield sidecar
+        sidecar = sidecar.before
 
 
 def _pixels(
@@ -241,15 +243,18 @@ def _partners(boxes: Sequence[Box], others: Sequence[Box]) -> list[int | None]:
     return partners
 
 
-def _write(pair: Standing, given: _Given, counts: Corrections) -> None:
-    """Write a pair's label file, then its sidecar. What is known of a box that the person left goes on."""
+def _write(pair: Standing, given: _Given, confirmed: bool, counts: Corrections) -> None:
+    """Write a pair's label file, then its sidecar; of one that is confirmed the sidecar alone.
+
+    What is known of a box that the person left goes on.
+    """
     labels, unsure = _pixels(pair.labels, pair.unsure, pair.size)
     same, doubtful = _partners(given.labels, labels), _partners(given.unsure, unsure)
     counts.added += same.count(None)
     counts.removed += len(labels) - (len(same) - same.count(None))
-    before = None if pair.sidecar is None else pair.sidecar.before
-    if before is None and pair.sidecar is not None and not pair.sidecar.person:
-        before = pair.sidecar
+    before = pair.sidecar
+    if before is not None and before.person:
+        before = before.before
     sidecar = Sidecar(
         tuple(
             found_at(box, pair.size, 1.0) if place is None else pair.labels[place]
@@ -260,8 +265,9 @@ def _write(pair: Standing, given: _Given, counts: Corrections) -> None:
             for box, place in zip(given.unsure, doubtful)
         ),
         person=True,
-        before=None if before is None else replace(before, before=None),
+        before=before,
     )
-    with whole_file(pair.label_file) as aside:
-        aside.write_text(label_text(sidecar), encoding="utf-8")
+    if not confirmed:  # what a person wrote in his own way, as a polygon, stays so
+        with whole_file(pair.label_file) as aside:
+            aside.write_text(label_text(sidecar), encoding="utf-8")
     write_sidecar(pair.sidecar_file, sidecar)

@@ -251,12 +251,14 @@ def _settings(job: LabelJob, plan: Plan, header: ModelHeader, registration: Regi
 
 
 def _after(sidecar: Sidecar, before: LabelledPair) -> Sidecar:
-    """A sidecar that knows what an earlier model has said of its pair: a labelling tool may still have that."""
+    """A sidecar that knows all that earlier models have said of its pair: a labelling tool may still have that."""
     if not before.sidecar.exists():
         return sidecar
     old = read_sidecar(before.sidecar)
+    if old.person:
+        return sidecar
     same = (old.labels, old.ignore) == (sidecar.labels, sidecar.ignore)
-    return sidecar if old.person or same else dataclasses.replace(sidecar, before=dataclasses.replace(old, before=None))
+    return dataclasses.replace(sidecar, before=old.before if same else old)
 
 
 def _predictor(job: LabelJob, registration: Registration | None, threads: int | None) -> Any:
