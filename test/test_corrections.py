@@ -35,6 +35,7 @@ from rscmd_model.labelling.label_tools import (
     write_exports,
     write_label_studio,
 )
+from rscmd_model.labelling.showing import take_corrections
 from rscmd_model.labelling.standing import pixel_box, standing
 from rscmd_ros.bags.labelling import _after
 
@@ -405,6 +406,57 @@ def test_shapes_that_are_no_boxes_are_counted(folder: Path) -> None:
     counts = correct(folder, file, NAMES)
     assert (counts.left_out, counts.unchanged) == (2, 2)
     assert counts.line().endswith("; 2 shapes that are no boxes left out")
+
+
+def test_boxes_that_a_task_left_out_were_deleted_by_nobody(folder: Path) -> None:
+    """Neither those of a label that the task does not have, nor all where none were uploaded."""
+    LabelSet(folder).write_labels("train", STEMS[1], MODEL)
+    export(folder)
+    before = {path: path.read_bytes() for number in range(3) for path in paths(folder, number)}
+    for label in ("car & van", UNSURE):
+        left = [box for box in boxes(MODEL) if box[0] != label]
+        file = from_cvat(folder, dict.fromkeys(STEMS[:2], left))
+        root = ElementTree.parse(file).getroot()
+        (labels,) = root.iterfind("meta//labels")
+        labels.remove(next(one for one in labels if one.findtext("name") == label))
+        ElementTree.ElementTree(root).write(file)
+        with pytest.raises(UserError, match=f"a task without the label '{label}'"):
+            correct(folder, file, NAMES)
+    none = from_cvat(folder, dict.fromkeys(STEMS[:2], ()))
+    with pytest.raises(UserError, match="not one box in the 2 pairs that have objects here"):
+        correct(folder, none, NAMES)
+    assert {path: path.read_bytes() for path in before} == before
+    submitted = correct(folder, from_studio(folder, STEMS, dict.fromkeys(STEMS[:2], ())), NAMES)
+    assert submitted.corrected == 2, "of each of these a person says that there is nothing"
+
+
+def test_a_region_whose_label_was_taken_away_is_refused(folder: Path) -> None:
+    export(folder)
+    unlabelled = region("person", (10.0, 10.0, 50.0, 50.0))
+    for value in ([], None):
+        unlabelled["value"]["rectanglelabels"] = value
+        file = from_studio(folder, STEMS)
+        tasks = json.loads(file.read_text())
+        tasks[1]["annotations"][0]["result"] = [unlabelled]
+        file.write_text(json.dumps(tasks))
+        with pytest.raises(UserError, match=rf"task 2, region 1 of .*{STEMS[1]}.* has no label"):
+            correct(folder, file, NAMES)
+
+
+def test_a_set_may_be_called_thermal(folder: Path) -> None:
+    called = folder.rename(folder.with_name("thermal"))
+    export(called)
+    assert correct(called, from_studio(called, STEMS), NAMES).confirmed == 2
+
+
+def test_a_class_that_was_taken_out_is_told_before_anything_is_written(folder: Path) -> None:
+    export(folder)
+    file = from_cvat(folder, {STEMS[0]: [("person", (10.0, 10.0, 50.0, 50.0))]})
+    LabelSet(folder).write_description({0: "person"}, CONTRACT, None)
+    before = {path: path.read_bytes() for number in range(3) for path in paths(folder, number)}
+    with pytest.raises(UserError, match=rf"{STEMS[0]}.txt: class 1 is unknown; names has person"):
+        take_corrections(folder, [file])
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_bad_files_are_one_line_and_write_nothing(folder: Path) -> None:

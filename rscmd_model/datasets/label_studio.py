@@ -65,7 +65,10 @@ def _task(task: dict[str, Any], where: str) -> Iterator[tuple[str, Entry]]:
         if size is None:
             raise UserError(f"{where}: a region lacks original_width and original_height")
         sizes[key] = size
-        regions[key] += _shapes(region, size, len(regions[key]) + 1)
+        place = f"region {len(regions[key]) + 1}"
+        if not region["value"].get(region["type"]):  # a person has deselected it: neither an object nor deleted
+            raise UserError(f"{where}, {place} of {quoted(pictures[key])} has no label: give it one, or delete it")
+        regions[key] += _shapes(region, size, place)
     done = bool(_submitted(task)) if "data" in task else "annotation_id" in task or any(regions.values())
     for key, name in pictures.items():
         yield name, Entry(sizes.get(key), tuple(regions[key]), done)
@@ -93,10 +96,9 @@ def _kind(region: dict[str, Any]) -> str:
     return next((kind for kind in (*_KINDS, *_OTHERS) if kind in region), "")
 
 
-def _shapes(region: dict[str, Any], size: tuple[int, int], number: int) -> list[Shape]:
+def _shapes(region: dict[str, Any], size: tuple[int, int], place: str) -> list[Shape]:
     kind, value = region["type"], region["value"]
-    place = f"region {number}"
-    names = [str(name) for name in value.get(kind) or []]
+    names = [str(name) for name in value[kind]]
     if kind in _OTHERS:
         return [Shape(name, (0, 0, 0, 0), place, ("no_box", f"{kind} is no box, left out")) for name in names]
     across, down = size[0] / 100, size[1] / 100

@@ -87,22 +87,29 @@ def correct(folder: Path, file: Path, names: Mapping[int, str]) -> Corrections:
         names: class names by number.
 
     Raises:
-        UserError: the file is none of these or lists nothing, has a picture or class that the set does not have, boxes
-            on a thermal picture or on one of another size; or a file of the set cannot be read or written.
+        UserError: the file is none of these or lists nothing, has a picture or class that the set does not have, lacks
+            a label of the set, has boxes on a thermal picture or on one of another size, or has none in several pairs
+            that all have objects; or a file of the set cannot be read or written.
     """
     refuse_unsure(names)
     form = _form(file)
-    entries = _by_stem(load(form, file).images, file)
+    listed = load(form, file)
+    entries = _by_stem(listed.images, file)
+    if form != "label_studio":  # whose file names no labels but those of its boxes
+        _refuse_missing(listed.classes, names, file)
     pairs = _pairs(folder, entries, file)
     counts = Corrections(listed=len(entries))
     index = {name: number for number, name in names.items()}
     plans: list[tuple[Standing, _Given, bool]] = []
+    had: list[_Given] = []
     for stem, (picture, entry) in sorted(entries.items()):
         if not entry.done:
             counts.waiting += 1
             continue
         pair = read_pair(folder, *pairs[stem], names)
         given = _given(pair, entry, index, f"{file}, {quoted(picture)}", counts)
+        if pair.labels:
+            had.append(given)
         if _same(given, _Given(*_pixels(pair.labels, pair.unsure, pair.size))):
             confirms = form == "label_studio" and (pair.sidecar is None or not pair.sidecar.person)
             counts.confirmed += confirms
@@ -114,9 +121,23 @@ def correct(folder: Path, file: Path, names: Mapping[int, str]) -> Corrections:
         else:
             counts.corrected += 1
             plans.append((pair, given, False))
+    if form != "label_studio" and len(had) > 1 and not any(given.labels or given.unsure for given in had):
+        raise UserError(
+            f"{file} has not one box in the {len(had)} pairs that have objects here: upload the boxes to the task "
+            "before it is corrected; where there is nothing in truth, empty the pairs' files in labels/ by hand"
+        )
     for pair, given, confirmed in plans:
         _write(pair, given, confirmed, counts)
     return counts
+
+
+def _refuse_missing(labels: Sequence[str], names: Mapping[int, str], file: Path) -> None:
+    """Refuse a file of a task that had not all labels of the set: the tool left out their boxes, no person did."""
+    if missing := [name for name in (*names.values(), UNSURE) if name not in labels]:
+        raise UserError(
+            f"{file} is of a task without the label {several(missing, 3)}, so its boxes are missing and no person has "
+            "deleted them: make the task anew with all labels of the set, those in for_cvat/labels.json"
+        )
 
 
 def _form(file: Path) -> str:
@@ -143,7 +164,7 @@ def _by_stem(images: Mapping[str, Entry], file: Path) -> dict[str, tuple[str, En
     found: dict[str, tuple[str, Entry]] = {}
     for name, entry in images.items():
         parts = name.replace("\\", "/").split("/")
-        if entry.shapes and "thermal" in parts[:-1]:
+        if entry.shapes and "thermal" in parts[-3:-1]:  # KIND/SPLIT/NAME; folders before it are called as one likes
             raise UserError(f"{file} has boxes on the thermal picture {quoted(name)}: they belong on the visible one")
         stem = os.path.splitext(parts[-1])[0]
         other = found.get(stem)

@@ -13,8 +13,9 @@ from rscmd_model.datasets.sheet import contact_sheet
 from rscmd_model.errors import UserError
 from rscmd_model.files import lock_folder, whole_file
 from rscmd_model.labelling.corrections import correct
-from rscmd_model.labelling.label_set import DESCRIPTION
+from rscmd_model.labelling.label_set import DESCRIPTION, SPLITS
 from rscmd_model.labelling.label_tools import VIEW, write_exports
+from rscmd_model.labelling.standing import standing
 
 SHEET = "sheet.jpg"
 SHOWN = (SHEET, VIEW, "for_cvat", "for_label_studio")
@@ -55,8 +56,11 @@ def take_corrections(folder: Path, files: Sequence[Path]) -> list[str]:
     """
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} is no labelled set, so there is nothing to correct: make one with label_bag first")
-    data = open_data(folder / DESCRIPTION)
     with lock_folder(folder, "labelling"):
+        data = open_data(folder / DESCRIPTION)
+        for split in SPLITS:  # what could not be shown afterwards is told before anything is written
+            for _ in standing(folder, split, data.names):
+                pass
         lines = [f"{file}: {correct(folder, file, data.names).line()}" for file in files]
         show(folder)
     return lines

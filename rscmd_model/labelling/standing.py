@@ -102,6 +102,9 @@ def read_pair(folder: Path, split: str, stem: str, visible: Path, thermal: Path,
     text = files.text
     if sidecar is not None and sidecar.goes_with(text):
         labels, unsure = sidecar.labels, sidecar.ignore
+        if unknown := [found.line for found in labels if numbers(found.line)[0] not in names]:
+            known = ", ".join(names.values())
+            raise UserError(f"{label_file}: class {unknown[0].split()[0]} is unknown; names has {known}")
     else:
         labels, unsure = _drawn(label_file, names) if text.strip() else (), ()
     touched = sidecar is None or sidecar.touched(text)
