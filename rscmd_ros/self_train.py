@@ -6,8 +6,9 @@
 Each round labels the bag as rscmd_ros.label_bag does, and trains as rscmd_model.train does, from --weights; the first
 one labels with --model, every other one with the model of the round before. Labels that a person changed in OUT/data
 stay. A round is the last one when its model agrees no better with its labels (on the end of the recording, which is not
-trained on) than the one before; when it no longer finds what the first round was surest of; or when it answers a
-person's pairs worse. Then the model before it is the result: OUT/model.safetensors.
+trained on) than the one before; when it no longer finds what the first round was surest of; when it answers a person's
+pairs worse; or when the model before it is sure of nothing, so that it has no labels. Then the model before it is the
+result: OUT/model.safetensors.
 
 Words key=value are ultralytics' options, the same for every round. Called again, it goes on where it was interrupted.
 """

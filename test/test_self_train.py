@@ -20,9 +20,12 @@ from rscmd_model.imaging.registration import load_registration
 from rscmd_model.labelling.drift import SUREST, share_found, surest
 from rscmd_model.network.header import read_header
 from rscmd_model.synthetic.writing import write_world
-from rscmd_ros.bags.labelling import RECORD, LabelJob
+from rscmd_ros.bags import self_training
+from rscmd_ros.bags.labelling import RECORD, LabelJob, Labelled, NothingSureError
 from rscmd_ros.bags.placing import replaced_of
 from rscmd_ros.bags.self_training import STATE, Round, SelfTraining, _label, _verdict
+from rscmd_ros.bags.self_training import self_train as run_rounds
+from rscmd_ros.bags.tracked_labels import Choice
 from rscmd_ros.evaluate_bag import main as evaluate
 from rscmd_ros.make_bag import main as make
 from rscmd_ros.register_bag import main as register
@@ -112,6 +115,36 @@ def test_a_set_whose_replacement_was_broken_off_is_found_again(tmp_path: Path) -
     assert _label(given(out, model), 1, None, told.append) == out / "data/data.yaml"
     assert told == [f"{out / 'data'} is labelled already"]
     assert [path.name for path in out.iterdir()] == ["data"]
+
+
+def test_a_later_round_without_labels_is_the_last_and_a_first_one_may_be_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(job: LabelJob, **_: object) -> Labelled:
+        job.partial.mkdir(parents=True, exist_ok=True)
+        raise NothingSureError("nothing to learn")
+
+    monkeypatch.setattr(self_training, "label_bag", nothing)
+    out, model = tmp_path / "out", tmp_path / "m.safetensors"
+    model.write_bytes(b"a teacher")
+    for sure in (0.9, 0.5):  # the advice that comes with it can be followed
+        job = LabelJob(tmp_path / "bag", model, out / "data", choice=Choice(sure={"": sure}))
+        with pytest.raises(NothingSureError):
+            run_rounds(SelfTraining(job, None, out), threads=None, progress=print)
+    assert (out / "data.partial").exists(), "there it goes on"
+
+    begun = given(out, model)
+    first = Round(1, 10, 0.5, 1.0, math.nan).written()
+    write_json(out / STATE, {"settings": begun.settings(), "rounds": [first]})
+    write_json(out / "round1" / "model.safetensors", "a student")
+    told: list[str] = []
+    for _ in range(2):  # and again, which does nothing more
+        result = run_rounds(begun, threads=None, progress=told.append)
+        assert result.read_bytes() == (out / "round1/model.safetensors").read_bytes()
+    assert told[0] == "== round 2: labelling"
+    assert len(told) == 2
+    assert told[1].endswith("the model of round 1 is sure of nothing, so there is nothing to train on")
+    assert not (out / "data.partial").exists()
 
 
 def found(score: float, x: float = 0.5, label: int = 0) -> Found:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from rscmd_model.network.model_file import ModelHeader
 
 
+class NothingSureError(UserError):
+    """A model finds no object that is sure enough to be a label."""
+
+
 @dataclass(frozen=True)
 class LabelJob:
     """What to label and how.
@@ -138,7 +142,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
 
     Raises:
         UserError: the bag, the model or the registration cannot be used, something is there already, a run with other
-            settings was broken off, or nothing was found. `out` is then as it was.
+            settings was broken off, or nothing was found (`NothingSureError`). `out` is then as it was.
     """
     job = dataclasses.replace(job, out=named(job.out))
     refuse_existing(job.out, force)
@@ -183,7 +187,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
                 split, stem = str(entry.kept), stem_of(entry.stamp)
                 to.write_labels(split, stem, _after(sidecar, LabelSet(job.out).pair(split, stem)))
             if not counts.labels and not persons:
-                raise UserError(_nothing(job, counts))
+                raise NothingSureError(_nothing(job, counts))
             to.write_description(header.names, header.thermal, registration)
             persons = persons_pairs(job.out, settings)  # they may have worked in the meantime
             for pair in persons:

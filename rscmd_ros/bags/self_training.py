@@ -22,7 +22,7 @@ from rscmd_model.labelling.drift import share_found, surest
 from rscmd_model.labelling.label_set import DESCRIPTION, LabelSet
 from rscmd_model.text import read_json
 from rscmd_ros.bags.evaluation import read_model_header
-from rscmd_ros.bags.labelling import RECORD, LabelJob, label_bag
+from rscmd_ros.bags.labelling import RECORD, LabelJob, NothingSureError, label_bag
 from rscmd_ros.bags.placing import recover
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def self_train(given: SelfTraining, *, threads: int | None, progress: Callable[[
     """Label, train and judge, round after round; what an earlier call has finished is not done again.
 
     A round is the last one when its model drifts, answers a person's pairs worse, or agrees no better with its labels
-    than the round before; then the model of the round before is the result.
+    than the round before, or when there is nothing that the model of the round before is sure of; then the model of the
+    round before is the result.
 
     Args:
         given: what to do.
@@ -169,7 +170,8 @@ def self_train(given: SelfTraining, *, threads: int | None, progress: Callable[[
         the best model, OUT/model.safetensors.
 
     Raises:
-        UserError: as `label_bag`; a training failed; or the first round's model drifted, so that there is none.
+        UserError: as `label_bag`; a training failed; or nothing is sure in the first round, or its model drifted, so
+            that there is none.
     """
     with lock_folder(given.out, "self-training"):
         state = _State(given.out / STATE, given.settings())
@@ -177,11 +179,7 @@ def self_train(given: SelfTraining, *, threads: int | None, progress: Callable[[
         state.write()
         while len(state.rounds) < given.rounds and not (state.rounds and state.rounds[-1].verdict):
             number = len(state.rounds) + 1
-            progress(f"== round {number}: labelling")
-            data = _label(given, number, threads, progress)
-            progress(f"== round {number}: training")
-            model = _train(given, number, data)
-            done = _judge(given, number, model, state)
+            done = _round(given, number, state, threads, progress)
             state.rounds.append(done)
             state.write()
             progress(done.line())
@@ -192,6 +190,24 @@ def self_train(given: SelfTraining, *, threads: int | None, progress: Callable[[
         with whole_file(result) as aside:
             shutil.copyfile(given.out / _name(kept[-1].number) / MODEL, aside)
         return result
+
+
+def _round(
+    given: SelfTraining, number: int, state: _State, threads: int | None, progress: Callable[[str], None]
+) -> Round:
+    """Label, train and judge once."""
+    progress(f"== round {number}: labelling")
+    try:
+        data = _label(given, number, threads, progress)
+    except NothingSureError:
+        if number == 1:
+            state.file.unlink()  # nothing is made yet, so other limits may be given
+            raise
+        shutil.rmtree(given.job.partial, ignore_errors=True)
+        verdict = f"the model of round {number - 1} is sure of nothing, so there is nothing to train on"
+        return Round(number, 0, 0.0, math.nan, math.nan, verdict, kept=False)
+    progress(f"== round {number}: training")
+    return _judge(given, number, _train(given, number, data), state)
 
 
 def _name(number: int) -> str:
