@@ -29,6 +29,7 @@ from rscmd_model.files import write_json
 from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.labelling.label_set import LabelSet
 from rscmd_model.synthetic.writing import write_world
+from rscmd_ros.bags import labelling
 from rscmd_ros.bags.journal import JOURNAL, Entry, Journal, rounded
 from rscmd_ros.bags.labelling import RECORD, LabelJob, Labelled, label_bag
 from rscmd_ros.bags.pairs import BagPair, load_pictures, pair_up
@@ -288,6 +289,37 @@ def test_force_keeps_what_a_person_did(labelled: tuple[LabelJob, Labelled], tmp_
     with pytest.raises(UserError, match=r"3 pairs with labels of a person and was made with gap 2"):
         run(dataclasses.replace(mine, sampling=dataclasses.replace(mine.sampling, gap=1)), force=True)
     assert content(mine.out) == after
+
+
+@pytest.mark.parametrize("tool", [True, False])
+def test_what_a_person_does_while_a_set_is_replaced_stays_or_is_refused(
+    labelled: tuple[LabelJob, Labelled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: bool
+) -> None:
+    """In its last step, by a tool's corrections from another terminal, which can wait, or in a text editor."""
+    task, _ = labelled
+    mine = dataclasses.replace(task, out=tmp_path / "set")
+    shutil.copytree(task.out, mine.out)
+    pair = next(iter(LabelSet(mine.out).pairs()))
+    told = []
+
+    def while_shown(folder: Path, model: str, called: str) -> None:
+        if tool:
+            take = "from pathlib import Path; from rscmd_model.labelling.showing import take_corrections as take; "
+            word = f"{take}take(Path({str(mine.out)!r}), [])"
+            told.append(subprocess.run([sys.executable, "-c", word], cwd=ROOT, capture_output=True, text=True).stderr)
+        else:
+            aside = tmp_path / "edited.txt"  # as an editor writes: another file of that name
+            aside.write_text("1 0.5 0.5 0.25 0.25\n")
+            aside.replace(pair.labels)
+            told.append(pair.labels.read_text())
+
+    monkeypatch.setattr(labelling, "show", while_shown)
+    done = run(mine, force=True)
+    if tool:
+        assert "another labelling is writing into" in told[0]
+    else:
+        assert pair.text == "1 0.5 0.5 0.25 0.25\n"
+        assert (done.persons, len(told)) == (1, 2), "it is shown once more, as it is then"
 
 
 def sure_boxes(image: ElementTree.Element) -> list[ElementTree.Element]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,16 +189,30 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
             if not counts.labels and not persons:
                 raise NothingSureError(_nothing(job, counts))
             to.write_description(header.names, header.thermal, registration)
-            persons = persons_pairs(job.out, settings)  # they may have worked in the meantime
-            for pair in persons:
-                to.take(pair)
-            progress("writing the contact sheet and the files for labelling tools")
-            show(job.partial, job.model.name, job.out.name)
             record = {"settings": settings, "choice": dataclasses.asdict(job.choice), "counts": counts.to_dict()}
             write_json(job.partial / RECORD, {**record, "bag": job.bag.name, "model": job.model.name})
-            put_in_place(job.out)
+            with lock_folder(job.out, "labelling") if job.out.exists() else nullcontext():  # from corrections
+                persons = _show_with_persons(job, to, settings, progress)
+                put_in_place(job.out)
     weights = f"{header.config.family.split('_')[0]}{header.config.scale}.pt"
     return Labelled(job.out, counts, len(persons), notes, weights)
+
+
+def _show_with_persons(
+    job: LabelJob, to: LabelSet, settings: Mapping[str, Any], progress: Callable[[str], None]
+) -> list[LabelledPair]:
+    """Take a person's pairs over from the earlier set, and show the new one as it then is.
+
+    A person may have worked in the earlier set since the call, and may while this one is shown: then it is done again.
+    """
+    persons, taken = persons_pairs(job.out, settings), None
+    while (found := [(pair, pair.text) for pair in persons]) != taken:
+        for pair in persons:
+            to.take(pair)
+        progress("writing the contact sheet and the files for labelling tools")
+        show(job.partial, job.model.name, job.out.name)
+        persons, taken = persons_pairs(job.out, settings), found
+    return persons
 
 
 def _listed(counts: Mapping[str, int]) -> str:
