@@ -322,6 +322,22 @@ def test_what_a_person_does_while_a_set_is_replaced_stays_or_is_refused(
         assert (done.persons, len(told)) == (1, 2), "it is shown once more, as it is then"
 
 
+def test_classes_that_a_person_changed_are_refused_before_the_pass(
+    labelled: tuple[LabelJob, Labelled], tmp_path: Path
+) -> None:
+    task, _ = labelled
+    mine = dataclasses.replace(task, out=tmp_path / "set")
+    shutil.copytree(task.out, mine.out)
+    next(iter(LabelSet(mine.out).pairs())).labels.write_text("3 0.5 0.5 0.25 0.25\n")
+    description = mine.out / "data.yaml"
+    description.write_text(description.read_text().replace("2: bicycle", "2: bicycle, 3: dog"))
+    with pytest.raises(
+        UserError, match=r"1 pairs with .* person and has the classes .*, bicycle, dog in its data.yaml"
+    ):
+        run(mine, force=True)
+    assert not mine.partial.exists()
+
+
 def sure_boxes(image: ElementTree.Element) -> list[ElementTree.Element]:
     return [box for box in image.findall("box") if box.get("label") != "unsure"]
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rscmd_model.datasets.opening import open_data
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.files import whole_file, write_json
 from rscmd_model.labelling.label_set import DESCRIPTION, KINDS, LabelledPair, LabelSet, link_or_copy
@@ -144,19 +145,24 @@ def persons_pairs(out: Path, settings: Mapping[str, Any]) -> list[LabelledPair]:
 
     Raises:
         UserError: they do not go with the new set: it has other classes, is of another recording or divides it
-            elsewhere.
+            elsewhere; or the earlier set cannot be opened.
     """
     if not out.exists():
         return []
     found = [pair for pair in LabelSet(out).pairs() if pair.touched]
     begun = recorded(out / RECORD)
+    if found and (out / DESCRIPTION).is_file():  # where a person may have changed the classes since
+        begun["names"] = list(open_data(out / DESCRIPTION).names.values())
     changed = [name for name in ("recording", "names", "val_share", "gap") if begun.get(name) != settings[name]]
     if found and changed:
         name = changed[0]
-        what = "of another recording" if name == "recording" else f"with {name} {quoted(begun.get(name))}"
+        what = f"was made with {name} {quoted(begun.get(name))}"
+        if name == "recording":
+            what = "was made of another recording"
+        elif name == "names":
+            what = f"has the classes {', '.join(map(str, begun[name]))} in its {DESCRIPTION}"
         raise UserError(
-            f"{out} has {len(found)} pairs with labels of a person and was made {what}: keep to that, or choose "
-            "another --out"
+            f"{out} has {len(found)} pairs with labels of a person and {what}: keep to that, or choose another --out"
         )
     return found
 
