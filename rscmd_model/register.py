@@ -6,8 +6,9 @@
 
 Without --points, points are matched across the two spectra in all pairs together; give pictures with structure all over
 (buildings, kerbs, parked cars), ten pairs or more, of one pair of cameras. With --points they are those picked by hand:
-rows of x_thermal y_thermal x_visible y_visible, in px of the pictures. The overlay shows thermal edges over the visible
-image, before and after. An estimate that cannot be trusted is told and not written.
+rows of x_thermal y_thermal x_visible y_visible, or as a heading with these names has them, in px of the pictures. The
+overlay shows thermal edges over the visible image, before and after. An estimate that cannot be trusted is told and not
+written.
 """
 
 from __future__ import annotations

@@ -131,6 +131,9 @@ def test_points_that_tell_nothing_are_refused() -> None:
     [
         ("a.csv", "x_thermal,y_thermal,x_visible,y_visible\n1,2,3,4\n# a remark\n\n5.5, 6, 7, -0.5\n"),
         ("a.csv", "1;2;3;4\n5.5;6;7;-0.5"),
+        ("a.csv", "# by hand\nx_visible,y_visible,x_thermal,y_thermal\n3,4,1,2\n7,-0.5,5.5,6\n"),
+        ("a.csv", '"x_thermal";"x_visible";"y_thermal";"y_visible"\n1;3;2;4\n5.5;7;6;-0.5\n'),
+        ("a.txt", "# x_visible y_visible x_thermal y_thermal\n3 4 1 2\n7 -0.5 5.5 6\n"),  # as numpy.savetxt writes it
         ("a.txt", "1 2\t3   4\n 5.5 6 7 -0.5\n"),
         ("a.yaml", "- [1, 2, 3, 4]\n- [5.5, 6, 7, -0.5]\n"),
     ],
@@ -144,7 +147,8 @@ def test_points_from_files(tmp_path: Path, name: str, text: str) -> None:
     ("name", "text", "says"),
     [
         ("a.csv", "1,2,3\n", "row 1: expected x_thermal"),
-        ("a.csv", "x,y,u,v\n1,2,3,4\n1,2,3,four\n", "row 2: expected"),
+        ("a.csv", "x_thermal,y_thermal,x_visible,y_visible\n1,2,3,4\n1,2,3,four\n", "row 2: expected"),
+        ("a.csv", "x,y,u,v\n1,2,3,4\n", "heading 'x,y,u,v' does not name the columns x_thermal y_thermal"),
         ("a.csv", "1,2,3,inf\n", "not finite"),
         ("a.yaml", "points: 3", "expected a list"),
         ("a.yaml", "- 7", "row 1"),

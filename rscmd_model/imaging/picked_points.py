@@ -17,8 +17,9 @@ def read_points(path: Path) -> np.ndarray:
     """Read points picked by hand.
 
     Args:
-        path: .csv or .txt with rows of four numbers (commas, semicolons or spaces between them; a heading and lines
-            that begin with # are passed over), or .yaml with a list of such rows.
+        path: .csv or .txt with rows of four numbers (commas, semicolons or spaces between them; lines that begin with #
+            are passed over), or .yaml with a list of such rows. A heading, behind a # or not, tells their order, and
+            without one it is that of the result.
 
     Returns:
         (N, 4) float64: x_thermal, y_thermal, x_visible, y_visible, in px of the pictures.
@@ -27,7 +28,7 @@ def read_points(path: Path) -> np.ndarray:
         UserError: naming the file and the row.
     """
     text = read_text(path, what="points")
-    rows = _yaml_rows(text, path) if path.suffix.lower() in (".yaml", ".yml") else _text_rows(text)
+    rows = _yaml_rows(text, path) if path.suffix.lower() in (".yaml", ".yml") else _text_rows(text, path)
     points = [_point(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     return np.array(points, np.float64).reshape(-1, 4)
 
@@ -39,12 +40,21 @@ def _yaml_rows(text: str, path: Path) -> list[Any]:
     return rows
 
 
-def _text_rows(text: str) -> list[list[str]]:
-    """The words of each line, without comments and a heading."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    rows = [line.replace(";", " ").replace(",", " ").split() for line in lines]
-    has_heading = rows and rows[0] and rows[0][0][:1].isalpha()
-    return rows[1:] if has_heading else rows
+def _text_rows(text: str, path: Path) -> list[list[str]]:
+    """The words of each line in the order that is wanted, without comments and the heading that tells their order."""
+    order = _WANTED.split()
+    rows: list[list[str]] = []
+    for line in filter(str.strip, text.splitlines()):
+        words = line.lstrip(" \t#").replace(";", " ").replace(",", " ").replace('"', " ").split()
+        is_remark = line.lstrip().startswith("#")
+        if not rows and sorted(words) == sorted(_WANTED.split()):
+            order = words
+        elif not rows and not is_remark and words and words[0][:1].isalpha():
+            raise UserError(f"{path}: the heading {quoted(line.strip())} does not name the columns {_WANTED}")
+        elif not is_remark:
+            rows.append(words)
+    places = [order.index(name) for name in _WANTED.split()]
+    return [[row[place] for place in places] if len(row) == len(places) else row for row in rows]
 
 
 def _point(row: Any, where: str) -> tuple[float, float, float, float]:
