@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import small_bags
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from rscmd_model.config import ModelConfig
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.scoring import Truth
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags.reader import open_bag, typestore
 from rscmd_ros.bags.report import ReportData, Sample, write_report
@@ -43,7 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A real model file with the weights it was born with: it finds little, but all the machinery runs."""
     import torch
 
-    from rscmd_model.imaging.thermal import ThermalContract
     from rscmd_model.network.model import RscmdModel
     from rscmd_model.network.model_file import ModelHeader, save_model
 
@@ -55,6 +58,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(1)  # small pictures; more threads only wait for each other on a busy machine
     yield path
     torch.set_num_threads(threads)
+
+
+def test_thermal_images_that_the_contract_does_not_show_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rscmd_ros.bags import run as running
+    from rscmd_ros.bags.job import Job
+
+    small_bags.write(tmp_path / "bag", small_bags.messages(3))
+    for scale, notes in (((254.5, 300.0), 1), ((0.0, 255.0), 0)):
+        predictor = SimpleNamespace(
+            names={0: "person"},
+            thermal=ThermalContract("mono8", scale),
+            registration=None,
+            predict_batch=lambda visible, thermal: [Detections.empty()] * len(visible),
+        )
+        monkeypatch.setattr(running, "_predictor", lambda *_, one=predictor: one)
+        found = running.run(Job(tmp_path / "bag", tmp_path / "m.safetensors")).notes
+        said = "thermal images of 3 of 3 pairs lie wholly outside the scale .*, 254.5 to 300: the model saw nothing"
+        assert len([note for note in found if re.search(said, note)]) == notes
 
 
 def write(world: Path, out: Path, *more: str) -> Path:

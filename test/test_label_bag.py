@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -27,9 +28,11 @@ from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.files import write_json
 from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.labelling.label_set import LabelSet
 from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags import labelling
+from rscmd_ros.bags.collecting import Loaded
 from rscmd_ros.bags.journal import JOURNAL, Entry, Journal, rounded
 from rscmd_ros.bags.labelling import RECORD, LabelJob, Labelled, label_bag
 from rscmd_ros.bags.pairs import BagPair, load_pictures, pair_up
@@ -71,7 +74,6 @@ def models(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     """Real model files that find something, though nothing of sense: features of unit size, and eager classifiers."""
     import torch
 
-    from rscmd_model.imaging.thermal import ThermalContract
     from rscmd_model.methods import method_config
     from rscmd_model.network.model import RscmdModel
     from rscmd_model.network.model_file import ModelHeader, save_model
@@ -522,6 +524,29 @@ def test_what_cannot_be_used_is_told_and_nothing_is_written(
         with pytest.raises(UserError, match=said):
             run(dataclasses.replace(task, **{"out": tmp_path / "set", **change}))
         assert {path.name for path in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize("levels", [[7000] * 7 + [29000], [7000] * 9, [7000, None, 7200], [None]])
+def test_a_thermal_camera_that_the_contract_does_not_show_is_told_before_the_pass(
+    monkeypatch: pytest.MonkeyPatch, levels: list[int | None]
+) -> None:
+    """Not for its first images alone, which may be of a closed shutter."""
+
+    def pictures(*_: object) -> Iterator[Loaded]:
+        for pair, level in zip(pairs_at(*range(len(levels))), levels):
+            thermal = None if level is None else np.full((6, 8), level, np.uint16)
+            yield Loaded(pair, np.zeros((6, 8, 3), np.uint8), thermal, "damaged")
+
+    monkeypatch.setattr(labelling, "in_order", pictures)
+    header: Any = SimpleNamespace(thermal=ThermalContract("mono16", (28000, 32500)))
+    plan = make_plan(pairs_at(*range(40)), Sampling(gap=2))
+    check = labelling._check_first
+    if 29000 in levels:
+        check(None, job(Path("bag"), Path("m"), Path("o")), plan, header, None)  # type: ignore[arg-type]
+        return
+    said = r"outside the scale of the model's thermal contract, 28000 to 32500" if levels[0] else "decoded: damaged"
+    with pytest.raises(UserError, match=said):
+        check(None, job(Path("bag"), Path("m"), Path("o")), plan, header, None)  # type: ignore[arg-type]
 
 
 def test_stamps_that_never_pair(models: dict[str, Path], tmp_path: Path) -> None:

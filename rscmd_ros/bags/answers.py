@@ -34,12 +34,14 @@ class Answers:
         pairing: how the bag was paired.
         by_stamp: the answers by header stamp (ns) of the visible frame.
         samples: a few pairs to look at.
+        unseen: pairs of whose thermal picture the model's thermal contract shows nothing.
         seconds: spent waiting for pictures ("reading"), and in the predictor ("inference").
     """
 
     pairing: Pairing = field(default_factory=Pairing)
     by_stamp: dict[int, Answer] = field(default_factory=dict)
     samples: list[Pictures] = field(default_factory=list)
+    unseen: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"reading": 0.0, "inference": 0.0})
 
 
@@ -95,6 +97,7 @@ def answer_pairs(
                 if known is None or abs(pair.dt) < abs(known.dt):
                     result.by_stamp[pair.visible] = Answer(detections, pair.dt, pair.wait)
                 kept.offer(pictures)
+                result.unseen += predictor.thermal.misses(pictures[2])
             if progress is not None and time.monotonic() - told > 5:
                 told = time.monotonic()
                 progress(f"{len(result.by_stamp)} frames answered after {told - started:.0f} s")

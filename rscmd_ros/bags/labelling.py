@@ -37,6 +37,8 @@ from rscmd_ros.node.pairing_options import PairingOptions
 if TYPE_CHECKING:
     from rscmd_model.network.model_file import ModelHeader
 
+_LOOKED_AT = 8  # a camera that warms up, or closes its shutter, may have some images without its usual counts
+
 
 class NothingSureError(UserError):
     """A model finds no object that is sure enough to be a label."""
@@ -156,7 +158,7 @@ def label_bag(job: LabelJob, *, force: bool, threads: int | None, progress: Call
         if not pairing.pairs:
             raise UserError(_never(job, pairing.places))
         plan = make_plan(pairing.pairs, job.sampling)
-        _check_sizes(bag, job, plan, header, registration)
+        _check_first(bag, job, plan, header, registration)
         settings = _settings(job, plan, header, registration)
         persons = persons_pairs(job.out, settings)
         with lock_folder(job.partial, "labelling"):
@@ -233,17 +235,34 @@ def _never(job: LabelJob, places: Mapping[str, Mapping[int, int]]) -> str:
     )
 
 
-def _check_sizes(bag: Bag, job: LabelJob, plan: Plan, header: ModelHeader, registration: Registration | None) -> None:
-    """Raises `UserError` where no pair can be decoded, or the registration is not for the first that can."""
-    fault = ""
+def _check_first(bag: Bag, job: LabelJob, plan: Plan, header: ModelHeader, registration: Registration | None) -> None:
+    """Look at the first pairs, before all are answered.
+
+    Raises:
+        UserError: no pair can be decoded; the registration is not for the first that can; or the thermal contract shows
+            nothing of any of the first `_LOOKED_AT`, which no training would take.
+    """
+    fault, seen = "", 0
     with closing(in_order(bag, job.topics, plan.pairs, header.thermal)) as pictures:
         for one in pictures:
-            if one.visible is not None and one.thermal is not None:
-                if registration is not None:
-                    registration.matrix(one.thermal.shape[::-1], one.visible.shape[1::-1])
+            if one.visible is None or one.thermal is None:
+                fault = fault or one.fault
+                continue
+            if registration is not None and not seen:
+                registration.matrix(one.thermal.shape[::-1], one.visible.shape[1::-1])
+            if not header.thermal.misses(one.thermal):
                 return
-            fault = fault or one.fault
-    raise UserError(f"no pair of {job.bag} can be decoded: {fault}")
+            low, high = header.thermal.scale
+            counts = f"{one.thermal.min()} to {one.thermal.max()}"
+            seen += 1
+            if seen == _LOOKED_AT:
+                break
+    if not seen:
+        raise UserError(f"no pair of {job.bag} can be decoded: {fault}")
+    raise UserError(
+        f"{job.model} sees nothing on {job.thermal_topic}: the counts of its first images, {counts}, lie outside the "
+        f"scale of the model's thermal contract, {low:g} to {high:g}; take a model of this camera's counts"
+    )
 
 
 def _settings(job: LabelJob, plan: Plan, header: ModelHeader, registration: Registration | None) -> dict[str, Any]:

@@ -69,6 +69,12 @@ def run(job: Job, *, threads: int | None = None, progress: Callable[[str], None]
         )
         messages, notes = bag.counts(), bag.notes()
     pairing = answers.pairing
+    if answers.unseen:
+        low, high = predictor.thermal.scale
+        notes.append(
+            f"The thermal images of {answers.unseen} of {len(pairing.pairs)} pairs lie wholly outside the scale of the "
+            f"model's thermal contract, {low:g} to {high:g}: the model saw nothing on them."
+        )
     found = outcome(pairing, answers.by_stamp, truths, predictor.names, ledger=pairing.ledger, pairs=len(pairing.pairs))
     samples = [
         sample(pictures, answers.by_stamp, truths, predictor.names, predictor.thermal, predictor.registration)
