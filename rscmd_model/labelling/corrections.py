@@ -33,7 +33,8 @@ class Corrections:
         listed: in the file and in the set.
         corrected: written anew, with the person's boxes.
         confirmed: submitted without a change: their labels are now a person's.
-        kept: changed in the folder by hand, while the file has them as they were exported; the folder's labels stay.
+        kept: changed in the folder, by hand or by another model, while the file has them as they were exported; the
+            folder's labels stay.
         unchanged: as they stand in the folder.
         waiting: listed in the file, and not labelled there yet.
         added, removed: boxes of the corrected pairs, doubtful regions apart.
@@ -55,7 +56,7 @@ class Corrections:
         parts = [f"{self.corrected} corrected (+{self.added} -{self.removed} boxes)"]
         for name, said in (
             ("confirmed", "confirmed"),
-            ("kept", "changed by hand here and not there, kept"),
+            ("kept", "changed here and not there, kept"),
             ("unchanged", "unchanged"),
             ("waiting", "not labelled yet"),
         ):
