@@ -142,9 +142,10 @@ def test_an_earlier_world_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "world"
     write_world(out, **small)  # type: ignore[arg-type]
     (tmp_path / "world.partial").mkdir()  # as an interrupted run leaves it
+    (tmp_path / "world.old").mkdir()  # as a person keeps a copy
     write_world(out, **{**small, "train": 2})  # type: ignore[arg-type]
     assert len(list((out / "visible/train").iterdir())) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert {path.name for path in tmp_path.iterdir()} == {"world", "world.old"}
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt"):
         write_world(out, **small)  # type: ignore[arg-type]

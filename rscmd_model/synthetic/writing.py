@@ -74,7 +74,7 @@ def write_world(
         _remove(partial)
         raise
     if out.exists():
-        old = out.with_name(out.name + ".old")
+        old = out.with_name(f".{out.name}.replaced")  # nobody's own name: it is removed
         _remove(old)
         out.rename(old)
         partial.rename(out)
