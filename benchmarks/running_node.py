@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -67,7 +68,9 @@ def process(command: Sequence[str], log: Path, variables: dict[str, str]) -> Ite
 def detector_command(model: Path, **values: Any) -> list[str]:
     """Arguments of Python that run the node on the CPU with these parameters."""
     words = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
-    return ["-m", "rscmd_ros.detector_node", "--ros-args", "-p", f"model:={model}", "-p", "device:=cpu", *words]
+    # In quotes, for ROS reads the value as YAML, where " #" in a path would begin a comment.
+    file = f"model:={json.dumps(str(model), ensure_ascii=False)}"
+    return ["-m", "rscmd_ros.detector_node", "--ros-args", "-p", file, "-p", "device:=cpu", *words]
 
 
 def wait_until(true: Callable[[], bool], what: str, log: Path) -> None:

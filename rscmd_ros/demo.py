@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import json
 import os
 import shlex
@@ -29,6 +30,10 @@ from rscmd_ros.transport import config_file, free_domain, use_large_messages
 
 WORK = ".work"  # in the demo's folder: logs, the training run, what is finished; gone once all is done
 ENDING = 15.0  # s for a process to end after SIGINT
+_FIGURES = ("summary.json", "report.html")
+# What the demo leaves, each with what is in it where the demo made it.
+_LEFT = {"data": "world.json", "bag": "metadata.yaml", "model.safetensors": "", **dict.fromkeys(_FIGURES, "")}
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Demo:
         ]
         train += [*r.options, f"project={self.work}", "name=train"]
         title = f"training a small RSC-MD detector, {r.epochs} epoch{'s' if r.epochs > 1 else ''}"
-        self._stage(title, train, self.model, self._training_progress())
+        outdated = [self.model, *(self.out / name for name in _FIGURES)]
+        self._stage(title, train, self.model, self._training_progress(), outdated)
         bag = _module("rscmd_ros.make_bag", "--data", data, "--split", "val", "--out", self.bag, "--force")
         bag += ["--rate-visible", str(r.rate_visible), "--rate-thermal", str(r.rate_thermal)]
         bag += ["--jitter-ms", str(r.jitter_ms), "--drop", str(r.drop), "--seed", str(r.seed)]
@@ -104,22 +110,43 @@ class Demo:
         self._table(time.monotonic() - started)
 
     def _begin(self) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"{self.out} is not a folder; choose another --out")
+        self._refuse_foreign()
         try:
             self._finished = json.loads(self._book.read_text())
             print(f"going on in {self.out}, where an earlier run stopped", flush=True)
         except (OSError, ValueError):
             self._finished = []
         self._lock = lock_folder(self.work, "demo")
-        if not self._finished:  # figures of an earlier run must not stand beside a new model
-            for name in ("summary.json", "report.html", "model.safetensors"):
-                (self.out / name).unlink(missing_ok=True)
 
-    def _stage(self, title: str, command: list[str], made: Path, progress: Callable[[], None] | None = None) -> None:
+    def _refuse_foreign(self) -> None:
+        """What bears the names of the demo's own files is replaced and removed, so it has to be the demo's.
+
+        A run that is not finished is known by its lock. One that is finished has left all of its files.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is not a folder; choose another --out")
+        if (self.work / ".lock").is_file():
+            return
+        there = [name for name in (*_LEFT, WORK) if os.path.lexists(self.out / name)]
+        finished = there == [*_LEFT] and all((self.out / name / mark).exists() for name, mark in _LEFT.items())
+        if there and not finished:
+            raise UserError(
+                f"{self.out} holds {there[0]}, but not all that a finished demo leaves ({', '.join(_LEFT)}), so it may "
+                "be of something else: choose another --out, or move it away"
+            )
+
+    def _stage(
+        self,
+        title: str,
+        command: list[str],
+        made: Path,
+        progress: Callable[[], None] | None = None,
+        outdated: Sequence[Path] = (),
+    ) -> None:
         """Run a command that makes `made`, unless it and all before it are known to be finished.
 
-        Its output goes to a log, and its progress to the screen.
+        Its output goes to a log, and its progress to the screen. Files of an earlier run that must not stand beside
+        what is made now, as the figures of another model, are removed first.
         """
         at, self._next = self._next, self._next + 1
         if self._finished[at : at + 1] == [command] and made.exists():
@@ -127,6 +154,8 @@ class Demo:
             return
         del self._finished[at:]  # what follows has to be made anew from this
         write_json(self._book, self._finished)
+        for file in outdated:
+            file.unlink(missing_ok=True)
         print(f"== {title}", flush=True)
         started = time.monotonic()
         log = self.work / f"{command[2].rsplit('.', 1)[-1]}.log"
@@ -167,12 +196,9 @@ class Demo:
         environment.pop("ROS_LOCALHOST_ONLY", None)  # would override the line above
         node_log, log = self.work / "node.log", self.work / "evaluate_bag.log"
         node_command = _module("rscmd_ros.detector_node", "--ros-args", "--params-file", config_file("detector.yaml"))
-        node_command += [
-            "-p",
-            f"model:={self.model.resolve()}",
-            "-p",
-            f"confidence_threshold:={self.recipe.confidence}",
-        ]
+        # In quotes, for ROS reads the value as YAML: a path may hold what means something there, as " #" does.
+        node_command += ["-p", f"model:={json.dumps(str(self.model.resolve()), ensure_ascii=False)}"]
+        node_command += ["-p", f"confidence_threshold:={self.recipe.confidence}"]
         command = _module("rscmd_ros.evaluate_bag", self.bag, "--model", self.model, "--live", "--wait", 90)
         command += ["--json", str(self.out / "summary.json"), "--report", str(self.out / "report.html")]
         with _process(node_command, node_log, environment) as node:
@@ -206,8 +232,12 @@ class Demo:
 
 @contextmanager
 def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A running process with its output in `log`; however the block is left, it has ended afterwards."""
+    """A running process with its output in `log`; however the block is left, it has ended afterwards.
+
+    It also ends where this process is killed, which leaves no block: the next demo would meet it in the same folder.
+    """
     environment["PYTHONUNBUFFERED"] = "1"
+    parent = os.getpid()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -216,7 +246,7 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # so that Ctrl-C reaches it from here alone, once
-            preexec_fn=_heed_interrupts,
+            preexec_fn=lambda: _before_start(parent),  # there is no second thread, so that this is safe
         )
         try:
             yield process
@@ -224,8 +254,12 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
             _end(process)
 
 
-def _heed_interrupts() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and they would pass that on."""
+def _before_start(parent: int) -> None:
+    """Runs in the new process."""
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the kernel ends it with its parent
+    if os.getppid() != parent:  # which has been killed already
+        os._exit(1)
+    # A shell starts its background jobs deaf to SIGINT, and they would pass that on.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import rclpy
 
+import rscmd_ros.demo
 from rscmd_model.errors import UserError
 from rscmd_ros.demo import Demo, Recipe, _module
 
@@ -76,9 +78,9 @@ def test_a_failing_stage_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
     assert log.is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_ending_it_ends_what_it_started(number: int, tmp_path: Path) -> None:
-    """A stage runs in a session of its own and may have children; SIGTERM or SIGHUP to the demo ends them all."""
+    """A stage runs in a session of its own and may have children; it ends with the demo, even where that is killed."""
     code = (
         "import sys; from pathlib import Path; from rscmd_model.errors import run_cli; from rscmd_ros import demo\n"
         "d = demo.Demo(Path(sys.argv[1]), demo.Recipe()); d._begin()\n"
@@ -99,7 +101,59 @@ def test_ending_it_ends_what_it_started(number: int, tmp_path: Path) -> None:
     for _ in range(100):
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return  # it has ended, and nobody has asked for its code
+        except (ProcessLookupError, FileNotFoundError):
             return
         time.sleep(0.1)
     pytest.fail(f"process {pid} still runs")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "summary.json", "report.html", "data", "bag", ".work"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    Demo(tmp_path, TINY)._refuse_foreign()  # it stands in nobody's way
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, .*choose another --out"):
+        Demo(tmp_path, TINY).run()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"notes.txt": "mine", name: "mine"}
+
+
+def test_a_finished_demo_is_known_by_all_that_it_left(tmp_path: Path) -> None:
+    for name in ("data/world.json", "bag/metadata.yaml", "model.safetensors", "summary.json", "report.html"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    demo = Demo(tmp_path, TINY)
+    demo._begin()
+    refuse = [sys.executable, "-c", "raise SystemExit(2)"]
+    with pytest.raises(UserError, match="exit code 2"):
+        demo._stage("drawing", refuse, tmp_path / "data")
+    assert (tmp_path / "summary.json").exists()  # nothing goes before there is something new
+    with pytest.raises(UserError, match="exit code 2"):
+        demo._stage("training", refuse, tmp_path / "x", outdated=[tmp_path / "summary.json"])
+    assert not (tmp_path / "summary.json").exists()
+    (tmp_path / ".work/.lock").unlink()
+    (tmp_path / ".work").rename(tmp_path / "work")
+    with pytest.raises(UserError, match=r"holds data, but not all .*summary\.json"):
+        Demo(tmp_path, TINY)._begin()
+
+
+def test_ros_reads_the_path_of_the_model_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows := is YAML to ROS: " #" would begin a comment, ": " end a name."""
+    out = tmp_path / "drives: cam #2 'é\""
+    started: list[list[str]] = []
+
+    def start(command: list[str], log: Path, environment: dict[str, str]) -> None:
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rscmd_ros.demo, "_process", start)
+    with pytest.raises(KeyboardInterrupt):
+        Demo(out, TINY)._live()
+    context = rclpy.Context()
+    context.init(args=started[0][started[0].index("--ros-args") :])
+    node = rclpy.create_node("rscmd_detector", context=context, automatically_declare_parameters_from_overrides=True)
+    read = node.get_parameter("model").value
+    node.destroy_node()
+    context.try_shutdown()
+    assert read == str(out / "model.safetensors")
