@@ -75,7 +75,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def profile() -> list[LaunchDescriptionEntity]:
     """Chooses config/fastdds.xml, unless the user chose a profile or another middleware."""
     chosen = any(os.environ.get(name) for name in PROFILE_VARIABLES)
-    fast_dds = os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp").startswith("rmw_fastrtps")
+    # Set and empty, as an .env file may leave it, is to ROS as not set at all.
+    fast_dds = (os.environ.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp").startswith("rmw_fastrtps")
     if chosen or not fast_dds:
         return []
     return [SetEnvironmentVariable(name, str(PROFILE)) for name in PROFILE_VARIABLES]

@@ -86,6 +86,11 @@ def test_compose_shares_what_dds_needs_and_the_model_read_only() -> None:
         assert service.get("gpus") == ("all" if name == "detector-gpu" else None)
 
 
+def test_compose_starts_the_detector_again_however_it_ended() -> None:
+    """`ros2 launch` ends with 0 when its node has crashed, which is no failure to Docker."""
+    assert all(service["restart"] == "unless-stopped" for service in services().values())
+
+
 def test_compose_launches_with_arguments_that_there_are() -> None:
     for service in services().values():
         assert service["command"][:4] == ["ros2", "launch", "rscmd_ros", "detector.launch.py"]

@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -174,6 +175,25 @@ def test_the_profile_is_found_from_where_it_is_installed(installed_package: Path
     assert profile.read_text() == (ROOT / "config" / "fastdds.xml").read_text()
     for command in commands():
         assert (installed_package / "lib" / "rscmd_ros" / command).is_file()
+
+
+@pytest.mark.parametrize(
+    ("variables", "given"),
+    [
+        ({}, True),
+        ({"RMW_IMPLEMENTATION": ""}, True),
+        ({"RMW_IMPLEMENTATION": "rmw_fastrtps_dynamic_cpp"}, True),
+        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, False),
+        ({"FASTDDS_DEFAULT_PROFILES_FILE": "mine.xml"}, False),
+    ],
+)
+def test_fast_dds_gets_the_profile(variables: dict[str, str], given: bool) -> None:
+    function = next(f for f in ast.parse(SOURCE).body if isinstance(f, ast.FunctionDef) and f.name == "profile")
+    function.returns = None  # a class of launch, which the wheels of ROS have not
+    there: dict[str, Any] = {"os": SimpleNamespace(environ=variables), "SetEnvironmentVariable": lambda *pair: pair}
+    there |= {"PROFILE": FILE, "PROFILE_VARIABLES": transport._VARIABLES}
+    exec(compile(ast.Module([function], []), str(FILE), "exec"), there)
+    assert there["profile"]() == [(name, str(FILE)) for name in transport._VARIABLES if given]
 
 
 def test_docs_give_it_arguments_that_it_has() -> None:
