@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,50 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give a place for a folder that bears the name of `path` already; made there, it gets that of `path` on success.
+
+    What lies at `path` then is replaced: whether it may be is for the caller to say. On failure it stays, and nothing
+    of the new folder does.
+
+    The place is in a hidden folder beside `path`, which one process at a time keeps. What a killed one left there goes.
+
+    Raises:
+        UserError: another process is making this folder, the hidden one is not ours, or the current folder would be
+            replaced.
+        OSError: a folder cannot be made or renamed.
+    """
+    path = Path(os.path.normpath(path))
+    if path.exists() and Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(
+            f"{path} is the folder that you are in, or holds it: call from elsewhere, or choose another one"
+        )
+    room = path.with_name(f".{path.name}.partial")
+    new, old = room / "new", room / "old"
+    if os.path.lexists(room):
+        there = {entry.name for entry in room.iterdir()} if room.is_dir() and not room.is_symlink() else {""}
+        if there and (".lock" not in there or not there <= {".lock", new.name, old.name}):
+            raise UserError(f"{room} is in the way, and no run of ours left it there: move it and try again")
+    with lock_folder(room, "run"):
+        try:
+            for left in (new, old):
+                if left.exists():
+                    shutil.rmtree(left)
+            new.mkdir()
+            yield new / path.name
+            if path.exists():
+                path.rename(old)
+            try:
+                (new / path.name).rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

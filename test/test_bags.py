@@ -177,7 +177,20 @@ def test_an_existing_bag_is_kept_unless_forced(world: Path, tmp_path: Path) -> N
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="no bag"):
         write(world, tmp_path / "mine", "--force")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag", "mine"]
+    (bag / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        write(world, bag, "--force")
+    assert sorted(path.name for path in bag.iterdir()) == ["bag.db3", "metadata.yaml", "notes.txt"]
+    (tmp_path / "other.partial").mkdir()
+    write(world, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag", "mine", "other", "other.partial"]
+
+
+def test_the_folder_one_is_in_is_not_replaced(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(world, tmp_path / "bag"))
+    with pytest.raises(UserError, match="the folder that you are in"):
+        write(world, Path("."), "--force")
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["bag.mcap", "metadata.yaml"]
 
 
 @pytest.mark.parametrize(

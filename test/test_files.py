@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from rscmd_model.errors import UserError
-from rscmd_model.files import lock_folder
+from rscmd_model.files import lock_folder, whole_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -74,6 +75,60 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write into .*file/run: Not a directory"):
         lock_folder(tmp_path / "file/run", "training")
+
+
+def make_folder(path: Path, text: str) -> None:
+    with whole_folder(path) as folder:
+        folder.mkdir()
+        (folder / "made").write_text(text)
+        if text == "failing":
+            raise KeyError
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    made = tmp_path / "a" / "made"
+    for text, there in (("one", "one"), ("two", "two"), ("failing", "two")):
+        with suppress(KeyError):
+            make_folder(tmp_path / "a", text)
+        assert made.read_text() == there
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    room = tmp_path / ".a.partial"  # where a folder `a` is made
+    holder = start(HOLD, room, start_new_session=True)
+    try:
+        assert line(holder)
+        with pytest.raises(UserError, match=f"another run .*process {holder.pid} on"):
+            make_folder(tmp_path / "a", "one")
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+    (room / "new/a").mkdir(parents=True)  # as a killed one leaves it
+    make_folder(tmp_path / "a", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_what_is_in_the_place_of_a_folder_to_be_made_stays(lock: bool, tmp_path: Path) -> None:
+    notes = tmp_path / ".a.partial/notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    if lock:
+        (notes.parent / ".lock").touch()
+    with pytest.raises(UserError, match=r"\.a\.partial is in the way"):
+        make_folder(tmp_path / "a", "one")
+    assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".", "..", "../here", "/"])
+def test_the_current_folder_is_not_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="the folder that you are in"):
+        make_folder(Path(name), "one")
+    make_folder(Path("../here/./there/."), "one")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["there"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

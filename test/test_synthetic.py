@@ -141,11 +141,16 @@ def test_an_earlier_world_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     small = dict(train=1, val=1, size=(64, 64), seed=0)
     out = tmp_path / "world"
     write_world(out, **small)  # type: ignore[arg-type]
-    (tmp_path / "world.partial").mkdir()  # as an interrupted run leaves it
-    (tmp_path / "world.old").mkdir()  # as a person keeps a copy
+    (tmp_path / ".world.partial/new/world").mkdir(parents=True)  # as a killed run leaves it
+    (tmp_path / ".world.partial/.lock").touch()
+    mine = [tmp_path / "world.partial/notes.txt", tmp_path / "world.old/precious.txt"]
+    for file in mine:
+        file.parent.mkdir()
+        file.write_text("mine")
     write_world(out, **{**small, "train": 2})  # type: ignore[arg-type]
     assert len(list((out / "visible/train").iterdir())) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"world", "world.old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["world", "world.old", "world.partial"]
+    assert [file.read_text() for file in mine] == ["mine", "mine"]
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt"):
         write_world(out, **small)  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 
 from rscmd_model.errors import UserError
+from rscmd_model.files import whole_folder
 from rscmd_model.synthetic.world import CLASS_NAMES, WorldConfig, WorldFrame, generate
 
 MARKER = "world.json"  # the resolved settings; also how a folder is known to be ours to replace
@@ -39,8 +39,8 @@ def write_world(
 ) -> Path:
     """Write a world as a data set.
 
-    An earlier world at `out` is replaced whole. Nothing is left half written: the world grows in `out` + ".partial" and
-    is renamed when it is complete.
+    An earlier world at `out` is replaced whole. Nothing is left half written: the world gets its name when it is
+    complete.
 
     Args:
         out: folder.
@@ -55,7 +55,7 @@ def write_world(
         path of its data.yaml.
 
     Raises:
-        UserError: a number is out of range, or something else lies at `out`.
+        UserError: a number is out of range, something else lies at `out`, or another process writes a world there.
     """
     config = config or WorldConfig()
     if train < 1 or val < 1:
@@ -66,21 +66,9 @@ def write_world(
         raise UserError(f"--seed must be 0 or more, got {seed}")
     out = Path(out)
     _refuse_foreign(out)
-    partial = out.with_name(out.name + ".partial")
-    _remove(partial)
-    try:
-        _write_splits(partial, (train, val), size, seed, config, progress)
-    except BaseException:  # a full disk, Ctrl-C: what is half written helps nobody
-        _remove(partial)
-        raise
-    if out.exists():
-        old = out.with_name(f".{out.name}.replaced")  # nobody's own name: it is removed
-        _remove(old)
-        out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old)
-    else:
-        partial.rename(out)
+    with whole_folder(out) as folder:
+        _write_splits(folder, (train, val), size, seed, config, progress)
+        _refuse_foreign(out)  # it may have come meanwhile
     return out / "data.yaml"
 
 
@@ -111,14 +99,6 @@ def _write_splits(
         "config": dataclasses.asdict(config),
     }
     (folder / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _remove(folder: Path) -> None:
-    """Clear what an interrupted run of ours left beside the target."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    elif folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder} is in the way: it is not a folder; move it and try again")
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, read_labels
 from rscmd_model.errors import UserError
+from rscmd_model.files import whole_folder
 from rscmd_model.imaging.images import read_thermal, read_visible
+from rscmd_ros.bags.files import read_metadata
 from rscmd_ros.bags.reader import typestore
 from rscmd_ros.bags.timing import Shot, Timing, plan
 from rscmd_ros.bags.topics import DETECTIONS, IMAGE, THERMAL_TOPIC, TRUTH_TOPIC, VISIBLE_TOPIC
@@ -45,7 +46,7 @@ def write_bag(
 ) -> dict[str, int]:
     """Write pairs to a new bag folder.
 
-    The bag grows in `out` + ".partial" and is renamed when complete.
+    The bag gets its name when it is complete.
 
     Args:
         data: the data set, for class names and the thermal contract.
@@ -60,37 +61,41 @@ def write_bag(
         The number of messages by topic.
 
     Raises:
-        UserError: `out` exists already, or the bag cannot be written (full disk, missing permission); nothing of it
-            stays.
+        UserError: `out` exists already, another process writes it, or the bag cannot be written (full disk, missing
+            permission); nothing of it stays.
     """
     out = Path(out)
     if storage == "sqlite3" and set("?#%") & set(str(out)):
         raise UserError(f"{out}: a sqlite3 bag cannot be written where a name has ?, # or %; choose another --out")
-    if out.exists() or out.is_symlink():
-        if not force:
-            raise UserError(f"{out} exists already; choose another --out, or replace that bag with --force")
-        if out.is_symlink() or not (out / "metadata.yaml").is_file():
-            raise UserError(f"{out} is no bag, so --force leaves it alone; choose another --out")
+    _refuse_existing(out, force)
     shots = plan(len(pairs), timing, [pair.stem.rpartition("_")[0] for pair in pairs])
     for stream in ("visible", "thermal"):
         if not any(shot.stream == stream for shot in shots):
             raise UserError(f"--drop {timing.drop} left no {stream} frame of {len(pairs)} pairs; drop fewer")
-    partial = out.with_name(out.name + ".partial")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        # The storage file takes its name from the folder, so the folder has its final name from the start.
-        counts = _write(data, pairs, partial / out.name, shots, storage, progress)
-        if out.exists():
-            shutil.rmtree(out)
-        (partial / out.name).rename(out)
+        with whole_folder(out) as folder:  # of the final name, from which the storage file takes its own
+            counts = _write(data, pairs, folder, shots, storage, progress)
+            _refuse_existing(out, force)  # it may have come meanwhile
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"cannot write {out}: {reason}; nothing of it was kept") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
+
+
+def _refuse_existing(out: Path, force: bool) -> None:
+    """Make sure that nothing lies at `out` but, with `force`, a bag and nothing else."""
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not force:
+        raise UserError(f"{out} exists already; choose another --out, or replace that bag with --force")
+    metadata = out / "metadata.yaml"
+    if out.is_symlink() or not metadata.is_file():
+        raise UserError(f"{out} is no bag, so --force leaves it alone; choose another --out")
+    parts = {metadata.name, *(PurePath(name).name for name in read_metadata(metadata)[0])}
+    if others := sorted({path.name for path in out.iterdir()} - parts):
+        raise UserError(
+            f"{out} holds {others[0]}, no part of that bag, so --force leaves it alone; choose another --out"
+        )
 
 
 def _write(
