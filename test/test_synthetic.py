@@ -14,7 +14,7 @@ from rscmd_model.datasets.pairs import find_pairs, read_labels
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.synthetic.__main__ import main
-from rscmd_model.synthetic.world import CLASS_NAMES, WorldConfig, generate
+from rscmd_model.synthetic.world import CLASS_NAMES, Sequence, WorldConfig, generate
 from rscmd_model.synthetic.writing import write_world
 
 
@@ -73,6 +73,21 @@ def test_sorted_stems_play_as_motion() -> None:
     steps = [np.abs(b - a).mean() for a, b in pairwise(pictures)]
     cut = steps.pop(11)
     assert 0 < max(steps) < cut
+
+
+def test_long_sequences_play_in_the_order_of_their_stems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sequence, "render", lambda self, index: index)
+    for length, first, last in ((100, "000000_00", "000000_99"), (101, "000000_000", "000000_100")):
+        stems = [stem for stem, _ in generate(0, 0, length, 64, 64, WorldConfig(objects=0), length)]
+        assert (stems[0], stems[-1]) == (first, last)
+        assert stems == sorted(stems)
+
+
+@pytest.mark.parametrize(("seed", "night"), [(24, False), (49, True)])
+def test_what_drives_away_beyond_the_horizon_is_gone(seed: int, night: bool) -> None:
+    scene = Sequence((seed, 1, 0), 64, 64, night, WorldConfig(), 600)
+    assert min(scene._where(thing, 0.0)[2] for thing in scene._things) < 0  # a long sequence begins with one there
+    scene.render(0)
 
 
 def test_a_longer_run_begins_like_a_shorter_one() -> None:
@@ -169,6 +184,9 @@ def test_an_earlier_world_is_replaced_and_nothing_else(tmp_path: Path) -> None:
         (["--night", "1.5"], "night"),
         (["--hidden-in-visible", "0.6", "--hidden-in-thermal", "0.6"], "hidden in both"),
         (["--thermal-noise", "nan"], "thermal_noise"),
+        (["--visible-blur", "1e6"], "visible_blur must be at most 100"),
+        (["--objects", "1e20"], "objects must be at most 200"),
+        (["--val-sequence", "100000"], "val_sequence must be at most 1000"),
         (["--seed", "-1"], "--seed"),
         (["--imbalance", "0.5"], "need --weaker"),
         (["--weaker", "thermal", "--weak", "1.5"], "weak is a dial"),

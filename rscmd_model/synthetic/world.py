@@ -28,6 +28,8 @@ FRAME_SECONDS = 0.1  # one step of the world; a bag played at 10 Hz shows natura
 SUPERSAMPLE = 2  # parts are drawn at this multiple of the picture's size and averaged down
 MIN_SHOWN = 0.3  # an object of which less is in view is not labelled
 MIN_SIDE = 4.0  # px; a box smaller than this on either side is not labelled
+# The highest values of the dials: far above what makes sense, and low enough to be drawn in bounded time and memory.
+_MOST = {"noise": 1000.0, "blur": 100.0, "decoys": 200.0, "objects": 200.0, "sequence": 1000}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class WorldConfig:
             value = getattr(self, field.name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{field.name} must be zero or more, got {value}")
+            most = _MOST.get(field.name.rpartition("_")[2])
+            if most is not None and value > most:
+                raise ValueError(f"{field.name} must be at most {most:g}, got {value}")
         if self.train_sequence < 1 or self.val_sequence < 1:
             raise ValueError("a sequence has at least 1 frame")
 
@@ -268,6 +273,8 @@ class Sequence:
         light = self._night_light(t) if self._night else np.full((self._height, self._width, 1), self._light)
         for number, thing in enumerate(self._things):
             x, y, scale = self._where(thing, t)
+            if scale <= 0:
+                continue  # in a long sequence it may drive away beyond the horizon
             parts = thing.shape(t)
             full[number] = _stamp(parts, x, y, scale, thing, number, (albedo, glow, heat, owner), self._background)
         size = (self._width, self._height)
@@ -289,6 +296,8 @@ class Sequence:
         for thing in self._things:
             if thing.lamp > 0:
                 x, y, scale = self._where(thing, t)
+                if scale <= 0:
+                    continue
                 facing = 0.0 if thing.vx == 0 else math.copysign(1.0, thing.vx)
                 pools.append((x + facing * 1.3 * scale, y, 0.7 * scale, thing.lamp))
         for x, y, radius, strength in pools:
@@ -397,10 +406,11 @@ def generate(
     Yields:
         (stem, frame) in playing order, which is also the order of the stems.
     """
+    digits = max(2, len(str(sequence_length - 1)))
     for start in range(0, count, sequence_length):
         number = start // sequence_length
         # Evenly spread rather than drawn, so that a small split too has its share of nights.
         night = math.floor((number + 1) * config.night) > math.floor(number * config.night)
         scene = Sequence((seed, split, number), width, height, night, config, sequence_length)
         for index in range(min(sequence_length, count - start)):
-            yield f"{number:06d}_{index:02d}", scene.render(index)
+            yield f"{number:06d}_{index:0{digits}d}", scene.render(index)
