@@ -16,7 +16,7 @@ import threading
 import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rscmd_model.errors import UserError, run_cli
+from rscmd_model.errors import UserError, run_cli, several
 from rscmd_model.imaging.draw import colour
 from rscmd_ros.transport import heed_help
 
@@ -34,7 +34,7 @@ def to_annotations(msg: Detection2DArray) -> ImageAnnotations:
     Outlines are in the pixels of the detections, turned boxes (theta) turned. The label is the class and the score of
     the best hypothesis, after the id of a track if there is one. Stamps are those of the detections, by which Foxglove
     finds the image. A class has the same colour in every message and in every run. A detection without a hypothesis
-    has an outline and no label.
+    has an outline and no label. One whose box is not finite is left out: there is no place for it.
     """
     from foxglove_msgs.msg import Color, ImageAnnotations, Point2, PointsAnnotation, TextAnnotation
 
@@ -43,6 +43,8 @@ def to_annotations(msg: Detection2DArray) -> ImageAnnotations:
     if hasattr(annotations, "timestamp"):  # newer versions of foxglove_msgs have it
         annotations.timestamp = stamp
     for detection in msg.detections:
+        if not _is_finite(detection.bbox):
+            continue
         best = max((result.hypothesis for result in detection.results), key=lambda h: h.score, default=None)
         blue, green, red = colour(zlib.crc32(best.class_id.encode()) if best is not None else 0)
         ink = Color(r=red / 255, g=green / 255, b=blue / 255, a=1.0)
@@ -65,6 +67,11 @@ def to_annotations(msg: Detection2DArray) -> ImageAnnotations:
     return annotations
 
 
+def _is_finite(box: Any) -> bool:
+    center = box.center.position
+    return all(map(math.isfinite, (center.x, center.y, box.center.theta, box.size_x, box.size_y)))
+
+
 def _corners(box: Any) -> list[tuple[float, float]]:
     """The corners of a vision_msgs/BoundingBox2D, one after the other around it."""
     center, cos, sin = box.center.position, math.cos(box.center.theta), math.sin(box.center.theta)
@@ -81,9 +88,12 @@ def main() -> None:
     try:
         import foxglove_msgs.msg as foxglove
         import rclpy
-        from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
+        from rclpy.utilities import remove_ros_args
         from vision_msgs.msg import Detection2DArray
+
+        from rscmd_ros.node.guard import GuardedExecutor
+        from rscmd_ros.node.unused_parameters import unreached
     except ImportError as error:
         raise UserError(
             f"{error}; is ROS 2 sourced, and foxglove_msgs installed (apt install ros-$ROS_DISTRO-foxglove-msgs)?"
@@ -94,6 +104,15 @@ def main() -> None:
     except Exception as error:  # rclpy's own kinds: unknown arguments, a parameter file that is not there, a bad name
         rclpy.try_shutdown()
         raise UserError(f"cannot start: {' '.join(str(error).split())}") from None
+    if words := remove_ros_args(sys.argv)[1:]:
+        node.destroy_node()
+        rclpy.try_shutdown()
+        raise UserError(f"unrecognized arguments: {several(words)}; what is for ROS follows --ros-args")
+    strange = [name for name in node._parameter_overrides if not node.has_parameter(name)]
+    if strange:
+        node.get_logger().warning(f"parameters are unknown and not used: {several(strange)}; this node has none")
+    for line in unreached(sys.argv, node.get_fully_qualified_name()):
+        node.get_logger().warning(line)
     publisher = node.create_publisher(foxglove.ImageAnnotations, "detections/annotations", 10)
 
     def convert(msg: Detection2DArray) -> None:
@@ -102,7 +121,7 @@ def main() -> None:
 
     node.create_subscription(Detection2DArray, "detections", convert, 10)
     node.get_logger().info(f"drawing on {publisher.topic_name}")
-    executor = SingleThreadedExecutor()
+    executor = GuardedExecutor(node.get_logger())  # no message, whatever is in it, ends the others
     executor.add_node(node)
     while not stopping.is_set():
         executor.spin_once(timeout_sec=0.1)

@@ -65,6 +65,18 @@ def test_a_track_s_id_a_turned_box_and_no_hypothesis() -> None:
     assert (min(x), max(x), min(y), max(y)) == pytest.approx((212.5, 247.5, -7.5, 52.5))
 
 
+@pytest.mark.parametrize("field", ["x", "y", "theta", "size_x", "size_y"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_box_that_is_not_finite_is_left_out(field: str, value: float) -> None:
+    msg = detected()
+    box = msg.detections[1].bbox
+    owner = {"x": box.center.position, "y": box.center.position, "theta": box.center}.get(field, box)
+    setattr(owner, field, value)
+    drawn = to_annotations(msg)
+    assert [text.text for text in drawn.texts] == ["person 0.90", "person 0.25"]
+    assert len(drawn.points) == 2
+
+
 def test_nothing_found_clears_the_picture() -> None:
     drawn = to_annotations(Detection2DArray(header=HEADER))
     assert not drawn.points
@@ -72,8 +84,8 @@ def test_nothing_found_clears_the_picture() -> None:
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "rscmd_ros.annotations"]
+def process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "rscmd_ros.annotations", "--ros-args", *getattr(request, "param", ())]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     yield child
     child.kill()
@@ -119,3 +131,18 @@ def test_wrong_arguments_are_one_line() -> None:
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     assert refused.stderr.startswith("error: cannot start: ")
+
+
+def test_unknown_words_are_refused() -> None:
+    command = [sys.executable, "-m", "rscmd_ros.annotations", "/detections", "--ros-args", "-r", "a:=b"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    said = "error: unrecognized arguments: '/detections'; what is for ROS follows --ros-args\n"
+    assert (refused.returncode, refused.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("process", [("-p", "topic:=/mine", "-p", "detector:size:=3")], indirect=True)
+def test_unknown_parameters_are_named(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert "parameters are unknown and not used: 'topic'; this node has none" in process.stdout.readline()
+    assert "-p detector:size:=3 is for node /detector" in process.stdout.readline()
+    assert "drawing on" in process.stdout.readline()
