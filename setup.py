@@ -18,6 +18,12 @@ active = os.environ.get("VIRTUAL_ENV")
 python = os.path.join(active, "bin", "python") if active else None
 if python and not os.access(python, os.X_OK):
     raise SystemExit(f"error: VIRTUAL_ENV is {active}, where there is no bin/python: activate another one, or none")
+# The first line of a command names its Python, and the kernel cuts that at a blank and after 255 bytes.
+if python and (len(python.split()) != 1 or len(os.fsencode(f"#!{python}")) > 255):
+    raise SystemExit(
+        f"error: VIRTUAL_ENV is {active}: no command could name its Python, for the path has a blank in it or is too "
+        "long; make the environment elsewhere"
+    )
 
 
 class Develop(develop):

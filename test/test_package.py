@@ -190,6 +190,19 @@ def test_an_environment_that_is_gone_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "gone") in line
 
 
+@pytest.mark.parametrize("name", ["my env", "long" * 60])
+def test_an_environment_that_commands_cannot_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name / "bin").mkdir(parents=True)
+    (tmp_path / name / "bin" / "python").symlink_to(sys.executable)
+    environ = {**os.environ, "VIRTUAL_ENV": str(tmp_path / name)}
+    asked = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert asked.returncode == 1
+    (line,) = asked.stderr.splitlines()
+    assert f"VIRTUAL_ENV is {tmp_path / name}: " in line
+
+
 def test_the_unit_ends_launch_by_sigint_and_starts_it_again() -> None:
     """By SIGTERM, systemd's own choice, ros2 launch ends and leaves the node running (ros2/launch#666)."""
     unit = ConfigParser(interpolation=None)
