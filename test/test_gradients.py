@@ -164,6 +164,22 @@ def test_measuring_changes_nothing_and_reads_no_running_statistics() -> None:
     assert all(r.ratio_sd > 0 and -1 <= r.cosine <= 1 for r in rows)
 
 
+@pytest.mark.parametrize(("method", "held"), [("rsc", True), ("rsc", False), ("frozen", False)])
+def test_batch_norm_is_that_of_the_training(method: str, held: bool) -> None:
+    model = make_model(method_config(method))
+    model.frozen_statistics = held
+    model.train()
+    for part in model.method.frozen:  # as the trainer does
+        model.get_submodule(part).eval()
+    copied = OpenModel(model)
+
+    def modes(of: nn.Module) -> dict[str, bool]:
+        return {name: norm.training for name, norm in of.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+
+    assert modes(copied) == modes(model)
+    assert modes(copied.follow(model)) == modes(model)
+
+
 def test_one_camera_or_no_pairs_is_refused() -> None:
     with pytest.raises(UserError, match="method visible has no fused loss"):
         OpenModel(make_model(method_config("visible")))

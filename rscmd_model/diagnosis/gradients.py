@@ -12,8 +12,8 @@ What is held fixed, so that figures can be compared:
   send back to it: with a sum, the same fused gradient reaches both modalities.
 - Losses are YOLOv8's as trained, unweighted, each with its own assignment of targets to anchors; "all" is box + cls +
   dfl, "cls" the classification part, which the paper's argument is about.
-- BatchNorm uses the statistics of the batch, as in training. Nothing of the measured model changes: the work is done
-  on a copy.
+- BatchNorm normalises as in the training: by the batch, or where its statistics are held still, by these. A model file
+  does not say which, and is measured by the batch. Nothing of the measured model changes: the work is done on a copy.
 - L_m needs a head. Three stand in for it, see `REFERENCES`.
 """
 
@@ -100,14 +100,18 @@ class OpenModel(RscmdModel):
         if hasattr(model, "args"):
             self.args = model.args
         self.class_weights = getattr(model, "class_weights", None)
+        self.frozen_statistics, self.new_norms = model.frozen_statistics, getattr(model, "new_norms", ())
         self.given: dict[str, Features] = {}
         self.to(next(model.parameters()).device)
         self.follow(model)
 
     def follow(self, model: RscmdModel) -> OpenModel:
-        """Take over the weights that `model` has now."""
+        """Take over the weights that `model` has now, and normalise as its training does."""
         self.load_state_dict(model.state_dict())
-        return self.train()
+        self.train()
+        for part in self.method.frozen:  # whose statistics the trainer holds still, too
+            self.get_submodule(part).eval()
+        return self
 
     def features(self, x: Tensor, modality: str) -> Features:
         """As in the parent, unless they are given.
