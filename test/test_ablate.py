@@ -19,7 +19,15 @@ import torch
 from safetensors.torch import load_file
 from test_pairs import write_world
 
-from rscmd_model.evaluation.ablation_tables import Row, compare, markdown, markdown_of, summarize
+from rscmd_model.evaluation.ablation_tables import (
+    Row,
+    compare,
+    markdown,
+    markdown_of,
+    median_cost,
+    summarize,
+    write_results,
+)
 from rscmd_model.evaluation.trainings import copy_output
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
@@ -175,6 +183,22 @@ def test_mean_and_spread_over_seeds() -> None:
         "| sum | 60.0 ± 14.1 | 30.0 ± 7.1 | 3.00 | 1.25 | 15 | 100 |",
         "| rsc | 90.0 | 45.0 | 3.00 | 1.25 | 10 | 100 |",
     ]
+
+
+def test_what_a_run_cost_is_blank_where_it_is_not_known(tmp_path: Path) -> None:
+    unknown = Row("sum", 1, "fused", 0.5, 0.25, median_cost([{}]))
+    assert markdown(summarize([unknown])).splitlines()[2:] == ["| sum | 50.0 | 25.0 |  |  |  |  |"]
+    some = Row("sum", 1, "fused", 0.5, 0.25, median_cost([{}, {"parameters": 2_000_000, "gflops": 1.5}]))
+    assert markdown(summarize([some])).splitlines()[2:] == ["| sum | 50.0 | 25.0 | 2.00 | 1.50 |  |  |"]
+
+
+def test_differences_csv_has_its_header_without_a_difference_too(tmp_path: Path) -> None:
+    for name, spread in (("plain", None), ("intervals", 0.1)):
+        for folder, methods in (("none", ["sum"]), ("some", ["sum", "rsc"])):
+            write_results(tmp_path / name / folder, [row(method, 0, 0.5, spread=spread) for method in methods], "title")
+        none, some = ((tmp_path / name / f / "differences.csv").read_text().splitlines() for f in ("none", "some"))
+        assert none == some[:1]
+        assert none[0].startswith("method,branch,over,over_branch,seeds,mAP50")
 
 
 def test_each_answer_is_compared_with_its_control_of_the_same_seed() -> None:

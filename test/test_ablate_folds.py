@@ -228,6 +228,24 @@ def test_folds_are_pooled_and_their_drives_resampled(tmp_path: Path) -> None:
     assert len(read_rows(runs[:3], ablation, None, 0)) == 1, "rsc lacks a fold"
 
 
+def test_folds_of_which_some_were_scored_with_a_camera_lost_are_pooled(tmp_path: Path) -> None:
+    ablation = ablation_of(tmp_path)
+    runs = ablation.runs(["sum"], 1)
+    for run, stems in zip(runs, (STEMS[:2], STEMS[2:])):
+        answers = some_answers(stems, 0)
+        fused = {"fused": answers.found["fused"]}
+        lost = dict.fromkeys(map(lost_answer, ("visible", "thermal")), answers.found["fused"])
+        finish(ablation.out / run.name, replace(answers, found=fused | lost if run.fold == "1" else fused))
+    (ablation.out / runs[0].name / "cost.json").unlink()  # as if it had been killed just before it was written
+    (row,) = read_rows(runs, ablation, None, 0)
+    assert (row.branch, row.cost["parameters"]) == ("fused", 1)
+    (ablation.out / runs[1].name / "cost.json").unlink()
+    (row,) = read_rows(runs, ablation, None, 0)
+    assert set(row.cost.values()) == {None}
+    with pytest.raises(ValueError, match="the same answers to different pairs"):
+        Answers.together([some_answers(STEMS[:2], 0), replace(answers, found={"thermal": answers.found["fused"]})])
+
+
 def test_another_recipe_is_refused_and_an_old_one_goes_on(tmp_path: Path) -> None:
     ablation = ablation_of(tmp_path)
     weights = write(tmp_path / "plain.pt", "one")

@@ -241,12 +241,13 @@ def read_rows(runs: Sequence[Run], ablation: Ablation, drives: Drives | None, re
 
 
 def _cost(ablation: Ablation, run: Run) -> dict[str, Any]:
-    """What a run cost, and a step of its teachers' trainings beside it."""
-    cost, *teachers = (
-        json.loads((ablation.out / one.name / "cost.json").read_text(encoding="utf-8"))
-        for one in (run, *ablation.teachers(run))
-    )
-    steps = [teacher["step_ms"] for teacher in teachers]
+    """What a run cost, and a step of its teachers' trainings beside it.
+
+    Of a run that was killed after its last checkpoint and before its cost.json nothing is known.
+    """
+    files = [ablation.out / one.name / "cost.json" for one in (run, *ablation.teachers(run))]
+    cost, *teachers = (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files)
+    steps = [teacher.get("step_ms") for teacher in teachers]
     return {**cost, "teachers_ms": sum(steps) if teachers and None not in steps else None}
 
 

@@ -209,9 +209,10 @@ def write_results(out: Path, rows: Sequence[Row], title: str, note: str = "") ->
         "table.csv": table,
         "differences.csv": [difference.line() for difference in differences],
     }
+    no_difference = Difference(("", ""), ("", ""), {0: (0.0, 0.0)}, rows[0].resampled).line()  # for its columns
     for name, lines in files.items():
         with whole_file(out / name) as aside, aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, lines[0].keys() if lines else ())
+            writer = csv.DictWriter(file, lines[0] if lines else no_difference)
             writer.writeheader()
             writer.writerows(lines)
     with whole_file(out / "table.md") as aside:
@@ -222,7 +223,7 @@ def write_results(out: Path, rows: Sequence[Row], title: str, note: str = "") ->
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """The table of `summarize` for people. What a run cost stands in the line of its main answer, its step as 90 + 60
-    where teachers were trained for it, a step of both of which takes 60 ms."""
+    where teachers were trained for it, a step of both of which takes 60 ms. What is not known is left blank."""
     lines = [
         "| method | mAP50 | mAP50:95 | parameters (M) | GFLOPs | step (ms) | memory (MB) |",
         "|---|---|---|---|---|---|---|",
@@ -233,11 +234,14 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
         within = f" [{line[f'{column}_low']:.1f}, {line[f'{column}_high']:.1f}]" if f"{column}_low" in line else ""
         return f"{line[column]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "") + within
 
+    def cost(line: Mapping[str, Any], column: str, digits: int, unit: float = 1) -> str:
+        return "" if line[column] is None else f"{line[column] / unit:.{digits}f}"
+
     for line in table:
         name, costs = answer_name(line["method"], line["branch"]), [""] * 4
         if name == line["method"]:
-            step = " + ".join(f"{line[ms]:.0f}" for ms in ("step_ms", "teachers_ms") if line[ms] is not None)
-            costs = [f"{line['parameters'] / 1e6:.2f}", f"{line['gflops']:.2f}", step, f"{line['memory_mb']:.0f}"]
+            step = " + ".join(filter(None, (cost(line, ms, 0) for ms in ("step_ms", "teachers_ms"))))
+            costs = [cost(line, "parameters", 2, 1e6), cost(line, "gflops", 2), step, cost(line, "memory_mb", 0)]
         lines.append(f"| {name} | {figure(line, 'mAP50')} | {figure(line, 'mAP50_95')} | {' | '.join(costs)} |")
     return "\n".join(lines) + "\n"
 

@@ -99,18 +99,22 @@ class Answers:
         """The answers to several sets of pairs as those to one, in order of the stems.
 
         Args:
-            parts: of models that have the same answers, to different pairs.
+            parts: of models that have the same answers, to different pairs. An answer with a black image that not all
+                of them were asked for is left out.
 
         Raises:
             ValueError: a pair is in two of them, or they have different answers.
         """
         stems = [stem for part in parts for stem in part.stems]
-        if len(set(stems)) < len(stems) or any(part.found.keys() != parts[0].found.keys() for part in parts):
+        every = [set(part.found) for part in parts]
+        left_out = set(filter(is_lost, set.union(*every) - set.intersection(*every)))
+        if len(set(stems)) < len(stems) or any(names - left_out != every[0] - left_out for names in every):
             raise ValueError("expected the same answers to different pairs")
         order = sorted(range(len(stems)), key=stems.__getitem__)
         sizes = [size for part in parts for size in part.sizes]
         truths = [truth for part in parts for truth in part.truths]
-        found = {answer: [one for part in parts for one in part.found[answer]] for answer in parts[0].found}
+        names = [answer for answer in parts[0].found if answer not in left_out]
+        found = {answer: [one for part in parts for one in part.found[answer]] for answer in names}
         return Answers(
             tuple(stems[n] for n in order),
             tuple(sizes[n] for n in order),

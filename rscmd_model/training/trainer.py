@@ -420,7 +420,7 @@ class PairedTrainer(DetectionTrainer):
         """Score the best epoch once more. The parent would send it through a loader that knows only plain YOLO."""
         best = [self.best.exists()]
         if RANK in {-1, 0}:
-            # Before the checkpoints are closed: a run that counts as finished has its cost.
+            # A run counts as finished with its last checkpoint: one that is killed before this line has no cost.
             write_json(self.save_dir / "cost.json", self.meter.summary(self.ema.ema, self.args.imgsz))
             if weights := close_checkpoints(self):
                 LOGGER.info(f"\nValidating {self.best}...")
