@@ -28,7 +28,7 @@ from rscmd_model.evaluation.ablation_tables import (
     summarize,
     write_results,
 )
-from rscmd_model.evaluation.trainings import copy_output
+from rscmd_model.evaluation.trainings import copy_output, why_it_failed
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.training.cost import gflops
@@ -136,6 +136,14 @@ def test_the_last_line_of_a_process_is_known_on_a_full_disk(tmp_path: Path) -> N
         assert copy_output(process, log) == "No space left on device"
         assert process.wait() == 1
         assert not written or log.read_text().startswith("xxx")
+
+
+def test_a_training_that_a_signal_ended_says_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert why_it_failed(process.wait(), "x") == "ended by signal 9 (SIGKILL), perhaps for want of memory"
+    assert why_it_failed(-15, "x") == "ended by signal 15 (SIGTERM)"
+    assert why_it_failed(2, "no such file") == "no such file"
+    assert why_it_failed(0, "done") is None
 
 
 @pytest.mark.parametrize(

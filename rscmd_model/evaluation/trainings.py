@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -54,7 +55,7 @@ def train_here(
         progress: called every minute with a line that says how far they are.
 
     Returns:
-        the runs that failed, each with the last line of its output.
+        the runs that failed, each with why: the last line of its output, or the signal that ended it.
     """
     running: dict[Run, subprocess.Popen[bytes]] = {}
     stopping = threading.Event()
@@ -65,7 +66,7 @@ def train_here(
         if stopping.is_set():
             process.terminate()
         last_line = copy_output(process, ablation.out / f"{run.name}.log")
-        return None if process.wait() == 0 else last_line
+        return why_it_failed(process.wait(), last_line)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -80,7 +81,21 @@ def train_here(
             for process in list(running.values()):
                 process.terminate()
             raise
-        return {run: last_line for run, future in futures.items() if (last_line := future.result()) is not None}
+        return {run: why for run, future in futures.items() if (why := future.result()) is not None}
+
+
+def why_it_failed(code: int, last_line: str) -> str | None:
+    """Why a training failed, or None for one that did not.
+
+    Args:
+        code: what its process ended with, negative for a signal.
+        last_line: of its output. Of a process that a signal ended it says nothing.
+    """
+    if code >= 0:
+        return last_line if code else None
+    known = {number.value: f" ({number.name})" for number in signal.Signals}
+    memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+    return f"ended by signal {-code}{known.get(-code, '')}{memory}"
 
 
 def copy_output(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -125,7 +140,7 @@ def train_with_ray(
         progress: as for `train_here`.
 
     Returns:
-        the runs that failed, each with the last line of its output.
+        the runs that failed, each with why.
 
     Raises:
         UserError: Ray is missing, no cluster answers, or a machine does not see the folder.
@@ -154,15 +169,15 @@ def train_with_ray(
         for place, ended in as_they_end(ray, missing, lambda run: task.remote(ablation, run, *around), workers, tell):
             done += 1
             try:
-                blind, last_line = ray.get(ended)
+                blind, why = ray.get(ended)
             except ray.exceptions.WorkerCrashedError:
-                blind, last_line = "", "its process died four times, perhaps for want of memory: try fewer --workers"
+                blind, why = "", "its process died four times, perhaps for want of memory: try fewer --workers"
             except ray.exceptions.RayError as error:
-                blind, last_line = "", f"Ray: {first_line(error)}"
+                blind, why = "", f"Ray: {first_line(error)}"
             if blind:
                 raise UserError(blind)
-            if last_line is not None:
-                failed[missing[place]] = last_line
+            if why is not None:
+                failed[missing[place]] = why
             if time.monotonic() - told[0] >= 60:
                 tell()
     return failed
@@ -180,7 +195,7 @@ def train_there(ablation: Ablation, run: Run, recipe: str, threads: str | None, 
         folder: in which that process is, for relative paths.
 
     Returns:
-        why this machine cannot train any run, or ""; and the last line of the output where the training failed.
+        why this machine cannot train any run, or ""; and why the training failed where it did.
     """
     file = ablation.out / "recipe.json"
     try:
@@ -200,4 +215,4 @@ def train_there(ablation: Ablation, run: Run, recipe: str, threads: str | None, 
         environ["OMP_NUM_THREADS"] = threads
     process = start(ablation.command(run), environ, folder if os.path.isdir(folder) else None)
     last_line = copy_output(process, ablation.out / f"{run.name}.log")
-    return "", None if process.wait() == 0 else last_line
+    return "", why_it_failed(process.wait(), last_line)
