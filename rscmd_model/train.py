@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes the first one has the model
         return
+    GradientRecorder.finish(file.parent)
     if args.score:
         score_answers(file, args.score, args.lost)
     if args.remember:

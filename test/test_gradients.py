@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import method_config
 from rscmd_model.network.model_file import ModelHeader, save_model
 from rscmd_model.network.objective import Detection
+from rscmd_model.train import main as train_main
 from rscmd_model.training.run import train
 
 
@@ -270,6 +272,32 @@ def test_a_resumed_run_goes_on_recording_and_records_no_epoch_twice(
     assert momenta
     epochs = [r.epoch for r in read_rows(csv)]
     assert [epochs.count(e) for e in (1, 2, 3, 4)] == [len(epochs) // 4] * 4
+
+
+def test_the_last_epoch_is_measured_before_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(GradientRecorder, "_measure", lambda self, trainer: measured.append(trainer.epoch + 1))
+    recorder = GradientRecorder.__new__(GradientRecorder)
+    recorder.every = 5
+    for epoch in range(7):
+        recorder._epoch_end(SimpleNamespace(epoch=epoch, epochs=7))  # type: ignore[arg-type]
+    assert measured == [5, 7]
+
+
+@pytest.mark.parametrize("epochs", [2, 0])
+def test_what_a_killed_run_recorded_is_drawn_when_it_is_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, epochs: int
+) -> None:
+    run, last = tmp_path / "run", tmp_path / "run" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    torch.save({"train_args": {"epochs": 2, "patience": 0}, "epoch": 1}, last)
+    (run / "model.safetensors").touch()
+    write_rows(run / "gradients.csv", rows_of(epochs, {"visible": 0.25, "thermal": 0.5}))
+    (last.parent / "gradient_probes.pt").touch()
+    train_main([f"resume={last}"])
+    assert (run / "gradients.png").exists() == bool(epochs)
+    assert not (last.parent / "gradient_probes.pt").exists()
+    assert ("run, epoch 2, 4 batches" if epochs else "gradients.csv has no rows") in caplog.text
 
 
 def test_what_a_run_cannot_record_is_told_before_it_starts(tmp_path: Path) -> None:

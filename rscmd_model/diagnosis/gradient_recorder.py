@@ -86,8 +86,7 @@ class GradientRecorder:
         if config is not None:
             _refuse_incomplete(trainer.model)
         self.every = every
-        self.csv, self.png = trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"
-        self.state_file = _state_file(trainer)
+        self.csv, self.state_file = trainer.save_dir / "gradients.csv", _state_file(trainer.save_dir)
         self.features: dict[str, list[Tensor]] = {}
         self.hooks: list[Any] = []
         if RANK in {-1, 0}:
@@ -107,7 +106,7 @@ class GradientRecorder:
         Raises:
             UserError: as the class.
         """
-        file = _state_file(trainer)
+        file = _state_file(trainer.save_dir)
         if not trainer.resume:  # as the parent with results.csv: what an earlier run left in this folder is not ours
             for stale in (file, trainer.save_dir / "gradients.csv", trainer.save_dir / "gradients.png"):
                 stale.unlink(missing_ok=True)
@@ -169,7 +168,8 @@ class GradientRecorder:
         self.optimizer.zero_grad()
 
     def _epoch_end(self, trainer: PairedTrainer) -> None:
-        if (trainer.epoch + 1) % self.every == 0:
+        # The last epoch, too, before its checkpoint: a run that is killed after that is not trained any more.
+        if (trainer.epoch + 1) % self.every == 0 or trainer.epoch + 1 >= trainer.epochs:
             self._measure(trainer)
 
     def _measure(self, trainer: PairedTrainer) -> None:
@@ -213,14 +213,34 @@ class GradientRecorder:
     def _end(self, trainer: PairedTrainer) -> None:
         for hook in self.hooks:
             hook.remove()
-        self.state_file.unlink(missing_ok=True)
         rows = read_rows(self.csv)
-        if not rows or rows[-1].epoch < trainer.epoch + 1:
+        if not rows or rows[-1].epoch < trainer.epoch + 1:  # it stopped early
             self._measure(trainer)
-            rows = read_rows(self.csv)
-        name = trainer.save_dir.name
-        plot({name: rows}, self.png)
-        LOGGER.info(f"\n{describe(name, rows, 'probe')}\ngradients: {self.csv}, {self.png}")
+        _conclude(trainer.save_dir)
+
+    @staticmethod
+    def finish(run: Path) -> None:
+        """Draw what a finished run recorded that was killed before it did so itself.
+
+        Args:
+            run: its folder.
+
+        Raises:
+            UserError: the picture cannot be written.
+        """
+        if _state_file(run).is_file():
+            _conclude(run)
+
+
+def _conclude(run: Path) -> None:
+    """Draw the gradients of a run, tell its last epoch's, and remove what only a resumed run needs."""
+    csv, png = run / "gradients.csv", run / "gradients.png"
+    if rows := read_rows(csv):
+        plot({run.name: rows}, png)
+        LOGGER.info(f"\n{describe(run.name, rows, 'probe')}\ngradients: {csv}, {png}")
+    else:
+        LOGGER.warning(f"{csv} has no rows: the run stopped early, and was killed before its last epoch was measured")
+    _state_file(run).unlink(missing_ok=True)
 
 
 def _refuse_incomplete(model: RscmdModel) -> None:
@@ -228,6 +248,6 @@ def _refuse_incomplete(model: RscmdModel) -> None:
         raise UserError("--diagnose compares the losses of whole pairs, and --incomplete has others: leave one out")
 
 
-def _state_file(trainer: PairedTrainer) -> Path:
-    """Where a run keeps its reference branches, so that a resumed one goes on with them."""
-    return trainer.wdir / "gradient_probes.pt"
+def _state_file(run: Path) -> Path:
+    """Where the folder of a run keeps its reference branches, so that a resumed one goes on with them."""
+    return run / "weights" / "gradient_probes.pt"
