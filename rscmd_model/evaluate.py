@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,14 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, left_out_line, list_pairs, whole_pairs
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, left_out_line, list_pairs, reading_lines, whole_pairs
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
 from rscmd_model.evaluation.missing import LOOKS, RATES, run_protocol
 from rscmd_model.evaluation.missing_report import plot, table
 from rscmd_model.evaluation.sweep import LOWEST_SCORE, sweep
-from rscmd_model.files import write_json
+from rscmd_model.files import check_writable, write_json
 from rscmd_model.inference.predictor import Predictor
 
 AXES = ("time_offset", "shift", "dark", "noise")  # the faults that have a size; also names of arguments
@@ -62,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = None if args.protocol else _plan(args)
     if args.protocol:
         _check_protocol(args)
+    for file in filter(None, (args.json, args.plot)):  # a wrong one is told before the scoring
+        check_writable(file)
 
     data = open_given(args)
     listing = list_pairs(data, args.split)
@@ -76,11 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if line := left_out_line(args.split, listing):
         print(line)
-    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, predictor.thermal))
-    if given != used:
-        print(f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used")
-    if predictor.registration is not None:
-        print(f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}")
+    for line in reading_lines(data, predictor.thermal, predictor.registration):
+        print(line)
     if plan is None:
         _run_protocol(args, predictor, data, pairs)
     else:

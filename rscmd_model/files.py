@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from rscmd_model.errors import UserError
@@ -83,6 +84,23 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 raise
         finally:
             shutil.rmtree(room, ignore_errors=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out, before long work, whether `whole_file` can write there. The folder is made if need be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(path)
+    if not path.name or path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder: give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def sha256_of(path: Path) -> str:

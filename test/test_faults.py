@@ -356,6 +356,7 @@ def test_command_line_sweeps_and_draws(
         (["--drop", "visible", "--answer", "zeros", "ensemble"], "--answer ensemble says who answers a whole pair"),
         (["--plot", "a.png"], "--plot draws a sweep"),
         (["--noise", "1", "2", "--plot", "a.txt"], "ends in .png"),
+        (["--json", "/proc/x/a.json"], "cannot write /proc/x/a.json"),
         (["--shift", "4"], "--shift 4: give DX,DY"),
         (["--seed", "-1"], "--seed -1"),
         (["--dark", "2"], "dark 2"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rscmd_model.errors import UserError
-from rscmd_model.files import lock_folder, whole_folder
+from rscmd_model.files import check_writable, lock_folder, whole_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
@@ -54,6 +54,17 @@ def start(program: str, *words: object, **how: object) -> subprocess.Popen[str]:
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
+
+
+def test_what_can_be_written_is_known_before_and_nothing_is_left(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "a.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("kept")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+    for path, says in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.json", "cannot write")):
+        with pytest.raises(UserError, match=says):
+            check_writable(path)
 
 
 def test_a_folder_has_one_writer_and_is_free_when_that_dies(tmp_path: Path) -> None:

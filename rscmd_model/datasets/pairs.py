@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -215,6 +215,27 @@ class DataConfig:
     def stops(self, problem: Problem) -> bool:
         """Whether a training must not go on over this problem."""
         return problem.kind in FATAL or (problem.kind in TOLERATED and not self.tolerant)
+
+
+def reading_lines(data: DataConfig, thermal: ThermalContract, registration: Registration | None) -> list[str]:
+    """Lines for people that say by what a finished model reads these pairs, where that is to be told.
+
+    Args:
+        data: the data set.
+        thermal: the contract that is used, the model's.
+        registration: that is used, the data's or else the model's.
+    """
+    lines = []
+    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, thermal))
+    if given != used:
+        lines.append(
+            f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used"
+        )
+    if registration is not None:
+        lines.append(
+            f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}"
+        )
+    return lines
 
 
 def list_pairs(data: DataConfig, split: str) -> Listing:

@@ -107,7 +107,7 @@ class Answers:
         """
         stems = [stem for part in parts for stem in part.stems]
         every = [set(part.found) for part in parts]
-        left_out = set(filter(is_lost, set.union(*every) - set.intersection(*every)))
+        left_out = {a for a in every[0].union(*every) - every[0].intersection(*every) if is_lost(a)}
         if len(set(stems)) < len(stems) or any(names - left_out != every[0] - left_out for names in every):
             raise ValueError("expected the same answers to different pairs")
         order = sorted(range(len(stems)), key=stems.__getitem__)
