@@ -20,7 +20,8 @@ from rscmd_model.arguments import command_parser, option_words, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.errors import UserError, run_cli
-from rscmd_model.files import write_json
+from rscmd_model.evaluation.curves import check_plot
+from rscmd_model.files import check_writable, write_json
 from rscmd_model.options import parse_options
 from rscmd_model.versions import require
 
@@ -57,6 +58,16 @@ def run_gradients(words: Sequence[str]) -> None:
     args = parse(parser, words)
     if args.model and not args.data:
         parser.error("--model needs --data data.yaml")
+    measuring = ("data", "root", "split_file", "registration", "palette_ok", "split", "pairs", "batch", "device")
+    for name in measuring if args.run else ():
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for measuring on --model; a --run has measured while it trained: leave "
+                "it out"
+            )
+    if args.plot:
+        check_plot(args.plot)
+    _check_outputs(args.csv, args.plot)
     data = open_given(args).spec if args.data else ""
     require("torch", "ultralytics")
     from rscmd_model.diagnosis.files import gradients_of_model, gradients_of_run, short_names
@@ -65,7 +76,7 @@ def run_gradients(words: Sequence[str]) -> None:
     courses = {
         name: gradients_of_run(path)
         if args.run
-        else gradients_of_model(path, data, args.split, args.pairs, args.batch, args.device)
+        else gradients_of_model(path, data, args.split, args.pairs, args.batch, args.device, print)
         for name, path in short_names(args.run or args.model).items()
     }
     reference = common_reference(courses)
@@ -100,6 +111,9 @@ def run_probe(words: Sequence[str]) -> None:
     from rscmd_model.network.model_file import read_header
 
     models = short_names(args.model)
+    if options.get("exist_ok") and "name" in options and len(models) > 1:
+        raise UserError("name= with exist_ok=True puts the probes of all models into the same folders: leave one out")
+    _check_outputs(args.json, args.csv)
     for file in models.values():  # a wrong one is told before hours of training
         read_header(file)
     data, results = open_given(args).spec, []
@@ -112,6 +126,12 @@ def run_probe(words: Sequence[str]) -> None:
         write_json(args.json, {"split": args.split, "options": options, "results": [asdict(r) for r in results]})
     if args.csv:
         write_table(args.csv, results)
+
+
+def _check_outputs(*files: Path | None) -> None:
+    """Tell what cannot be written before hours of work (`UserError`)."""
+    for file in filter(None, files):
+        check_writable(file)
 
 
 if __name__ == "__main__":

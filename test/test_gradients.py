@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from rscmd_model.config import Augmentation
 from rscmd_model.diagnose import main
 from rscmd_model.diagnosis import gradient_recorder
-from rscmd_model.diagnosis.files import short_names
+from rscmd_model.diagnosis.files import gradients_of_model, short_names
 from rscmd_model.diagnosis.gradient_recorder import FixedPairs, GradientRecorder
 from rscmd_model.diagnosis.gradient_table import common_reference, describe, plot, read_rows, write_rows
 from rscmd_model.diagnosis.gradients import GradientRow, OpenModel, measure
@@ -376,12 +377,54 @@ def test_a_finished_model_is_measured_from_its_file(tmp_path: Path, capsys: pyte
         main(["grad"])
 
 
+def test_a_finished_model_has_its_own_thermal_contract_and_the_gains_of_its_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = write_world(tmp_path / "data", ("a", "b")), tmp_path / "run" / "model.safetensors"
+    model = make_model(method_config("sum"))
+    save_model(file, model, ModelHeader(model.config, model.names, 64, ThermalContract(scale=(10, 200))))
+    described = data.read_text()
+
+    def measured(gains: str = "", contract: str = "") -> tuple[dict[tuple[str, str], GradientRow], str]:
+        data.write_text(described + contract)
+        if gains:
+            (file.parent / "args.yaml").write_text(gains)
+        rows = gradients_of_model(file, str(data), "train", 2, 2, "cpu", print)
+        return by_place(rows, "alone", "cls"), capsys.readouterr().out
+
+    plain, said = measured()
+    assert "thermal contract: of the model, {'source': 'mono8', 'scale': [10.0, 200.0]}; that of the data, " in said
+    assert "gains of the loss: box 7.5, cls 0.5, dfl 1.5 (ultralytics' defaults, since there is no " in said
+    gained, said = measured(
+        "box: 3\ncls: 1.5\ndfl: 1\nmodel: rscmd\n", "thermal_contract: {source: mono8, scale: [10, 200]}\n"
+    )
+    assert said == f"gains of the loss: box 3, cls 1.5, dfl 1 (those of {file.parent / 'args.yaml'})\n"
+    for place, row in plain.items():
+        assert gained[place].norm_fused == pytest.approx(3 * row.norm_fused, rel=1e-4)
+    with pytest.raises(UserError, match=r"args\.yaml has no gains box, cls, dfl"):
+        measured("box: 3\ncls: much\ndfl: 1\n")
+
+
+def test_what_does_not_go_with_runs_or_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    for words, says in (
+        (["--data", "d.yaml"], "--data is for measuring on --model"),
+        (["--pairs", "8"], "--pairs is for measuring"),
+        (["--palette-ok"], "--palette-ok is for measuring"),
+        (["--plot", str(tmp_path / "x.foo")], "give a file that ends in .png"),
+        (["--csv", "/proc/x/g.csv"], "cannot write /proc/x/g.csv"),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            main(["gradients", "--run", str(tmp_path / "absent"), *words])
+
+
 def test_two_of_one_name_are_refused() -> None:
     assert list(short_names([Path("runs/a/model.safetensors"), Path("b.safetensors"), Path("runs/c")])) == [
         "a",
         "b",
         "c",
     ]
+    lambdas = [Path(f"runs/rsc+lambda_visible={value}") for value in ("0.5", "0.25")]
+    assert list(short_names(lambdas)) == [path.name for path in lambdas]
     with pytest.raises(UserError, match="'a'"):
         short_names([Path("runs/a/model.safetensors"), Path("other/a")])
 

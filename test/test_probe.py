@@ -68,6 +68,19 @@ def test_the_command_probes_every_backbone_and_writes_what_it_found(
         main(["probe", "--model", models[0], "absent.safetensors", "--data", str(data)])
 
 
+def test_what_is_no_probe_or_cannot_be_written_is_told_before_the_training(tmp_path: Path) -> None:
+    data = write_world(tmp_path / "data", ("a", "b"))
+    models = [str(save(tmp_path / method, method, 0)) for method in ("sum", "rsc")]
+    for words, says in (
+        (["resume=last.pt"], "a probe begins with a fresh neck and head"),
+        (["name=x", "exist_ok=True"], "puts the probes of all models into the same folders"),
+        (["--json", "/proc/x/p.json"], "cannot write /proc/x/p.json"),
+        (["--csv", str(tmp_path)], "is a folder: give the name of a file"),
+    ):
+        with pytest.raises(UserError, match=says):
+            main(["probe", "--model", *models, "--data", str(data), "device=cpu", *words])
+
+
 def test_the_table_sets_each_backbone_against_the_solo_one() -> None:
     scores = [
         ProbeScore("rscmd", "rscmd+md=stop", "visible", 0.5, 0.25, "f"),

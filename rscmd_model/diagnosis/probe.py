@@ -95,6 +95,8 @@ def train_probe(model: Path, modality: str, data: str, options: dict[str, Any]) 
     Raises:
         UserError: bad model, data, options or device.
     """
+    if options.get("resume"):
+        raise UserError("resume=: a probe begins with a fresh neck and head, leave it out")
     header = read_header(model)
     if list(header.names.values()) != list(open_data(data).names.values()):
         raise UserError(f"{model} finds {', '.join(header.names.values())}, which is not what {data} has")
