@@ -16,7 +16,8 @@ from rscmd_model import evaluate as evaluation
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, find_pairs
 from rscmd_model.errors import UserError
-from rscmd_model.evaluation.curves import horizontal
+from rscmd_model.evaluation.ablation_plot import plot_ablation
+from rscmd_model.evaluation.curves import horizontal, plot_sweep
 from rscmd_model.evaluation.faults import (
     Fault,
     add_noise,
@@ -367,6 +368,14 @@ def test_mistakes_are_told(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(monkeypatch, predictor, world[0], *words)
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    points = [(Fault(noise=noise), {"mAP50_95": 0.5}) for noise in (0.0, 10.0)]
+    plot_sweep(tmp_path / "a.png", points, "noise", "a$b_$.safetensors on val")
+    rows = [{"method": "sum", "branch": "fused", "mAP50_95": 0.5}]
+    plot_ablation(tmp_path / "b.png", rows, "a$b_$, val: 2 pairs")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
 
 
 def test_curves_lie_along_the_direction_of_the_shift() -> None:

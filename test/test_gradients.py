@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from test_objective import make_batch, make_model
 from test_pairs import write_world
 from test_train import QUICK
@@ -355,6 +356,23 @@ def test_courses_are_compared_by_a_reference_that_all_have(tmp_path: Path) -> No
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="cannot draw"):
         plot({"a": with_probe}, tmp_path / "a.nonsense")
+
+
+def test_any_name_stands_in_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    legends: list[list[str]] = []
+    drawn = Figure.legend
+
+    def keep(figure: Figure, *args: Any, **kwargs: Any) -> Any:
+        legend = drawn(figure, *args, **kwargs)
+        legends.append([text.get_text() for text in legend.get_texts()])
+        return legend
+
+    monkeypatch.setattr(Figure, "legend", keep)
+    names = ("_old", "a$b_$", "$")
+    for epochs in (1, 2):
+        plot({name: rows_of(epochs, {"visible": 1, "thermal": 1}) for name in names}, tmp_path / "g.png")
+        said = [text.strip().replace(r"\$", "$") for text in legends.pop()]
+        assert sorted(said) == sorted(f"{name}, {modality}" for name in names for modality in ("visible", "thermal"))
 
 
 def test_a_finished_model_is_measured_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rscmd_model.config import MODALITIES
 from rscmd_model.diagnosis.gradients import BACKBONE, REFERENCES, GradientRow
 from rscmd_model.errors import UserError
-from rscmd_model.evaluation.curves import lay_out_beside
+from rscmd_model.evaluation.curves import lay_out_beside, plain
 from rscmd_model.files import whole_file
 from rscmd_model.network.model import STRIDES
 
@@ -98,7 +98,7 @@ def plot(courses: Mapping[str, Sequence[GradientRow]], path: str | Path, part: s
         for column, place in enumerate(PLACES):
             for modality in MODALITIES:
                 here = _at(rows, reference, part if place != BACKBONE else "all", modality, place)
-                label = f"{name}, {modality}" if column == 0 else None
+                label = plain(f"{name}, {modality}") if column == 0 else None
                 for axis, quantity in zip(axes[:, column], ("ratio", "cosine")):
                     if over_time:
                         _draw_course(axis, here, quantity, number, modality, label)
@@ -171,7 +171,7 @@ def _scale_cosine(axis: Axes, names: Sequence[str] | None) -> None:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
-        axis.set_xticks(range(len(names)), names)
+        axis.set_xticks(range(len(names)), [plain(name) for name in names])
 
 
 def _at(rows: Sequence[GradientRow], reference: str, part: str, modality: str, place: str) -> list[GradientRow]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rscmd_model.config import MODALITIES, other_modality
 from rscmd_model.evaluation.answers import is_lost, lost_answer
-from rscmd_model.evaluation.curves import COLOURS, lay_out_beside
+from rscmd_model.evaluation.curves import COLOURS, lay_out_beside, plain
 from rscmd_model.files import whole_file
 
 # What is drawn where: the answers of a panel, each with its own mark, and the answer that all have to beat there.
@@ -75,7 +75,7 @@ def plot_ablation(
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     legend = figure.legend(marks.values(), marks.keys(), loc="lower center", ncol=len(marks), fontsize=9, frameon=False)
     lay_out_beside(figure, legend)
     with whole_file(path) as aside:

@@ -68,7 +68,7 @@ def draw_curves(axes: Axes, points: Sequence[Point], axis: str, name: str = "", 
         words = "both cameras" if words == "sound" else words
         legend = name if name and len(curves) == 1 else f"{name}, {words}" if name else words
         colour = COLOURS[(first_colour + number) % len(COLOURS)]
-        axes.plot(*zip(*sorted(curve)), "o-", color=colour, label=legend, markersize=4)
+        axes.plot(*zip(*sorted(curve)), "o-", color=colour, label=plain(legend), markersize=4)
     if axis == "time_offset":
         axes.set_xticks(where)
     if axis == "dark":
@@ -108,7 +108,7 @@ def plot_sweep(path: Path, points: Sequence[Point], axis: str | None, title: str
     else:
         draw_curves(axes, points, axis)
         axes.legend()
-    axes.set_title(title)
+    axes.set_title(plain(title))
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=120)
 
@@ -121,6 +121,12 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"--plot {path}: give a file that ends in {', '.join(PLOT_SUFFIXES)}")
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shows it unchanged: between two dollars it sets formulas, and what begins with _ it leaves
+    out of a legend, unless a blank stands before it."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def lay_out_beside(figure: Figure, legend: Legend) -> None:

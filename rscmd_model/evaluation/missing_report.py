@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.incomplete import WHICH
-from rscmd_model.evaluation.curves import COLOURS, check_plot
+from rscmd_model.evaluation.curves import COLOURS, check_plot, plain
 from rscmd_model.evaluation.missing import ALWAYS, METRICS, ProtocolScores
 from rscmd_model.files import whole_file
 
@@ -70,7 +70,7 @@ def plot(path: Path, scores: ProtocolScores, title: str) -> None:
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("mAP50:95 of all pairs (%)")
     panels[0].legend(title="who answers")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=120)
 
