@@ -49,7 +49,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     What lies at `path` then is replaced: whether it may be is for the caller to say. On failure it stays, and nothing
     of the new folder does.
 
-    The place is in a hidden folder beside `path`, which one process at a time keeps. What a killed one left there goes.
+    The place is in a hidden folder beside `path`, which one process at a time keeps. What a killed one left there goes,
+    and a folder that it had taken the name from gets it back.
 
     Raises:
         UserError: another process is making this folder, the hidden one is not ours, or the current folder would be
@@ -69,6 +70,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             raise UserError(f"{room} is in the way, and no run of ours left it there: move it and try again")
     with lock_folder(room, "run"):
         try:
+            if old.exists() and not path.exists():  # killed between the two renames below
+                old.rename(path)
             for left in (new, old):
                 if left.exists():
                     shutil.rmtree(left)

@@ -105,6 +105,15 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_folder_that_a_killed_run_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
+    make_folder(tmp_path / ".a.partial/old", "one")
+    (tmp_path / ".a.partial/.lock").touch()
+    with suppress(KeyError):
+        make_folder(tmp_path / "a", "failing")
+    assert (tmp_path / "a/made").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     room = tmp_path / ".a.partial"  # where a folder `a` is made
     holder = start(HOLD, room, start_new_session=True)
