@@ -239,7 +239,7 @@ def _conclude(run: Path) -> None:
         plot({run.name: rows}, png)
         LOGGER.info(f"\n{describe(run.name, rows, 'probe')}\ngradients: {csv}, {png}")
     else:
-        LOGGER.warning(f"{csv} has no rows: the run stopped early, and was killed before its last epoch was measured")
+        LOGGER.warning(f"{csv} has no rows: the run was killed before its last epoch was measured")
     _state_file(run).unlink(missing_ok=True)
 
 
