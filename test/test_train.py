@@ -28,6 +28,7 @@ from rscmd_model.options import parse_options
 from rscmd_model.training.mixed_precision import is_good_at_amp
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
+from rscmd_model.training.trainer import PairedTrainer
 
 QUICK = {"imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "device": "cpu", "exist_ok": True, "verbose": False}
 PLAIN = {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "fliplr": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
@@ -156,6 +157,25 @@ def test_bad_pairs_stop_a_training_before_it_starts(tmp_path: Path) -> None:
     (tmp_path / "data/thermal/train/a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="1 of 2 pairs cannot be used"):
         train(data, method_config("sum"), {**QUICK, "epochs": 1, "project": str(tmp_path), "name": "run"})
+
+
+def test_a_run_that_fails_before_its_first_epoch_keeps_no_name(tmp_path: Path) -> None:
+    def broken(_: PairedTrainer) -> None:
+        raise UserError("broken before the first epoch")
+
+    data = write_world(tmp_path / "data")
+    options = {**QUICK, "epochs": 1, "project": str(tmp_path / "runs"), "name": "run"}
+    with pytest.raises(UserError, match="broken before"):
+        train(data, method_config("sum"), options, observers=[broken])
+    (tmp_path / "data/thermal/train/a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot be used"):
+        train(data, method_config("sum"), options)
+    assert not any((tmp_path / "runs").iterdir())
+    (tmp_path / "runs/run").mkdir()
+    (tmp_path / "runs/run/note.txt").write_text("of an earlier run")
+    with pytest.raises(UserError, match="cannot be used"):
+        train(data, method_config("sum"), options)
+    assert (tmp_path / "runs/run/note.txt").exists()
 
 
 def test_options_are_ultralytics_own() -> None:

@@ -96,20 +96,21 @@ def train(
     for line in filter(None, [untested_trainer(), *without_effect(options)]):
         LOGGER.warning(line)
     trainer = trainer_class(overrides=overrides)
-    if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
-        raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
-    if not checkpoint:
-        trainer.start_from(config, weights, augmentation, teachers)
-        trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
-        trainer.model.old = OldAnswers(old.file, old.sha256) if old else None
-        if old and (left := set(trainer.model.config.answers) - set(trainer.model.method.taught_in_turn)):
-            LOGGER.warning(
-                f"--distil: method {trainer.model.config.method} does not compute the answers of "
-                f"{' and '.join(sorted(left))} while it trains, and the finished model's are not taught to them"
-            )
-    for observe in observers:
-        observe(trainer)
-    _run(trainer)
+    with trainer.no_empty_run():
+        if trainer.args.amp in ("bf16", "fp16") and trainer.device.type != "cuda":
+            raise UserError(f"amp={trainer.args.amp} needs a CUDA GPU; on the CPU training is in 32 bits")
+        if not checkpoint:
+            trainer.start_from(config, weights, augmentation, teachers)
+            trainer.model.frozen_statistics, trainer.model.kept = frozen_statistics, kept
+            trainer.model.old = OldAnswers(old.file, old.sha256) if old else None
+            if old and (left := set(trainer.model.config.answers) - set(trainer.model.method.taught_in_turn)):
+                LOGGER.warning(
+                    f"--distil: method {trainer.model.config.method} does not compute the answers of "
+                    f"{' and '.join(sorted(left))} while it trains, and the finished model's are not taught to them"
+                )
+        for observe in observers:
+            observe(trainer)
+        _run(trainer)
     return trainer.model_file
 
 

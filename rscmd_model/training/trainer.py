@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +77,7 @@ class PairedTrainer(DetectionTrainer):
     metrics: dict[str, float]
     frozen: list[str]
     _save_dir: Path
+    _made = False  # the run's folder, by this process
     _lock: IO[str] | None = None
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> None:
@@ -87,23 +90,26 @@ class PairedTrainer(DetectionTrainer):
             overrides["save_dir"] = self.scratch.name
         if ranked and not overrides.get("device") and torch.cuda.is_available():
             overrides["device"] = ",".join(str(i) for i in range(int(os.environ["LOCAL_WORLD_SIZE"])))
-        super().__init__(cfg, overrides, _callbacks)
-        if self.args.compile:  # of a run that was begun before it was refused
-            LOGGER.warning(f"compile={self.args.compile} is left aside: it is refused today, see docs/training.md")
-            self.args.compile = False
-        if ranked and self.device.type == "cuda":
-            if len(self.args.device.split(",")) <= LOCAL_RANK:
-                raise UserError(f"device={self.args.device} is too few GPUs: name one for each process of this node")
-            self.world_size = WORLD_SIZE  # the parent counts the GPUs of one node
-        self.meter = StepMeter(self)
-        self.save_period = -1  # `save_model` does it
-        if ranked and self.args.rect:
-            LOGGER.warning("rect=True does not go with several processes and is off")
-            self.args.rect = False
-        if ranked and self.batch_size % WORLD_SIZE:
-            raise UserError(f"batch={self.batch_size} cannot be shared by {WORLD_SIZE} processes: give a multiple")
-        if self.device.type == "cpu" and overrides.get("workers"):
-            LOGGER.info(f"workers={overrides['workers']}: on the CPU the training itself loads its pairs")
+        with self.no_empty_run():
+            super().__init__(cfg, overrides, _callbacks)
+            if self.args.compile:  # of a run that was begun before it was refused
+                LOGGER.warning(f"compile={self.args.compile} is left aside: it is refused today, see docs/training.md")
+                self.args.compile = False
+            if ranked and self.device.type == "cuda":
+                if len(self.args.device.split(",")) <= LOCAL_RANK:
+                    raise UserError(
+                        f"device={self.args.device} is too few GPUs: name one for each process of this node"
+                    )
+                self.world_size = WORLD_SIZE  # the parent counts the GPUs of one node
+            self.meter = StepMeter(self)
+            self.save_period = -1  # `save_model` does it
+            if ranked and self.args.rect:
+                LOGGER.warning("rect=True does not go with several processes and is off")
+                self.args.rect = False
+            if ranked and self.batch_size % WORLD_SIZE:
+                raise UserError(f"batch={self.batch_size} cannot be shared by {WORLD_SIZE} processes: give a multiple")
+            if self.device.type == "cpu" and overrides.get("workers"):
+                LOGGER.info(f"workers={overrides['workers']}: on the CPU the training itself loads its pairs")
 
     @property
     def save_dir(self) -> Path:
@@ -114,7 +120,20 @@ class PairedTrainer(DetectionTrainer):
     def save_dir(self, folder: Path) -> None:
         self._save_dir = folder
         if RANK in {-1, 0}:
+            new = not folder.exists()
             self._lock = lock_folder(folder, "training")
+            self._made = new  # not before it is ours
+
+    @contextmanager
+    def no_empty_run(self) -> Iterator[None]:
+        """What fails in this block before the end of the first epoch leaves no folder: the next try gets its name. A
+        folder that was there before the run stays."""
+        try:
+            yield
+        except BaseException:
+            if self._made and not (self.save_dir / "results.csv").exists():
+                shutil.rmtree(self.save_dir, ignore_errors=True)
+            raise
 
     def train(self) -> None:
         """Run the training; the run's folder is free again afterwards. With verbose=False only warnings are logged."""
