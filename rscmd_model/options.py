@@ -38,6 +38,8 @@ RESUMABLE = (
     *("imgsz", "batch", "device", "close_mosaic", "save_period", "workers", "cache", "patience", "time", "freeze"),
     *("val", "plots", "channels_last"),
 )
+# The recipe for a few hundred pairs and `--weights`; docs/your_drive.md has what it gives.
+FEW_PAIRS = "epochs=30 batch=8 nbs=8 optimizer=AdamW lr0=0.0001 cos_lr=True warmup_bias_lr=0.0001"
 _NONE = ("none", "null", "~")
 _PREDICTION = "acts when ultralytics predicts: use `python -m rscmd_model.predict`"
 _EXPORT = "acts when ultralytics exports: use `python -m rscmd_model.export`"

@@ -30,6 +30,7 @@ from rscmd_model.files import write_json
 from rscmd_model.imaging.images import read_thermal, read_visible
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.labelling.label_set import LabelSet
+from rscmd_model.options import FEW_PAIRS
 from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags import labelling
 from rscmd_ros.bags.collecting import Loaded
@@ -578,7 +579,7 @@ def test_the_command(
     words = [bag, "--model", models["late"], "--out", out, "--rate", 4, "--gap", 2, "--device", "cpu"]
     done = command("rscmd_ros.label_bag", *words, "--sure", "0.6,car=0.9")
     assert done.returncode == 0, done.stderr
-    assert f"next: python -m rscmd_model.train --data {out}/data.yaml --weights yolov8n.pt" in done.stdout
+    assert f"next: python -m rscmd_model.train --data {out}/data.yaml --weights yolov8n.pt {FEW_PAIRS}\n" in done.stdout
     assert "sure person 0.60, car 0.90, bicycle 0.60; followed 0.3; unsure 0.15" in done.stdout
     assert f"pairs answered {INSTANTS}; in the set " in done.stdout
     for more, said in (([], "exists already"), (["--sure", "x"], "--sure x"), (["--gap", "-1"], "--gap")):

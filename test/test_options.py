@@ -23,7 +23,7 @@ from rscmd_model.errors import UserError
 from rscmd_model.methods import method_config
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import load_model
-from rscmd_model.options import OPTIONS, check_options, defaults, parse_options, to_markdown, word
+from rscmd_model.options import FEW_PAIRS, OPTIONS, check_options, defaults, parse_options, to_markdown, word
 from rscmd_model.training.freezing import frozen_parts
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import score_answers, train
@@ -398,3 +398,9 @@ def test_devices_of_a_machine_with_two_gpus(two_gpus: None) -> None:
             check_device(device)
     with pytest.raises(UserError, match="inference takes one of"):
         inference_device("0,1")
+
+
+def test_the_pages_have_the_recipe_that_label_bag_prints() -> None:
+    for page, times in (("README.md", 1), ("docs/your_drive.md", 2)):
+        assert (ROOT / page).read_text(encoding="utf-8").count(f"    {FEW_PAIRS}\n") == times, page
+    assert parse_options(FEW_PAIRS.split())["nbs"] == 8

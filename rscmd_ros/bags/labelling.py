@@ -21,6 +21,7 @@ from rscmd_model.files import lock_folder, sha256_of, write_json
 from rscmd_model.imaging.registration import Registration, load_registration
 from rscmd_model.labelling.label_set import DESCRIPTION, LabelledPair, LabelSet, stem_of
 from rscmd_model.labelling.showing import SHEET, show
+from rscmd_model.options import FEW_PAIRS
 from rscmd_ros.bags.collecting import collect, in_order
 from rscmd_ros.bags.evaluation import read_model_header
 from rscmd_ros.bags.files import stamp_of
@@ -128,7 +129,7 @@ class Labelled:
             f"unsure {limits.unsure:g}",
             *(f"note: {note}" for note in self.notes),
             f"set: {self.out}, a contact sheet of it: {self.out / SHEET}",
-            f"next: {shlex.join([*train, str(self.weights)])}",
+            f"next: {shlex.join([*train, str(self.weights)])} {FEW_PAIRS}",
         ]
         return lines
 
