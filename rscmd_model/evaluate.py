@@ -5,7 +5,7 @@
     python -m rscmd_model.evaluate ... --protocol missing --rates 30,50,70 --json missing.json --plot missing.png
 
 Boxes with a score of 0.001 or more count, at most 100 per image, after NMS at IoU 0.7, one class per box: what the node
-would publish at that threshold.
+would publish at that threshold. Classes are matched by name; those that only the model or only the data have do not count.
 
 Faults given together happen together, in this order: time offset, shift, dark, noise, drop. One of --time-offset,
 --shift, --dark and --noise may have several values: that is a sweep. --drop and --answer may have several beside it, a
@@ -32,6 +32,7 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, left_out_line, list_pairs, reading_lines, whole_pairs
 from rscmd_model.errors import UserError, run_cli
+from rscmd_model.evaluation.classes import shared_classes
 from rscmd_model.evaluation.curves import check_plot, plot_sweep
 from rscmd_model.evaluation.faults import LOST_ANSWERS, PAIR_ANSWERS, Fault, describe
 from rscmd_model.evaluation.missing import LOOKS, RATES, run_protocol
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if line := left_out_line(args.split, listing):
         print(line)
     for line in reading_lines(data, predictor.thermal, predictor.registration):
+        print(line)
+    for line in shared_classes(predictor.names, data.names, data.name).lines():
         print(line)
     if plan is None:
         _run_protocol(args, predictor, data, pairs)

@@ -317,6 +317,37 @@ def test_another_thermal_contract_of_the_data_is_told(
     assert capsys.readouterr().out.startswith(said + "{'source': 'mono8', 'scale': [10.0, 200.0]}, is not used\n")
 
 
+def test_classes_are_matched_by_name(
+    predictor: Predictor, world: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def scored(names: dict[int, str], numbers: dict[str, str]) -> tuple[dict[str, dict], list[str]]:
+        """The figures of the same boxes under other numbers, and what is printed before them."""
+        for labels in (world[0].root / "labels/train").iterdir():
+            rows = [line.partition(" ") for line in labels.read_text().splitlines()]
+            kept = "\n".join(f"{numbers[c]} {box}" for c, _, box in rows if c in numbers)
+            (tmp_path / "labels" / labels.name).write_text(kept)
+        described = world[0].resolved | {"names": names, "labels": {"train": str(tmp_path / "labels")}}
+        run(monkeypatch, predictor, open_data(json.dumps(described)), "--json", str(tmp_path / "out.json"))
+        said = [line for line in capsys.readouterr().out.splitlines() if "left out of the score" in line]
+        return json.loads((tmp_path / "out.json").read_text())["per_class"], said
+
+    (tmp_path / "labels").mkdir()
+    plain = evaluate(predictor, *world)["per_class"]
+    assert min(figures["truths"] for figures in plain.values()) > 0
+    assert scored({0: "car", 1: "person"}, {"0": "1", "1": "0"}) == (plain, [])
+    person = {"person": plain["person"]}
+    found, said = scored({0: "person"}, {"0": "0"})
+    assert (found, said) == (
+        person,
+        ["the model finds classes that the data do not have; they are left out of the score: 'car'"],
+    )
+    found, said = scored({0: "bus", 1: "person"}, {"0": "1", "1": "0"})
+    assert found == person
+    assert said[0] == "the data have classes that the model does not know; they are left out of the score: 'bus'"
+    with pytest.raises(UserError, match="the model finds person, car; .* has bus: no class has the same name in both"):
+        scored({0: "bus"}, {"0": "0"})
+
+
 def test_command_line_sweeps_and_draws(
     predictor: Predictor, world: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

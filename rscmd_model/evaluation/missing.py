@@ -24,6 +24,7 @@ from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.incomplete import WHICH, lost_cameras, table_digest, write_table
 from rscmd_model.datasets.pairs import DataConfig, PairFiles, split_hash
 from rscmd_model.errors import UserError
+from rscmd_model.evaluation.classes import shared_classes
 from rscmd_model.evaluation.faults import Fault, frames_before
 from rscmd_model.evaluation.scoring import score
 from rscmd_model.evaluation.sweep import answer_pairs
@@ -217,6 +218,7 @@ def run_protocol(
     rates = tuple(sorted(set(map(float, rates))))
     if not rates or not all(0 <= rate <= 100 for rate in rates):
         raise UserError(f"rates {', '.join(f'{rate:g}' for rate in rates)}: give percentages from 0 to 100")
+    names = shared_classes(predictor.names, data.names, data.name).names
     answerers, notes = _answerers(predictor, pairs, looks)
     stems = [pair.stem for pair in pairs]
     tables = {
@@ -234,7 +236,7 @@ def run_protocol(
 
     def scored(states: Sequence[str]) -> dict[str, Any]:
         found = [seen.found[name][number] for number, name in enumerate(states)]
-        return score(seen.truths, found, data.names, seen.sizes).to_dict()
+        return score(seen.truths, found, names, seen.sizes).to_dict()
 
     cells = tuple(
         Cell(who, which, rate, scored([state(who, tables[rate, which].get(stem)) for stem in seen.stems]))

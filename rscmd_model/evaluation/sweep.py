@@ -13,6 +13,7 @@ from rscmd_model.datasets.pairs import DataConfig, PairFiles, pixel_boxes, read_
 from rscmd_model.detections import Detections
 from rscmd_model.errors import UserError
 from rscmd_model.evaluation.answers import Answers
+from rscmd_model.evaluation.classes import shared_classes
 from rscmd_model.evaluation.faults import STAND_INS, Fault, frames_before, with_neighbours
 from rscmd_model.evaluation.scoring import Truth, score
 from rscmd_model.imaging.images import read_thermal, read_visible
@@ -66,13 +67,14 @@ def sweep(
         per fault: mAP50, mAP50_95 (0 to 1), per_class, pairs, left_out (pairs not scored), and the fields of the fault.
 
     Raises:
-        UserError: the model's classes are not the data's, it has no such answer, a file is unreadable, or no pair has
+        UserError: the model has no class of the data, it has no such answer, a file is unreadable, or no pair has
             the frames wanted.
     """
+    names = shared_classes(predictor.names, data.names, data.name).names
     seen = answer_pairs(predictor, data, pairs, {str(n): f for n, f in enumerate(faults)}, seed=seed, batch=batch)
     return [
         {**figures, "left_out": len(pairs) - len(seen.stems), **asdict(fault)}
-        for fault, figures in zip(faults, score_all(seen, data.names).values())
+        for fault, figures in zip(faults, score_all(seen, names).values())
     ]
 
 
@@ -96,15 +98,13 @@ def answer_pairs(
         batch: pairs per batch.
 
     Returns:
-        the answers by these names, in the order of the pairs.
+        the answers by these names, in the order of the pairs; of the classes that model and data share (by name), in the
+        data's numbers.
 
     Raises:
         UserError: as `sweep`.
     """
-    if list(predictor.names.values()) != list(data.names.values()):
-        raise UserError(
-            f"the model finds {', '.join(predictor.names.values())}; {data.name} has {', '.join(data.names.values())}"
-        )
+    shared = shared_classes(predictor.names, data.names, data.name)
     for fault in faults.values():
         _check_answer(predictor, fault)
     frozen = any(fault.drop is not None and fault.answer == "frozen" for fault in faults.values())
@@ -129,7 +129,8 @@ def answer_pairs(
         for pair, visible in zip(part, visibles):
             height, width = visible.shape[:2]
             labels = read_labels(data, pair)
-            truths.append(Truth(pixel_boxes(labels, width, height), labels[:, 0].astype(np.int64)))
+            truth = Truth(pixel_boxes(labels, width, height), labels[:, 0].astype(np.int64))
+            truths.append(shared.truth(truth))
             sizes.append((width, height))
         for name, fault in faults.items():
             arrived = [
@@ -143,7 +144,8 @@ def answer_pairs(
                 )
                 for pair, visible in zip(part, visibles)
             ]
-            found[name] += _predict(predictor, arrived, sizes[start:], fault.pair_answer)
+            answers = _predict(predictor, arrived, sizes[start:], fault.pair_answer)
+            found[name] += map(shared.found, answers)
     return Answers(tuple(pair.stem for pair in pairs), tuple(sizes), tuple(truths), found)
 
 
