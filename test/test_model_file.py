@@ -19,7 +19,7 @@ from rscmd_model.config import LINEAR_SPPF, ModelConfig
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.thermal import ThermalContract
 from rscmd_model.methods import METHODS, method_class, method_config
-from rscmd_model.network.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header
+from rscmd_model.network.header import DIGEST, FORMAT_VERSION, HEADER, UNWRITTEN, parse_header, read_metadata
 from rscmd_model.network.model import RscmdModel
 from rscmd_model.network.model_file import ModelHeader, load_model, read_header, save_model
 
@@ -77,6 +77,9 @@ def test_each_bad_file_is_told_for_what_it_is(tmp_path: Path) -> None:
     assert "cut short" in message(data[: len(data) // 2])
     assert "cut short" in message(data[:100])
     assert "not a model file" in message(b"")
+    assert "assemble" not in message(b"")
+    with pytest.raises(UserError, match=r"of a YOLO checkpoint, .*rscmd_model.assemble --weights .*yolo\.pt --out"):
+        read_metadata(Path("yolo.pt"), b"PK\x03\x04" + bytes(60))
     assert "not a model file" in message(b"\x80\x02not a safetensors file at all")
     with pytest.raises(UserError, match="no model file"):
         load_model(tmp_path / "absent.safetensors")

@@ -95,6 +95,19 @@ def test_empty_split_missing_folder_unknown_split(tmp_path: Path) -> None:
         find_pairs(data, "val")
 
 
+def test_a_split_in_the_images_of_another_is_told_where_its_labels_are(tmp_path: Path) -> None:
+    file = write_world(tmp_path)
+    described = yaml.safe_load(file.read_text()) | {"mini": "visible/train"}
+    described["thermal"]["mini"] = "thermal/train"
+    file.write_text(yaml.safe_dump(described))
+    with pytest.raises(UserError, match=r"no folder .*/labels/mini with the labels; .* write 'labels: ") as told:
+        find_pairs(open_data(file), "mini")
+    remedy = str(told.value).partition("write '")[2].partition("' into")[0]
+    file.write_text(yaml.safe_dump(described | yaml.safe_load(remedy)))
+    data = open_data(file)
+    assert [len(read_labels(data, pair)) for split in ("mini", "val") for pair in find_pairs(data, split)] == [1] * 4
+
+
 def test_two_images_of_one_stem_are_ambiguous(tmp_path: Path) -> None:
     data = open_data(write_world(tmp_path))
     (tmp_path / "visible/train/a.jpg").write_bytes((tmp_path / "visible/train/a.png").read_bytes())

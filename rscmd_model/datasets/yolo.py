@@ -63,6 +63,11 @@ class YoloFolders:
         stems, missing = match(visible, thermal)
         if not visible and not thermal:
             raise UserError(f"{split}: no images in {visible_folder}")
+        if not labels.is_dir() and (beside := labels.with_name(visible_folder.name)).is_dir():
+            raise UserError(
+                f"{split}: no folder {labels} with the labels; if they are those in {beside}, write "
+                f"'labels: {{{split}: {beside}}}' into data.yaml"
+            )
         first, problem = _labels_of(labels, folders, {*visible, *thermal}, split)
         problems = [*doubled, *doubled_too, *explained(missing, (visible_folder, thermal_folder)), *problem]
         second: dict[str, Path] = {}

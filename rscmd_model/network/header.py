@@ -224,7 +224,13 @@ def read_metadata(path: Path, content: bytes) -> dict[str, str]:
     # A safetensors file begins with the length of its JSON index (8 bytes, little endian) and that index.
     length = int.from_bytes(content[:8], "little")
     if content[8:9] != b"{":
-        raise UserError(f"{path} is not a model file: expected the model.safetensors that rscmd_model.train writes")
+        hint = ""
+        if path.suffix == ".pt":
+            command = f"python -m rscmd_model.assemble --weights {path} --out model.safetensors"
+            hint = f"; of a YOLO checkpoint, make one by `{command}`"
+        raise UserError(
+            f"{path} is not a model file: expected the model.safetensors that rscmd_model.train writes{hint}"
+        )
     if length > min(len(content) - 8, _LARGEST_INDEX):
         raise damage(path, f"its index is to have {length} bytes")
     try:
