@@ -104,6 +104,8 @@ def test_no_compiler(tree: Tree, tmp_path: Path) -> None:
     assert not (tree.folder / ".venv").exists()
     assert "CXX=no-such-compiler is not there" in only_error(tree.setup(CXX="no-such-compiler"))
     assert "cannot build a program" in only_error(tree.setup(CXX="false"))
+    old = pretender(tmp_path / "old", "import sys; sys.version_info = (3, 9, 18)")
+    assert re.search("3.13 is needed; and CXX=none is not there", only_error(tree.setup(PYTHON=str(old), CXX="none")))
 
 
 def pretender(folder: Path, pretence: str) -> Path:
@@ -123,6 +125,10 @@ def pretender(folder: Path, pretence: str) -> Path:
         # As Debian's python3 without python3-venv, and without python3-dev.
         ("import sys; sys.modules['ensurepip'] = None", r"no venv module: install python3\.\d+-venv"),
         ("import sys, sysconfig; sysconfig.get_config_var = {}.get", r"no C headers .*: install python3\.\d+-dev"),
+        (
+            "import sys, sysconfig; sys.modules['ensurepip'] = None; sysconfig.get_config_var = {}.get",
+            r"has no venv module and no C headers \(Python\.h\): install python3\.\d+-venv and python3\.\d+-dev$",
+        ),
     ],
 )
 def test_wrong_python(tree: Tree, tmp_path: Path, pretence: str, said: str) -> None:

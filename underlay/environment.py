@@ -26,7 +26,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
-from machine import SetupError, check_disk, check_machine, clean_environment, find_compiler, find_python
+from machine import SetupError, check_disk, check_machine, clean_environment, find_compiler, find_python, together
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 UNDERLAY = os.path.join(ROOT, "underlay")
@@ -354,14 +354,15 @@ def make(venv: str, ros: str) -> None:
     made = series is not None and read(environment.file("venv")) == environment.key_with([venv, str(series)])
     if not made:
         remove(environment.file("venv"))
-    if not made or os.environ.get("PYTHON"):
+    chooses = not made or os.environ.get("PYTHON")
+    if chooses:
         check_machine()
-        python = find_python()
     folders = [path.rstrip("/") for path in sorted(glob.glob(os.path.join(UNDERLAY, "*", "")))]
     messages = [folder for folder in folders if os.path.isdir(os.path.join(folder, "msg"))]
     modules = [folder for folder in folders if os.path.isfile(os.path.join(folder, "__init__.py"))]
     # Asked for now, so that nobody waits for the packages to hear of it.
-    compiler = find_compiler() if messages and not read(environment.file("messages")) else []
+    compiles = messages and not read(environment.file("messages"))
+    python, compiler = together(find_python if chooses else lambda: python, find_compiler if compiles else list)
 
     title = "making {} with {}".format(venv, python["name"])
     environment.step(

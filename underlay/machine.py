@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 OLDEST, NEWEST = (3, 10), (3, 13)
 VERSIONS = "3.10 to 3.13"
@@ -92,11 +92,25 @@ def fault(python: Dict[str, Any]) -> Optional[str]:
     name, series = python["name"], python["series"]
     if python["implementation"] != "CPython" or not OLDEST <= tuple(python["version"])[:2] <= NEWEST:
         return f"{name} will not do, CPython {VERSIONS} is needed"
-    if not python["venv"]:
-        return f"{name} cannot make environments, it has no venv module: install python{series}-venv"
-    if not python["headers"]:
-        return f"{name} has no C headers (Python.h): install python{series}-dev"
+    parts = [("venv", "no venv module", f"python{series}-venv")]
+    parts += [("headers", "no C headers (Python.h)", f"python{series}-dev")]
+    lacking = [(what, package) for key, what, package in parts if not python[key]]
+    if lacking:
+        return f"{name} has {' and '.join(w for w, _ in lacking)}: install {' and '.join(p for _, p in lacking)}"
     return None
+
+
+def together(*checks: Callable[[], Any]) -> List[Any]:
+    """What each check gives; raises one SetupError that has everything they complain of."""
+    found, faults = [], []
+    for check in checks:
+        try:
+            found.append(check())
+        except SetupError as error:
+            faults.append(str(error))
+    if faults:
+        raise SetupError("; and ".join(faults))
+    return found
 
 
 def find_python() -> Dict[str, Any]:
