@@ -5,7 +5,8 @@
     python -m rscmd_model.evaluate ... --protocol missing --rates 30,50,70 --json missing.json --plot missing.png
 
 Boxes with a score of 0.001 or more count, at most 100 per image, after NMS at IoU 0.7, one class per box: what the node
-would publish at that threshold. Classes are matched by name; those that only the model or only the data have do not count.
+would publish at that threshold. Classes are matched by name. Those that only the model or only the data have are named,
+and do not count.
 
 Faults given together happen together, in this order: time offset, shift, dark, noise, drop. One of --time-offset,
 --shift, --dark and --noise may have several values: that is a sweep. --drop and --answer may have several beside it, a
@@ -252,11 +253,11 @@ def _plan(args: argparse.Namespace) -> tuple[list[Fault], str | None]:
 
 
 def _print_single(title: str, result: dict[str, Any]) -> None:
-    print(f"{title}, mAP50 {result['mAP50']:.3f}, mAP50:95 {result['mAP50_95']:.3f}")
+    print(f"{title}, mAP50 {100 * result['mAP50']:.1f}, mAP50:95 {100 * result['mAP50_95']:.1f}")
     for name, figures in result["per_class"].items():
         if figures["truths"]:
             print(
-                f"  {name}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f} "
+                f"  {name}: mAP50 {100 * figures['mAP50']:.1f}, mAP50:95 {100 * figures['mAP50_95']:.1f} "
                 f"({figures['truths']} objects)"
             )
         else:
@@ -270,7 +271,7 @@ def _print_table(title: str, faults: Sequence[Fault], points: Sequence[dict[str,
     width, column = max(map(len, words)), max(map(len, [size, *numbers]))
     print(f"{title}\n  {'':{width}}  {size:>{column}}  mAP50  mAP50:95")
     for word, number, point in zip(words, numbers, points):
-        print(f"  {word:{width}}  {number:>{column}}  {point['mAP50']:.3f}     {point['mAP50_95']:.3f}")
+        print(f"  {word:{width}}  {number:>{column}}  {100 * point['mAP50']:5.1f}  {100 * point['mAP50_95']:8.1f}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with whole_file(args.out) as aside:
             picture = cv2.imencode(args.out.suffix, side_by_side(visible, plane, found, predictor.names))[1]
             aside.write_bytes(picture.tobytes())  # cv2.imwrite would say nothing of a full disk
+    for file in filter(None, (args.json, args.out)):
+        print(f"{file}: {len(found)} {'object' if len(found) == 1 else 'objects'}")
     if not args.json and not args.out:
         print(json.dumps(objects, indent=2))
 

@@ -344,7 +344,7 @@ def test_classes_are_matched_by_name(
     found, said = scored({0: "bus", 1: "person"}, {"0": "1", "1": "0"})
     assert found == person
     assert said[0] == "the data have classes that the model does not know; they are left out of the score: 'bus'"
-    with pytest.raises(UserError, match="the model finds person, car; .* has bus: no class has the same name in both"):
+    with pytest.raises(UserError, match=r"the model finds person, car; .* has bus: no class has the same name in both"):
         scored({0: "bus"}, {"0": "0"})
 
 
@@ -368,6 +368,7 @@ def test_command_line_sweeps_and_draws(
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + 9
     assert "-4,0" in table[2]
+    assert table[3].split()[-2:] == [f"{100 * written['points'][1][name]:.1f}" for name in ("mAP50", "mAP50_95")]
     run(monkeypatch, predictor, data, "--time-offset", "-1", "--json", str(out))
     assert [p["time_offset"] for p in json.loads(out.read_text())["points"]] == [0, -1]
     assert "4 pairs (2 more left out" in capsys.readouterr().out

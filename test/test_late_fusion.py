@@ -228,7 +228,7 @@ def test_a_model_of_two_cameras_that_nothing_fuses() -> None:
             ModelConfig(method="late", answers=answers)
 
 
-def test_the_command_predict_takes_the_answer(file: Path, tmp_path: Path) -> None:
+def test_the_command_predict_takes_the_answer(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     visible, thermal = image(96, 128)
     cv2.imwrite(str(tmp_path / "v.png"), visible)
     cv2.imwrite(str(tmp_path / "t.png"), thermal)
@@ -238,4 +238,5 @@ def test_the_command_predict_takes_the_answer(file: Path, tmp_path: Path) -> Non
     predict([*words, "--thermal", str(tmp_path / "t.png"), "--device", "cpu", "--json", str(tmp_path / "o.json")])
     expected = Predictor(file, device="cpu", conf=0.05, answer="ensemble").predict(visible, thermal)
     objects = json.loads((tmp_path / "o.json").read_text())
+    assert capsys.readouterr().out == f"{tmp_path / 'o.json'}: {len(objects)} objects\n"
     np.testing.assert_allclose([found["score"] for found in objects], expected.scores, atol=1e-4)

@@ -69,7 +69,8 @@ def test_pictures_that_do_not_belong_together_are_refused(world: list[tuple[np.n
         assert problem is not None
     with pytest.raises(UserError, match="no image pairs"):
         from_images([])
-    with pytest.raises(UserError, match="differ in size"):
+    size = f"{SIZE[0]}x{SIZE[1]}"
+    with pytest.raises(UserError, match=rf"differ in size \({size}, then {size} and {SIZE[0]}x100\)"):
         from_images([world[0], (world[1][0], world[1][1][:100])])
 
 

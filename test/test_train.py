@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from controls import controls
 from test_pairs import write_world
 from ultralytics.cfg import get_cfg
+from ultralytics.utils import LOGGER
 
 from rscmd_model.datasets.opening import open_data
 from rscmd_model.datasets.pairs import find_pairs, split_hash
@@ -25,6 +27,7 @@ from rscmd_model.inference.predictor import Predictor
 from rscmd_model.methods import METHODS, method_config, needs_teachers
 from rscmd_model.network.model_file import load_model, read_header
 from rscmd_model.options import parse_options
+from rscmd_model.training import checkpoints
 from rscmd_model.training.mixed_precision import is_good_at_amp
 from rscmd_model.training.paired_dataset import PairedDataset
 from rscmd_model.training.run import train
@@ -176,6 +179,31 @@ def test_a_run_that_fails_before_its_first_epoch_keeps_no_name(tmp_path: Path) -
     with pytest.raises(UserError, match="cannot be used"):
         train(data, method_config("sum"), options)
     assert (tmp_path / "runs/run/note.txt").exists()
+
+
+def test_the_columns_of_the_progress_stand_apart() -> None:
+    losses = ("box_loss", "dfl_loss", "visible_loss", "thermal_loss")
+    head = PairedTrainer.progress_string(SimpleNamespace(loss_names=losses))  # type: ignore[arg-type]
+    assert head.split() == ["Epoch", "GPU_mem", "box", "dfl", "visible", "thermal", "Instances", "Size"]
+    assert len(head) == 1 + 8 * 11  # as the parent's figures below
+
+
+def test_closing_checkpoints_names_no_file_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strip(file: Path, aside: str) -> dict[str, Any]:
+        LOGGER.info(f"stripped from {file}, saved as {aside}")
+        Path(aside).write_bytes(b"stripped")
+        return {"model": torch.nn.Linear(1, 1)}
+
+    said: list[str] = []
+    monkeypatch.setattr(checkpoints, "strip_optimizer", strip)
+    monkeypatch.setattr(LOGGER, "level", logging.INFO)
+    monkeypatch.setattr(LOGGER, "handlers", [handler := logging.Handler()])
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    for name in ("best.pt", "last.pt"):
+        (tmp_path / name).write_bytes(name.encode())
+    trainer: Any = SimpleNamespace(best=tmp_path / "best.pt", last=tmp_path / "last.pt")
+    assert set(checkpoints.close_checkpoints(trainer)) == {"weight", "bias"}
+    assert said == ["the checkpoints are closed: what only a resumed run needs is left out of them"]
 
 
 def test_options_are_ultralytics_own() -> None:

@@ -98,8 +98,8 @@ def answer_pairs(
         batch: pairs per batch.
 
     Returns:
-        the answers by these names, in the order of the pairs; of the classes that model and data share (by name), in the
-        data's numbers.
+        the answers by these names, in the order of the pairs: of the classes that model and data share by name, in
+        the data's numbers.
 
     Raises:
         UserError: as `sweep`.

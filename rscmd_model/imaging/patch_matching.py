@@ -48,9 +48,7 @@ class Search:
         self.thermal_size: Size = (thermal.shape[1], thermal.shape[0])
         for other in pairs:
             if (other[0].shape, other[1].shape) != (visible.shape, thermal.shape):
-                sizes = " and ".join(
-                    f"{image.shape[1]}x{image.shape[0]}" for pair in (pairs[0], other) for image in pair
-                )
+                sizes = ", then ".join(map(_sizes, (pairs[0], other)))
                 raise UserError(f"the pairs differ in size ({sizes}): register one pair of cameras at a time")
         self.matrix = scaling(self.thermal_size, self.visible_size)
 
@@ -168,6 +166,11 @@ class Search:
             return np.hstack((map_points(to_thermal, points[:, :2]), map_points(back, points[:, 2:])))
 
         return peaks(sums[0] + sums[1]), [peaks(sums[0]), peaks(sums[1])] if len(self.pairs) > 1 else []
+
+
+def _sizes(pair: GreyPair) -> str:
+    """WIDTHxHEIGHT of a pair's images, once where both have the same."""
+    return " and ".join(dict.fromkeys(f"{image.shape[1]}x{image.shape[0]}" for image in pair))
 
 
 def _peak(surface: np.ndarray, centre: tuple[int, int]) -> tuple[float, float] | None:

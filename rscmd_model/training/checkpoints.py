@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from rscmd_model.evaluation.answers import ANSWERS
@@ -101,5 +103,18 @@ def close_checkpoints(trainer: PairedTrainer) -> dict[str, Tensor]:
             if one and file == best:
                 shutil.copyfile(last, aside)
             else:
-                weights = strip_optimizer(file, str(aside))["model"].state_dict()
+                weights = _stripped(file, aside)["model"].state_dict()
+    if weights:
+        LOGGER.info("the checkpoints are closed: what only a resumed run needs is left out of them")
     return weights if best.exists() else {}
+
+
+def _stripped(file: Path, aside: Path) -> dict[str, Any]:
+    """ultralytics' `strip_optimizer`, without the line of its log that names `aside`, which nobody is to look for."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        content: dict[str, Any] = strip_optimizer(file, str(aside))
+        return content
+    finally:
+        LOGGER.setLevel(level)

@@ -178,9 +178,9 @@ class PairedDataset(YOLODataset):
         weights = np.concatenate([label["weights"] for label in labels])
         regions = sum(len(label["ignore"]) for label in labels)
         LOGGER.info(
-            f"{self.prefix}of {len(weights)} boxes {(weights[:, 0] < 1).sum()} teach with a weight below 1, "
-            f"{(weights[:, 1] == 0).sum()} teach no visible answer, {(weights[:, 2] == 0).sum()} no thermal one; "
-            f"{regions} regions are ignored"
+            f"{self.prefix}{len(weights)} boxes: {(weights[:, 0] < 1).sum()} weighted by score; "
+            f"{(weights[:, 1] == 0).sum()} hidden from the visible branch, "
+            f"{(weights[:, 2] == 0).sum()} from the thermal; {regions} regions ignored"
         )
 
     def update_labels(self, include_class: list[int] | None) -> None:

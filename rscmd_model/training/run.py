@@ -241,7 +241,7 @@ def score_answers(model: Path, split: str, lost: bool = False) -> None:
     if any(map(len, answers.truths)):
         every = score_all(answers, data.names)
         for answer, figures in every.items():
-            print(f"{split}, {answer}: mAP50 {figures['mAP50']:.3f}, mAP50:95 {figures['mAP50_95']:.3f}")
+            print(f"{split}, {answer}: mAP50 {100 * figures['mAP50']:.1f}, mAP50:95 {100 * figures['mAP50_95']:.1f}")
     else:
         print(f"{split}: none of its {len(answers.stems)} pairs has an object, so it has no score of its own")
         none: dict[str, Any] = {"mAP50": None, "mAP50_95": None, "per_class": {}, "pairs": len(answers.stems)}

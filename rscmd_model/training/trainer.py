@@ -415,6 +415,11 @@ class PairedTrainer(DetectionTrainer):
         kept = [key for key in labelled if key.removeprefix("val/").removesuffix("_loss") in PARTS]
         return {key: labelled[key] for key in kept} if isinstance(labelled, dict) else kept
 
+    def progress_string(self) -> str:
+        """The head of the progress bar's columns; the parent's names of losses are wider than these."""
+        losses = [name.removesuffix("_loss")[:10] for name in self.loss_names]
+        return "\n" + "".join(f"{name:>11}" for name in ("Epoch", "GPU_mem", *losses, "Instances", "Size"))
+
     def save_metrics(self, metrics: dict[str, float]) -> None:
         """results.csv's row of an epoch, and `model.safetensors` if it is the best so far (with val=False, the last).
 
