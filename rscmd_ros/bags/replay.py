@@ -171,7 +171,8 @@ class _Link:
             deaf = [topics[s] for s, publisher in self.publishers.items() if not publisher.get_subscription_count()]
             what = f"nobody listens to {' and '.join(deaf)}" if deaf else "nobody publishes detections"
             return (
-                f"no detector node after {self._wait:g} s: {what}. Is it running and active, with the same "
+                f"no detector node after {self._wait:g} s: {what}. Is it running and active (a model "
+                "may take longer to load: --wait S), with the same "
                 "ROS_DOMAIN_ID, and on these topics? (remap with --ros-args -r visible/image:=...; topics that end in "
                 "/compressed are those of a node with visible_transport or thermal_transport compressed)"
             )
