@@ -100,7 +100,7 @@ class OpenModel(RscmdModel):
         if hasattr(model, "args"):
             self.args = model.args
         self.class_weights = getattr(model, "class_weights", None)
-        self.frozen_statistics, self.new_norms = model.frozen_statistics, getattr(model, "new_norms", ())
+        self.frozen_statistics, self.new_norms = model.frozen_statistics, model.new_norms
         self.given: dict[str, Features] = {}
         self.to(next(model.parameters()).device)
         self.follow(model)
