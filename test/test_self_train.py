@@ -23,7 +23,7 @@ from rscmd_model.synthetic.writing import write_world
 from rscmd_ros.bags import self_training
 from rscmd_ros.bags.labelling import RECORD, LabelJob, Labelled, NothingSureError
 from rscmd_ros.bags.placing import replaced_of
-from rscmd_ros.bags.self_training import STATE, Round, SelfTraining, _label, _verdict
+from rscmd_ros.bags.self_training import STATE, Round, SelfTraining, _label, _training_words, _verdict
 from rscmd_ros.bags.self_training import self_train as run_rounds
 from rscmd_ros.bags.tracked_labels import Choice
 from rscmd_ros.evaluate_bag import main as evaluate
@@ -145,6 +145,18 @@ def test_a_later_round_without_labels_is_the_last_and_a_first_one_may_be_asked_a
     assert len(told) == 2
     assert told[1].endswith("the model of round 1 is sure of nothing, so there is nothing to train on")
     assert not (out / "data.partial").exists()
+
+
+def test_a_round_is_trained_where_it_is_labelled(tmp_path: Path) -> None:
+    run = tmp_path / "out/round1"
+    for device, options, trained in (
+        ("auto", (), []),
+        ("cuda:1", (), ["device=cuda:1"]),
+        ("cpu", ("device=0",), ["device=0"]),
+    ):
+        job = LabelJob(tmp_path / "bag", tmp_path / "m.safetensors", tmp_path / "out/data", device=device)
+        words = _training_words(SelfTraining(job, None, tmp_path / "out", options=options), run, tmp_path)
+        assert [word for word in words if word.startswith("device=")] == trained
 
 
 def found(score: float, x: float = 0.5, label: int = 0) -> Found:

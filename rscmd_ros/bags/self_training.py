@@ -236,17 +236,22 @@ def _label(given: SelfTraining, number: int, threads: int | None, progress: Call
 def _train(given: SelfTraining, number: int, data: Path) -> Path:
     """Train the model of a round by the command line that anybody can repeat; an interrupted training is resumed."""
     run = given.out / _name(number)
-    command = [sys.executable, "-m", "rscmd_model.train"]
-    if (run / "weights/last.pt").is_file():
-        command += [f"resume={run / 'weights/last.pt'}"]
-    else:
-        command += ["--data", str(data), "--method", given.method, *given.options]
-        command += ["--weights", str(given.weights)] if given.weights else []
-        command += [f"project={given.out}", f"name={run.name}", "exist_ok=True"]
+    command = [sys.executable, "-m", "rscmd_model.train", *_training_words(given, run, data)]
     done = subprocess.run(command)
     if done.returncode:
         raise UserError(f"the training of round {number} failed; the reason stands above. Call again to go on")
     return run / MODEL
+
+
+def _training_words(given: SelfTraining, run: Path, data: Path) -> list[str]:
+    """For `rscmd_model.train`. It computes where the labelling does, unless the options name another device."""
+    if (run / "weights/last.pt").is_file():
+        return [f"resume={run / 'weights/last.pt'}"]
+    words = ["--data", str(data), "--method", given.method, *given.options]
+    words += ["--weights", str(given.weights)] if given.weights else []
+    if given.job.device != "auto" and not any(option.startswith("device=") for option in given.options):
+        words.append(f"device={given.job.device}")
+    return [*words, f"project={given.out}", f"name={run.name}", "exist_ok=True"]
 
 
 def _judge(given: SelfTraining, number: int, model: Path, state: _State) -> Round:
