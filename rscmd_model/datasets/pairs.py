@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -226,10 +226,10 @@ def reading_lines(data: DataConfig, thermal: ThermalContract, registration: Regi
         registration: that is used, the data's or else the model's.
     """
     lines = []
-    given = data.thermal_contract
-    if not given.reads_as(thermal):
+    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, thermal))
+    if given != used:
         lines.append(
-            f"thermal contract: of the model, {thermal.to_dict()}; that of the data, {given.to_dict()}, is not used"
+            f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used"
         )
     if registration is not None:
         lines.append(
