@@ -67,7 +67,7 @@ def run_gradients(words: Sequence[str]) -> None:
             )
     if args.plot:
         check_plot(args.plot)
-    _check_outputs(args.csv, args.plot)
+    check_writable(args.csv, args.plot)
     data = open_given(args).spec if args.data else ""
     require("torch", "ultralytics")
     from rscmd_model.diagnosis.files import gradients_of_model, gradients_of_run, short_names
@@ -113,7 +113,7 @@ def run_probe(words: Sequence[str]) -> None:
     models = short_names(args.model)
     if options.get("exist_ok") and "name" in options and len(models) > 1:
         raise UserError("name= with exist_ok=True puts the probes of all models into the same folders: leave one out")
-    _check_outputs(args.json, args.csv)
+    check_writable(args.json, args.csv)
     for file in models.values():  # a wrong one is told before hours of training
         read_header(file)
     data, results = open_given(args).spec, []
@@ -126,12 +126,6 @@ def run_probe(words: Sequence[str]) -> None:
         write_json(args.json, {"split": args.split, "options": options, "results": [asdict(r) for r in results]})
     if args.csv:
         write_table(args.csv, results)
-
-
-def _check_outputs(*files: Path | None) -> None:
-    """Tell what cannot be written before hours of work (`UserError`)."""
-    for file in filter(None, files):
-        check_writable(file)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = None if args.protocol else _plan(args)
     if args.protocol:
         _check_protocol(args)
-    for file in filter(None, (args.json, args.plot)):  # a wrong one is told before the scoring
-        check_writable(file)
+    check_writable(args.json, args.plot)
 
     data = open_given(args)
     listing = list_pairs(data, args.split)

@@ -89,21 +89,24 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(room, ignore_errors=True)
 
 
-def check_writable(path: str | Path) -> None:
-    """Find out, before long work, whether `whole_file` can write there. The folder is made if need be.
+def check_writable(*paths: Path | None) -> None:
+    """Find out, before long work, whether `whole_file` can write there. The folders are made if need be.
+
+    Args:
+        paths: of files; None is one that is not asked for.
 
     Raises:
         UserError: it cannot.
     """
-    path = Path(path)
-    if not path.name or path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder: give the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    for path in filter(None, paths):
+        if not path.name or path.is_dir():
+            raise UserError(f"{str(path)!r} is a folder: give the name of a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -42,18 +42,18 @@ def _yaml_rows(text: str, path: Path) -> list[Any]:
 
 def _text_rows(text: str, path: Path) -> list[list[str]]:
     """The words of each line in the order that is wanted, without comments and the heading that tells their order."""
-    order = _WANTED.split()
+    wanted = order = _WANTED.split()
     rows: list[list[str]] = []
     for line in filter(str.strip, text.splitlines()):
         words = line.lstrip(" \t#").replace(";", " ").replace(",", " ").replace('"', " ").split()
         is_remark = line.lstrip().startswith("#")
-        if not rows and sorted(words) == sorted(_WANTED.split()):
+        if not rows and sorted(words) == sorted(wanted):
             order = words
         elif not rows and not is_remark and words and words[0][:1].isalpha():
             raise UserError(f"{path}: the heading {quoted(line.strip())} does not name the columns {_WANTED}")
         elif not is_remark:
             rows.append(words)
-    places = [order.index(name) for name in _WANTED.split()]
+    places = [order.index(name) for name in wanted]
     return [[row[place] for place in places] if len(row) == len(places) else row for row in rows]
 
 

@@ -24,8 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -118,9 +116,8 @@ class Instruct(Sum):
 
     def joined(self, features: dict[str, Features]) -> Features:
         """As in `Sum`; with fusion=present the mean of the features that are given."""
-        if self.settings.fusion != "present":
-            return super().joined(features)
-        return [reduce(add, levels) / len(levels) for levels in zip(*features.values())]
+        fused = super().joined(features)
+        return [f / len(features) for f in fused] if self.settings.fusion == "present" else fused
 
     def told(self, fused: Features, case: int | Tensor) -> Features:
         """Add the bias of a case, or of each sample's own, to features (B, C, H, W)."""
