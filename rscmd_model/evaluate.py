@@ -31,7 +31,8 @@ import numpy as np
 from rscmd_model.arguments import command_parser, parse
 from rscmd_model.config import MODALITIES
 from rscmd_model.datasets.opening import camera_arguments, data_arguments, open_given
-from rscmd_model.datasets.pairs import DataConfig, PairFiles, left_out_line, list_pairs, reading_lines, whole_pairs
+from rscmd_model.datasets.pairs import DataConfig, PairFiles, list_pairs, whole_pairs
+from rscmd_model.datasets.telling import left_out_line, reading_lines
 from rscmd_model.errors import UserError, run_cli
 from rscmd_model.evaluation.classes import shared_classes
 from rscmd_model.evaluation.curves import check_plot, plot_sweep

@@ -15,7 +15,8 @@ from test_pairs import write_world
 
 from rscmd_model.datasets.check import check
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import DataConfig, find_pairs, left_out_line, list_pairs, read_labels
+from rscmd_model.datasets.pairs import DataConfig, find_pairs, list_pairs, read_labels
+from rscmd_model.datasets.telling import left_out_line
 from rscmd_model.datasets.two_labels import Boxes
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError

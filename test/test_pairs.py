@@ -13,7 +13,8 @@ import yaml
 
 from rscmd_model.datasets.inspection import check_pairs
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash, trained_on_line
+from rscmd_model.datasets.pairs import find_pairs, read_labels, split_hash
+from rscmd_model.datasets.telling import trained_on_line
 from rscmd_model.datasets.yolo import read_yolo
 from rscmd_model.errors import UserError
 from rscmd_model.imaging.images import read_thermal, read_visible, stack_pair

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -217,27 +217,6 @@ class DataConfig:
         return problem.kind in FATAL or (problem.kind in TOLERATED and not self.tolerant)
 
 
-def reading_lines(data: DataConfig, thermal: ThermalContract, registration: Registration | None) -> list[str]:
-    """Lines for people that say by what a finished model reads these pairs, where that is to be told.
-
-    Args:
-        data: the data set.
-        thermal: the contract that is used, the model's.
-        registration: that is used, the data's or else the model's.
-    """
-    lines = []
-    given, used = (replace(contract, palette_ok=False) for contract in (data.thermal_contract, thermal))
-    if given != used:
-        lines.append(
-            f"thermal contract: of the model, {used.to_dict()}; that of the data, {given.to_dict()}, is not used"
-        )
-    if registration is not None:
-        lines.append(
-            f"registration: {'of the data' if data.registration else 'of the model, since the data have none'}"
-        )
-    return lines
-
-
 def list_pairs(data: DataConfig, split: str) -> Listing:
     """What a split holds, its problems included.
 
@@ -291,26 +270,9 @@ def whole_pairs(data: DataConfig, split: str, listing: Listing) -> list[PairFile
     return list(listing.pairs)
 
 
-def left_out_line(split: str, listing: Listing) -> str:
-    """How many pairs of a split are listed and not used, since nobody has labelled them, on one line; "" for none."""
-    problems = [problem for problem in listing.problems if problem.kind == "unlabelled"]
-    if not problems:
-        return ""
-    return f"{split}: {len(problems)} pairs are left out, since nobody has labelled them, first: {problems[0].text}"
-
-
 def pictures(pairs: Iterable[PairFiles]) -> set[Path]:
     """The visible images of pairs, links followed: two pairs of one picture are one, whatever they are called."""
     return {pair.visible.resolve() for pair in pairs}
-
-
-def trained_on_line(split: str, scored: Sequence[PairFiles], trained: Iterable[PairFiles]) -> str:
-    """How many pairs of a split that is scored are trained on as well, on one line; "" for none."""
-    known = pictures(trained)
-    count = sum(bool(pictures([pair]) & known) for pair in scored)
-    if not count:
-        return ""
-    return f"{split}: {count} of the {len(scored)} scored pairs are in train: their score says nothing of new pictures"
 
 
 def count_problem(data: DataConfig, split: str, count: int) -> Problem | None:

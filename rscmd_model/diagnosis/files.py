@@ -10,7 +10,7 @@ from typing import Any
 from ultralytics.cfg import get_cfg
 
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import reading_lines
+from rscmd_model.datasets.telling import reading_lines
 from rscmd_model.diagnosis.gradient_recorder import FixedPairs
 from rscmd_model.diagnosis.gradient_table import read_rows
 from rscmd_model.diagnosis.gradients import GradientRow, OpenModel, measure

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rscmd_model.config import LINEAR_SPPF
-from rscmd_model.datasets.pairs import PairFiles, find_pairs, left_out_line, list_pairs, split_hash, trained_on_line
+from rscmd_model.datasets.pairs import PairFiles, find_pairs, list_pairs, split_hash
+from rscmd_model.datasets.telling import left_out_line, trained_on_line
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.evaluation.ablation_runs import Ablation, Run
 from rscmd_model.evaluation.ablation_tables import Row, median_cost, write_results

@@ -14,7 +14,8 @@ from ultralytics.utils import LOGGER, RANK
 
 from rscmd_model.config import MODALITIES, NO_AUGMENTATION, Augmentation, ModelConfig, other_modality
 from rscmd_model.datasets.opening import open_data
-from rscmd_model.datasets.pairs import find_pairs, trained_on_line
+from rscmd_model.datasets.pairs import find_pairs
+from rscmd_model.datasets.telling import trained_on_line
 from rscmd_model.devices import check_device, scoring_device
 from rscmd_model.errors import UserError, quoted
 from rscmd_model.evaluation.answers import ANSWERS, lost_answer

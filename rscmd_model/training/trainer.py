@@ -32,14 +32,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from rscmd_model.config import COMPLETE, NO_AUGMENTATION, Augmentation, ModelConfig, check_names
 from rscmd_model.datasets.opening import open_data, write_description
-from rscmd_model.datasets.pairs import (
-    count_problem,
-    left_out_line,
-    list_pairs,
-    split_hash,
-    trained_on_line,
-    whole_pairs,
-)
+from rscmd_model.datasets.pairs import count_problem, list_pairs, split_hash, whole_pairs
+from rscmd_model.datasets.telling import left_out_line, trained_on_line
 from rscmd_model.datasets.unused import unused_line
 from rscmd_model.errors import UserError, first_line
 from rscmd_model.files import lock_folder, write_json
